@@ -1,0 +1,47 @@
+"""Time is an argument.  The kernel takes `now_ms`; only a `Clock` knows what time it is.
+
+Durations are written with the helpers below and are integers of milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+
+def seconds(count: float) -> int:
+    """A duration in milliseconds."""
+    return round(count * 1000)
+
+
+def minutes(count: float) -> int:
+    """A duration in milliseconds."""
+    return seconds(count * 60)
+
+
+def hours(count: float) -> int:
+    """A duration in milliseconds."""
+    return minutes(count * 60)
+
+
+class Clock(Protocol):
+    """What time it is, and a way to wait."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch, UTC."""
+
+    async def sleep(self, duration_ms: int) -> None:
+        """Wait; may return early, never matters for correctness."""
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch, UTC."""
+        return time.time_ns() // 1_000_000
+
+    async def sleep(self, duration_ms: int) -> None:
+        """Wait on the event loop."""
+        await asyncio.sleep(max(duration_ms, 0) / 1000)

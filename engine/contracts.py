@@ -1,0 +1,168 @@
+"""Contracts: what must hold before a transition, after it, and while a state lasts.
+
+- `@requires(pay)`: a precondition; when it is false the event is rejected and nothing changes.
+- `@ensures(pay)`: a postcondition over `old`, `new` and `event`; when false, our own code is
+  wrong: nothing is committed but the evidence, and the run is quarantined.
+- `@invariant`: must hold in every state of the machine; `State(invariant=...)` in that state.
+
+Functions are called by the names of their parameters: `context` (before), `old` (the same),
+`new` (after), `event` (the payload) and `now_ms`.  Every evaluation gives a `Verdict` with the
+values the clause looked at: those fields of context and event that its code names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from engine.secrets import Secret
+
+Kind = Literal["guard", "requires", "ensures", "invariant"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "guard": ("context", "event", "now_ms"),
+    "action": ("context", "event", "now_ms"),
+    "requires": ("context", "event", "now_ms"),
+    "ensures": ("old", "new", "event", "now_ms"),
+    "invariant": ("context",),
+    "timeout": ("context", "now_ms"),
+    "child": ("context",),
+    "output": ("context",),
+}
+"""Which values a function of each kind may ask for, by parameter name."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The result of one clause, with the values it saw."""
+
+    clause: str
+    kind: str
+    ok: bool
+    saw: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """A contract function, compiled: call it with the mapping of available values."""
+
+    name: str
+    kind: Kind
+    call: Callable[[Mapping[str, Any]], Any]
+    reads: tuple[tuple[str, str], ...]
+    line: int
+
+    def judge(self, values: Mapping[str, Any]) -> Verdict:
+        """Evaluate.  An exception in the clause propagates to the caller."""
+        ok = bool(self.call(values))
+        return Verdict(self.name, self.kind, ok, self.seen(values))
+
+    def seen(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields the clause reads, as plain values; secrets as `***`."""
+        saw: dict[str, Any] = {}
+        for holder, field in self.reads:
+            value = getattr(values.get(holder), field, _ABSENT)
+            if value is not _ABSENT:
+                saw[f"{holder}.{field}"] = _plain(value)
+        return saw
+
+
+_ABSENT = object()
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Secret):
+        return "***"
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        return value if len(value) <= 80 else f"{value[:77]}..."
+    if isinstance(value, tuple | list | dict | set | frozenset):
+        return f"{len(value)} items"
+    return type(value).__name__
+
+
+def requires(*events: Any) -> Callable[[F], F]:
+    """Decorator: a precondition of the given transitions (class attributes or event names)."""
+    return _mark("requires", events)
+
+
+def ensures(*events: Any) -> Callable[[F], F]:
+    """Decorator: a postcondition of the given transitions (class attributes or event names)."""
+    return _mark("ensures", events)
+
+
+def invariant(function: F) -> F:
+    """Decorator: must hold after every transition of the machine."""
+    function.__dict__["__turtles_contract__"] = ("invariant", ())
+    return function
+
+
+def _mark(kind: Kind, events: tuple[Any, ...]) -> Callable[[F], F]:
+    def mark(function: F) -> F:
+        function.__dict__["__turtles_contract__"] = (kind, events)
+        return function
+
+    return mark
+
+
+def contract_of(value: Any) -> tuple[Kind, tuple[Any, ...]] | None:
+    """What a decorator above recorded on a function, if anything."""
+    found: tuple[Kind, tuple[Any, ...]] | None = getattr(value, "__turtles_contract__", None)
+    return found
+
+
+def bind(function: Callable[..., Any], owner: Any, allowed: tuple[str, ...]) -> Any:
+    """A callable over the mapping of values, passing those the function's parameters name.
+
+    Args:
+        function: a method (first parameter `self`) or a plain function.
+        owner: what `self` will be.
+        allowed: the names it may ask for.
+
+    Raises:
+        TypeError: a parameter has another name; says which are allowed.
+    """
+    names = list(inspect.signature(function).parameters)
+    takes_self = bool(names) and names[0] == "self"
+    wanted = names[1:] if takes_self else names
+    unknown = [name for name in wanted if name not in allowed]
+    if unknown:
+        raise TypeError(f"parameter {unknown[0]!r} is none of {', '.join(allowed)}")
+    return _caller(function.__get__(owner) if takes_self else function, tuple(wanted))
+
+
+def _caller(call: Callable[..., Any], wanted: tuple[str, ...]) -> Any:
+    match wanted:
+        case ():
+            return lambda values: call()
+        case (a,):
+            return lambda values: call(values[a])
+        case (a, b):
+            return lambda values: call(values[a], values[b])
+        case _:
+            return lambda values: call(*[values[name] for name in wanted])
+
+
+def fields_read(
+    function: Callable[..., Any], shapes: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[str, str], ...]:
+    """Which (holder, field) pairs the function's code names; `shapes` maps holder to fields."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    parameters = code.co_varnames[: code.co_argcount]
+    named = set(code.co_names)
+    return tuple(
+        (holder, field)
+        for holder in parameters
+        for field in shapes.get(holder, ())
+        if field in named
+    )

@@ -1,0 +1,70 @@
+"""The journal: one entry for every transition of a run, and what can be proved from it.
+
+`fold` needs the entries alone; `replay` decides each of them again with the machine's code and
+compares, which is what shows that the code has changed its mind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from engine.contracts import Verdict
+from engine.errors import TurtlesError
+from engine.events import Event
+from engine.run import Status
+
+START = "$start"
+"""Names with a dollar sign are the engine's own; no machine can declare them."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One transition: what moved the run, from where to where, and what it had to satisfy."""
+
+    run_id: str
+    seq: int
+    event: str
+    source: str
+    target: str
+    payload: Event | None
+    verdicts: tuple[Verdict, ...]
+    context: Any
+    status: Status
+    at_ms: int
+    worker: str = ""
+
+
+class Folded(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal says the run is."""
+
+    seq: int
+    state: str
+    status: Status
+    context: Any
+
+
+class JournalBroken(TurtlesError):
+    """The journal contradicts itself; names the run, the entry and the contradiction."""
+
+
+def fold(entries: Sequence[Entry]) -> Folded:
+    """The state, status and context that the entries lead to.
+
+    Raises:
+        JournalBroken: a gap in the numbering, or an entry that does not begin where the one
+            before it ended.
+    """
+    if not entries:
+        raise JournalBroken("journal: no entries; every run begins with one")
+    state = ""
+    for number, entry in enumerate(entries, start=1):
+        where = f"journal of {entry.run_id}, entry {number}"
+        if entry.seq != number:
+            raise JournalBroken(f"{where}: expected seq {number}, found {entry.seq}")
+        if entry.source != state:
+            raise JournalBroken(f"{where}: expected to begin in {state!r}, found {entry.source!r}")
+        state = entry.target
+    last = entries[-1]
+    return Folded(seq=last.seq, state=last.target, status=last.status, context=last.context)

@@ -1,0 +1,321 @@
+"""What the runtime asks of a store: one small Protocol per noun, all of them behind `Store`.
+
+Stores keep bytes: contexts, payloads and outputs arrive encoded (`engine.codec`), so a store knows
+no machine.  All methods are synchronous and are called from one thread at a time; each one is one
+transaction.  Every method may raise `StoreError`; nothing is half-written when it does.
+
+Rules a store keeps (checked by `Inspector.findings`, asserted by the tests after every step):
+
+1. every run that is not terminal or held has a due time, an awaited event, or a live child;
+2. `run.seq` equals the number of its journal entries, whose last one names its state and context;
+3. at most one worker owns a run; a write with an old fence or an old seq changes nothing;
+4. an inbox event is consumed in the transaction of the transition it caused, once;
+5. an effect has at most one outcome, and its attempts are counted before the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, Protocol, dataclass_transform
+
+import msgspec
+
+from engine.journal import Entry
+from engine.run import Run
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the values below."""
+
+
+class Delivery(Record):
+    """An event for a run.  The same (run, key) is accepted once; the first receipt stands."""
+
+    run_id: str
+    key: str
+    event: str
+    payload: bytes | None
+    at_ms: int
+
+
+class Receipt(Record):
+    """What became of a delivery.
+
+    `accepted` waits in the inbox, `applied` caused transition `seq`, `rejected` was refused and
+    `reason` says why.  `duplicate` is true when the key had been used before; the receipt is then
+    the first one's.  `same` is false when that first one had another event or payload.
+    """
+
+    run_id: str
+    key: str
+    status: Literal["accepted", "applied", "rejected"]
+    duplicate: bool = False
+    same: bool = True
+    seq: int | None = None
+    reason: str | None = None
+
+
+class InboxEvent(Record):
+    """An accepted event that no transition has consumed yet, oldest first by `number`."""
+
+    number: int
+    key: str
+    event: str
+    payload: bytes | None
+    at_ms: int
+
+
+class Start(Record):
+    """A run to be accepted: its first state and its first journal entry, both encoded."""
+
+    run: Run
+    entry: Entry
+
+
+class Started(Record):
+    """The run that answers a start; `created` is false when its key had been used before."""
+
+    run_id: str
+    created: bool
+
+
+class Claimed(Record):
+    """A run that this worker owns now, with what waits for it."""
+
+    run: Run
+    fence: int
+    inbox: tuple[InboxEvent, ...]
+    stalls: int
+
+
+class Consumed(Record):
+    """What became of one inbox event, or of the outcome of an effect."""
+
+    number: int
+    status: Literal["applied", "rejected"]
+    reason: str | None = None
+
+
+class Write(Record):
+    """One atomic step of one run, valid only under `fence` and at `before.seq`.
+
+    Args:
+        before: the run as it was loaded or last written (encoded).
+        after: the run as it shall be (encoded).  The store compares their effects: an effect that
+            is in `before` and no longer in `after` is closed with `outcome` (or `abandoned`); a
+            new one is recorded; the same one is updated (attempts, open, next_ms, last_error).
+        entry: the transition's journal entry; None for bookkeeping that is no transition.
+        outcome: how the effect of `before` ended: `done`, `given_up`, or None.
+        consumed: inbox events settled by this step.
+        starts: child runs to accept in the same transaction.
+        sends: events for other runs, in the same transaction.
+        output: the encoded output of a run that has ended.
+        release: give the run up afterwards.
+    """
+
+    fence: int
+    before: Run
+    after: Run
+    entry: Entry | None = None
+    outcome: Literal["done", "given_up"] | None = None
+    consumed: tuple[Consumed, ...] = ()
+    starts: tuple[Start, ...] = ()
+    sends: tuple[Delivery, ...] = ()
+    output: bytes | None = None
+    release: bool = False
+    at_ms: int
+
+
+class Written(Record):
+    """Whether a write took effect.
+
+    `arrived` lists inbox events that came in since the run was claimed or last written, so that
+    the worker need not read again.  With `release`, a run for which events have arrived is made
+    due at once instead of being forgotten.
+    """
+
+    ok: bool
+    arrived: tuple[InboxEvent, ...] = ()
+
+
+class StoredRun(Record):
+    """A run with what only the store knows of it."""
+
+    run: Run
+    fence: int
+    owner: str | None
+    due_ms: int | None
+    stalls: int
+    updated_ms: int
+    output: bytes | None
+
+
+class EffectRecord(Record):
+    """One recorded effect of a run."""
+
+    run_id: str
+    seq: int
+    name: str
+    key: str
+    attempts: int
+    open: bool
+    next_ms: int
+    status: Literal["pending", "done", "given_up", "abandoned"]
+    undo_of: str | None
+    last_error: str | None
+
+
+class Query(Record):
+    """Which runs to list: newest first."""
+
+    machine: str | None = None
+    statuses: tuple[str, ...] = ()
+    parent_id: str | None = None
+    limit: int = 100
+
+
+class WorkerIdentity(Record):
+    """A process that moves runs: random id, and how to see on this host whether it still lives."""
+
+    worker_id: str
+    host: str
+    pid: int
+    process_start: str
+    """The kernel's start time of the process, so that a recycled pid is not taken for it."""
+
+
+class Finding(Record):
+    """One breach of a storage rule, found by a check."""
+
+    rule: str
+    run_id: str | None
+    problem: str
+
+
+class Runs(Protocol):
+    """Runs, and the writes that move them."""
+
+    def start(self, starts: Sequence[Start]) -> list[Started]:
+        """Accept runs; one whose (machine, key) exists is answered with the first one's id."""
+
+    def get(self, run_id: str) -> StoredRun | None:
+        """One run, encoded."""
+
+    def find(self, machine: str, key: str) -> str | None:
+        """The id of the run that was started with this key."""
+
+    def select(self, query: Query) -> list[StoredRun]:
+        """Runs that match."""
+
+    def claim(
+        self,
+        worker_id: str,
+        now_ms: int,
+        *,
+        limit: int,
+        versions: Collection[str],
+        run_id: str | None = None,
+    ) -> list[Claimed]:
+        """Take due, unowned runs of these machine versions: owner set, fence + 1, stalls + 1.
+
+        With `run_id`: that run alone, due or not, unless it is owned or terminal.
+        """
+
+    def commit(self, writes: Sequence[Write]) -> list[Written]:
+        """All writes in one transaction; one that has lost its run is skipped, alone.
+
+        A write with an entry resets the run's stalls.
+        """
+
+    def next_due_ms(self, versions: Collection[str]) -> int | None:
+        """When the next unowned run falls due."""
+
+
+class Journal(Protocol):
+    """Transitions, append-only."""
+
+    def read(self, run_id: str, *, after_seq: int = 0, limit: int = 10_000) -> list[Entry]:
+        """Entries in order, encoded."""
+
+
+class Inbox(Protocol):
+    """Events for runs."""
+
+    def deliver(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
+        """Accept events and make their runs due now.
+
+        Raises nothing for a terminal run: the event is kept as rejected, with the reason.  A
+        paused or quarantined run keeps its events but becomes due for `$...` events only.
+
+        Raises:
+            UnknownRun: no such run.
+        """
+
+    def receipt(self, run_id: str, key: str) -> Receipt | None:
+        """What became of an earlier delivery."""
+
+    def waiting(self, run_id: str) -> list[InboxEvent]:
+        """Events not consumed yet."""
+
+
+class Workers(Protocol):
+    """Leases: a worker's heartbeat holds all its runs."""
+
+    def beat(self, worker: WorkerIdentity, now_ms: int, *, lease_until_ms: int) -> None:
+        """Register, or prolong the lease."""
+
+    def reap(self, now_ms: int, *, dead: Callable[[WorkerIdentity], bool]) -> int:
+        """Free the runs of workers whose lease is over or whose process is known to be dead.
+
+        Returns the number of runs freed.  The worker rows are removed.
+        """
+
+    def retire(self, worker_id: str) -> None:
+        """Free this worker's runs and forget it."""
+
+    def all(self) -> list[tuple[WorkerIdentity, int]]:
+        """Every registered worker with the end of its lease."""
+
+
+class Effects(Protocol):
+    """Recorded effects."""
+
+    def read(self, run_id: str) -> list[EffectRecord]:
+        """Every effect of a run, oldest first."""
+
+
+class Machines(Protocol):
+    """Which shapes of machines have been run."""
+
+    def register(self, name: str, version: str, shape: bytes, now_ms: int) -> None:
+        """Remember a version (idempotent)."""
+
+    def shape(self, version: str) -> bytes | None:
+        """The shape stored for a version."""
+
+
+class Inspector(Protocol):
+    """The storage rules, one query each."""
+
+    def findings(self) -> list[Finding]:
+        """Every breach there is; empty when all is well."""
+
+
+class Store(Protocol):
+    """A database, by noun."""
+
+    name: str
+    runs: Runs
+    journal: Journal
+    inbox: Inbox
+    workers: Workers
+    effects: Effects
+    machines: Machines
+    inspector: Inspector
+
+    def close(self) -> None:
+        """Close every connection."""
+
+
+Resources = dict[Any, Any]

@@ -1,0 +1,463 @@
+"""Running code once: every execution is a row before it starts and has a result after it ends.
+
+::
+
+    [row running] -> sandbox -> [row finished, result]
+
+An `Idempotency-Key` names an execution for its key's owner.  A second request with it never runs
+anything: it gets the stored result, waits for the first request when that is still running, or,
+when the platform died in between, learns that nobody knows (`409 outcome_unknown`); in a session
+that died with the platform it is `410 session_terminated`.  An execution that the sandbox refused
+before it began leaves no row, so its key may be used again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import posixpath
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from machines.platform.context import PlatformContext
+from machines.platform.languages import Language
+from machines.platform.limits import require_slot
+from machines.platform.replies import Problem, bad_field, int_field, iso, text_field
+from machines.platform.sandbox.backend import Backend, Command, Handle, Result
+from machines.platform.sandbox.errors import SandboxGone
+from machines.platform.sessions import (
+    VCPUS_MAX,
+    Sessions,
+    parse_network_mode,
+    require_same_request,
+    sandbox_refusals,
+    spec_for,
+    terminated,
+)
+from persistence.database import Row
+from persistence.database import Session as Sql
+
+COMMAND_TIMEOUT_MS_DEFAULT = 60_000
+COMMAND_TIMEOUT_MS_MAX = 900_000
+TTL_SECONDS_DEFAULT = 60
+TTL_SECONDS_MAX = 900
+INPUT_DIRECTORY = "/tmp/input"  # noqa: S108 - a path inside the sandbox
+KEPT_MS = 7 * 86_400_000
+# Session shells whose variables last from one command to the next.
+_CELLS = {"bash": "bash", "python": "python3", "python3": "python3"}
+# How other session programs take a command.
+_EVAL_FLAGS = {"node": "-e", "perl": "-e", "ruby": "-e", "php": "-r", "lua": "-e", "julia": "-e"}
+
+
+class CodeOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked `POST /execute` body."""
+
+    language: Language
+    code: str
+    network_mode: str
+    ttl_seconds: int
+    vcpu: int
+    environment: dict[str, str]
+    stdin: str
+    arguments: tuple[str, ...]
+    files: dict[str, bytes]
+
+
+class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked `POST /sessions/{id}/execute` or `/shell` body."""
+
+    command: str
+    timeout_ms: int
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks, and under which idempotency key.  `digest` is that of the request."""
+
+    public_key: str
+    tier: int
+    idempotency_key: str | None
+    digest: str
+
+
+def parse_code(body: dict[str, Any], language: Callable[[str], Language]) -> CodeOrder:
+    """Check a one-off request.
+
+    Raises:
+        Problem: 400 naming the field, the value seen and what was expected.
+    """
+    for name in ("return_artifact", "return_wasm_artifact"):
+        if body.get(name):
+            raise bad_field(name, body[name], "false: artifacts are not offered")
+    return CodeOrder(
+        language=language(text_field(body, "language", limit=40)),
+        code=text_field(body, "code", limit=16_000_000),
+        network_mode=parse_network_mode(body),
+        ttl_seconds=int_field(body, "ttl", TTL_SECONDS_DEFAULT, least=1, most=TTL_SECONDS_MAX),
+        vcpu=int_field(body, "vcpu", 1, least=1, most=VCPUS_MAX),
+        environment=_environment(body.get("env")),
+        stdin=_optional_text(body, "stdin"),
+        arguments=_arguments(body.get("args")),
+        files=_files(body.get("input_files")),
+    )
+
+
+def parse_command(body: dict[str, Any]) -> CommandOrder:
+    """Check an in-session request: `command`, else the paper's `code`; `timeout` in ms.
+
+    Raises:
+        Problem: 400.
+    """
+    name = "code" if body.get("command") is None and "code" in body else "command"
+    return CommandOrder(
+        command=text_field(body, name, limit=16_000_000),
+        timeout_ms=int_field(
+            body, "timeout", COMMAND_TIMEOUT_MS_DEFAULT, least=1, most=COMMAND_TIMEOUT_MS_MAX
+        ),
+    )
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    good = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    if not good or len(value) > 256:
+        raise bad_field("env", value, "an object of at most 256 strings")
+    return dict(value)
+
+
+def _optional_text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise bad_field(name, value, "a string")
+    return value
+
+
+def _arguments(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    good = isinstance(value, list) and all(
+        isinstance(each, str) and "\0" not in each for each in value
+    )
+    if not good or len(value) > 256:
+        raise bad_field("args", value, "an array of at most 256 strings")
+    return tuple(value)
+
+
+def _files(value: Any) -> dict[str, bytes]:
+    if value is None:
+        return {}
+    if not isinstance(value, list) or len(value) > 1000:
+        raise bad_field("input_files", value, "an array of at most 1000 {filename, content}")
+    return dict(_file(each) for each in value)
+
+
+def _file(value: Any) -> tuple[str, bytes]:
+    name = value.get("filename") if isinstance(value, dict) else None
+    if not isinstance(name, str) or not name or name != posixpath.basename(name) or "\0" in name:
+        raise bad_field("input_files", value, "a filename without a directory")
+    if name in (".", ".."):
+        raise bad_field("input_files", value, "the name of a file")
+    content = value.get("content", value.get("content_base64"))
+    try:
+        return f"{INPUT_DIRECTORY}/{name}", base64.b64decode(content, validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise bad_field("input_files", name, "content in base64") from error
+
+
+class Executions:
+    """One-off executions and commands in sessions."""
+
+    def __init__(self, context: PlatformContext, backend: Backend, sessions: Sessions) -> None:
+        self._context = context
+        self._backend = backend
+        self._sessions = sessions
+        self._running: dict[str, threading.Event] = {}
+
+    def start(self) -> None:
+        """Forget the results of executions older than seven days."""
+        with self._context.database.transaction() as sql:
+            sql.run(
+                "DELETE FROM execution WHERE state <> 'running' AND started_ms < :old",
+                old=self._context.clock_ms() - KEPT_MS,
+            )
+
+    def run_code(self, caller: Caller, order: CodeOrder) -> Row:
+        """Run code in a sandbox of its own, which ends with it.
+
+        Raises:
+            Problem: 429 no slot, 409, 503, 400.
+        """
+        self._sessions.require_open()
+        self._sessions.expire_due()
+
+        def claim(sql: Sql) -> None:
+            require_slot(sql, caller.public_key, caller.tier)
+
+        def perform(job_id: str) -> Result:
+            return self._in_own_sandbox(f"exec-{job_id}", order)
+
+        draft = {
+            "session_id": None,
+            "language": order.language.name,
+            "network_mode": order.network_mode,
+        }
+        return self._once(caller, draft, claim, perform)
+
+    def _in_own_sandbox(self, sandbox_id: str, order: CodeOrder) -> Result:
+        recipe = order.language
+        source = f"/tmp/{recipe.file}"  # noqa: S108 - a path inside the sandbox
+        spec = spec_for(sandbox_id, order.vcpu, order.environment)
+        command = Command(
+            argv=("sh", "-c", recipe.command, "sh", *order.arguments),
+            files={source: order.code.encode(), **order.files},
+        )
+        try:
+            handle = self._backend.create(spec)
+            return self._backend.execute(
+                handle,
+                command,
+                timeout_seconds=float(order.ttl_seconds),
+                stdin=order.stdin.encode(),
+            )
+        finally:
+            self._backend.destroy(Handle(sandbox_id))
+
+    def run_command(self, caller: Caller, session_id: str, order: CommandOrder) -> Row:
+        """Run a command in a session; its variables last in bash and python3 sessions.
+
+        Raises:
+            Problem: 404, 410, 409, 503, 400.
+        """
+        session = self._sessions.find(caller.public_key, session_id)
+
+        def claim(sql: Sql) -> None:
+            now = sql.one(
+                "SELECT state, reason FROM session WHERE session_id = :id", id=session_id
+            )
+            if now is None or now["state"] != "running":
+                raise terminated(session_id, now["reason"] if now else None)
+            self._sessions.touch(sql, session_id)
+
+        def perform(_job_id: str) -> Result:
+            return self._in_session(session, order)
+
+        draft = {
+            "session_id": session_id,
+            "language": session["shell"],
+            "network_mode": session["network_mode"],
+        }
+        return self._once(caller, draft, claim, perform)
+
+    def _in_session(self, session: Row, order: CommandOrder) -> Result:
+        handle = Handle(session["session_id"])
+        shell = session["shell"]
+        timeout_seconds = order.timeout_ms / 1000
+        if shell in _CELLS:
+            return self._backend.cell(
+                handle, _CELLS[shell], order.command, timeout_seconds=timeout_seconds
+            )
+        argv = (shell, _EVAL_FLAGS.get(shell, "-c"), order.command)
+        return self._backend.execute(handle, Command(argv=argv), timeout_seconds=timeout_seconds)
+
+    def find(self, public_key: str, job_id: str) -> Row:
+        """An execution of this key.
+
+        Raises:
+            Problem: 404.
+        """
+        with self._context.database.reading() as sql:
+            row = _select(sql, job_id)
+        if row is None or row["public_key"] != public_key:
+            raise Problem(404, "not_found", f"job {job_id!r}: this key has none of that id.")
+        return row
+
+    def active(self, public_key: str) -> list[Row]:
+        """The key's running executions."""
+        with self._context.database.reading() as sql:
+            return sql.all(
+                "SELECT * FROM execution WHERE public_key = :key AND state = 'running' "
+                "ORDER BY started_ms",
+                key=public_key,
+            )
+
+    def _once(
+        self,
+        caller: Caller,
+        draft: dict[str, Any],
+        claim: Callable[[Sql], None],
+        perform: Callable[[str], Result],
+    ) -> Row:
+        """The row of this execution, run now or before; `perform` is called at most once."""
+        while True:
+            job_id = str(uuid.uuid4())
+            self._running[job_id] = threading.Event()
+            try:
+                known = self._reserve(caller, job_id, draft, claim)
+                if known is None:
+                    return self._perform(job_id, draft["session_id"], perform)
+            finally:
+                self._running.pop(job_id).set()
+            if event := self._running.get(known["job_id"]):
+                event.wait()
+            with self._context.database.reading() as sql:
+                settled = _select(sql, known["job_id"])
+            if settled is not None:
+                return self._settled(settled)
+
+    def _reserve(
+        self, caller: Caller, job_id: str, draft: dict[str, Any], claim: Callable[[Sql], None]
+    ) -> Row | None:
+        """Insert the row, or return the one this idempotency key has already."""
+        with self._context.database.transaction() as sql:
+            if caller.idempotency_key is not None:
+                known = sql.one(
+                    "SELECT * FROM execution WHERE public_key = :key AND idempotency_key = :once",
+                    key=caller.public_key,
+                    once=caller.idempotency_key,
+                )
+                if known is not None:
+                    require_same_request(known["digest"], caller.digest)
+                    return known
+            claim(sql)
+            sql.run(
+                "INSERT INTO execution (job_id, public_key, session_id, language, network_mode, "
+                "state, started_ms, idempotency_key, digest) VALUES "
+                "(:job, :key, :session_id, :language, :network_mode, 'running', :now, :once, "
+                ":digest)",
+                job=job_id,
+                key=caller.public_key,
+                now=self._context.clock_ms(),
+                once=caller.idempotency_key,
+                digest=caller.digest,
+                **draft,
+            )
+        return None
+
+    def _perform(
+        self, job_id: str, session_id: str | None, perform: Callable[[str], Result]
+    ) -> Row:
+        try:
+            with sandbox_refusals():
+                result = perform(job_id)
+        except Problem:
+            self._forget(job_id)
+            raise
+        except SandboxGone as error:
+            self._lose(job_id)
+            raise self._gone(session_id, error) from error
+        except BaseException:
+            self._lose(job_id)
+            raise
+        return self._finish(job_id, session_id, result)
+
+    def _gone(self, session_id: str | None, error: SandboxGone) -> Problem:
+        if session_id is None:
+            return Problem(500, "sandbox_died", f"the sandbox ended before the code did: {error}")
+        self._sessions.died(session_id)
+        return terminated(session_id, error.reason)
+
+    def _forget(self, job_id: str) -> None:
+        with self._context.database.transaction() as sql:
+            sql.run("DELETE FROM execution WHERE job_id = :job", job=job_id)
+
+    def _lose(self, job_id: str) -> None:
+        with self._context.database.transaction() as sql:
+            sql.run(
+                "UPDATE execution SET state = 'lost', ended_ms = :now WHERE job_id = :job",
+                job=job_id,
+                now=self._context.clock_ms(),
+            )
+
+    def _finish(self, job_id: str, session_id: str | None, result: Result) -> Row:
+        with self._context.database.transaction() as sql:
+            sql.run(
+                "UPDATE execution SET state = :state, ended_ms = :now, exit_code = :code, "
+                "stdout = :stdout, stderr = :stderr, duration_ms = :duration, "
+                "truncated = :truncated, oom = :oom WHERE job_id = :job",
+                state="timeout" if result.timed_out else "completed",
+                now=self._context.clock_ms(),
+                code=result.exit_code,
+                stdout=result.stdout.decode("utf-8", "replace"),
+                stderr=result.stderr.decode("utf-8", "replace"),
+                duration=result.duration_ms,
+                truncated=int(result.truncated),
+                oom=int(result.oom),
+                job=job_id,
+            )
+            if session_id is not None:
+                self._sessions.touch(sql, session_id)
+            row = _select(sql, job_id)
+        if row is None:
+            raise Problem(500, "internal_error", f"job {job_id}: its row vanished.")
+        return row
+
+    def _settled(self, row: Row) -> Row:
+        """A known execution's result, or why there is none."""
+        if row["state"] in ("completed", "timeout"):
+            return row
+        if row["session_id"] is not None:
+            session = self._sessions.find(row["public_key"], row["session_id"])
+            if session["state"] == "terminated":
+                raise terminated(row["session_id"], session["reason"])
+        raise Problem(
+            409,
+            "outcome_unknown",
+            f"job {row['job_id']} was started and its result was lost; it may have run. "
+            "Look at its effects, then use a new Idempotency-Key.",
+            fields={"job_id": row["job_id"]},
+        )
+
+
+def document(row: Row) -> dict[str, Any]:
+    """An execution as the API shows it, with every alias that a client reads (section 2.1)."""
+    shown: dict[str, Any] = {
+        "job_id": row["job_id"],
+        "status": {"lost": "failed"}.get(row["state"], row["state"]),
+        "language": row["language"],
+        "network_mode": row["network_mode"],
+        "created_at": iso(row["started_ms"]),
+        "started_at": iso(row["started_ms"]),
+    }
+    if row["session_id"]:
+        shown["session_id"] = row["session_id"]
+    if row["ended_ms"] is not None:
+        shown["completed_at"] = iso(row["ended_ms"])
+    if row["state"] in ("completed", "timeout"):
+        shown |= _outcome(row)
+    elif row["state"] == "lost":
+        shown |= {"success": False, "error": "the result was lost"}
+    return shown
+
+
+def _outcome(row: Row) -> dict[str, Any]:
+    milliseconds = row["duration_ms"]
+    shown = {
+        "success": row["exit_code"] == 0 and row["state"] == "completed",
+        "stdout": row["stdout"],
+        "stderr": row["stderr"],
+        "exit_code": row["exit_code"],
+        "total_time_ms": milliseconds,
+        "execution_time_ms": milliseconds,
+        "execution_time": milliseconds,
+        "duration_ms": milliseconds,
+        "runtime_ms": milliseconds,
+        "execution_mode": "on_demand",
+        "artifacts": [],
+        "truncated": bool(row["truncated"]),
+        "timed_out": row["state"] == "timeout",
+    }
+    if row["oom"]:
+        shown["error"] = "the sandbox's memory limit ended a process"
+    if row["state"] == "timeout":
+        shown["error"] = "stopped at its time limit"
+    return shown
+
+
+def _select(sql: Sql, job_id: str) -> Row | None:
+    return sql.one("SELECT * FROM execution WHERE job_id = :job", job=job_id)

@@ -1,0 +1,1 @@
+"""Four simulated chains in SQL: blocks, transactions, outputs, mempool, reorganisations."""

@@ -1,0 +1,103 @@
+"""How much a key may ask for: requests per minute and sandboxes at once, by tier.
+
+==================  =======================  =========================================
+limit               value                    source
+==================  =======================  =========================================
+requests / minute   7 x tier                 wire facts, section 1.8
+sandboxes at once   ceil(tier / 4)           the same
+==================  =======================  =========================================
+
+The window slides: what counts is the number of admitted requests in the last 60 s; refused ones
+do not count.  A slot is a live session or a running one-off execution.  Both checks run inside
+the write transaction that records what they admit, so parallel requests cannot pass together.
+"""
+
+from __future__ import annotations
+
+from machines.platform.replies import Problem
+from persistence.database import Session
+
+WINDOW_MS = 60_000
+CONCURRENCY_RETRY_SECONDS = 5
+
+
+def requests_per_minute(tier: int, per_tier: int = 7) -> int:
+    """The rate of a tier."""
+    return per_tier * tier
+
+
+def concurrency(tier: int) -> int:
+    """Sandboxes a tier may have at once."""
+    return -(-tier // 4)
+
+
+def admit(sql: Session, public_key: str, allowed: int, now_ms: int) -> None:
+    """Record one request of a key, inside the caller's write transaction.
+
+    Raises:
+        Problem: 429 `rate_limit_exceeded`, with `Retry-After` in whole seconds.
+    """
+    # Times ahead of the clock by more than a window come from a clock that was set back.
+    sql.run(
+        "DELETE FROM api_request WHERE public_key = :key AND (at_ms <= :old OR at_ms > :future)",
+        key=public_key,
+        old=now_ms - WINDOW_MS,
+        future=now_ms + WINDOW_MS,
+    )
+    times = sql.all(
+        "SELECT at_ms FROM api_request WHERE public_key = :key ORDER BY at_ms", key=public_key
+    )
+    if len(times) >= allowed:
+        # The request that must leave the window before one more fits.
+        leaving_ms = times[len(times) - allowed]["at_ms"]
+        raise rate_exceeded(leaving_ms + WINDOW_MS - now_ms, allowed)
+    sql.run(
+        "INSERT INTO api_request (public_key, at_ms) VALUES (:key, :now)",
+        key=public_key,
+        now=now_ms,
+    )
+
+
+def rate_exceeded(wait_ms: int, allowed: int) -> Problem:
+    """429 that says when the next request fits."""
+    wait_seconds = max(1, -(-wait_ms // 1000))
+    return Problem(
+        429,
+        "rate_limit_exceeded",
+        f"{allowed} requests per minute are allowed for this key. "
+        f"Try again in {wait_seconds} s, or buy a higher tier.",
+        headers={"Retry-After": str(wait_seconds)},
+        fields={"rate_limit": allowed, "retry_after": wait_seconds},
+    )
+
+
+def slots_in_use(sql: Session, public_key: str) -> int:
+    """Live sessions plus running one-off executions of a key."""
+    sessions = sql.scalar(
+        "SELECT count(*) FROM session WHERE public_key = :key AND state IN ('starting', 'running')",
+        key=public_key,
+    )
+    executions = sql.scalar(
+        "SELECT count(*) FROM execution WHERE public_key = :key AND state = 'running' "
+        "AND session_id IS NULL",
+        key=public_key,
+    )
+    return int(sessions) + int(executions)
+
+
+def require_slot(sql: Session, public_key: str, tier: int) -> None:
+    """Refuse when every slot is taken; the caller inserts in the same write transaction.
+
+    Raises:
+        Problem: 429 `concurrency_limit_reached`.
+    """
+    used, allowed = slots_in_use(sql, public_key), concurrency(tier)
+    if used >= allowed:
+        raise Problem(
+            429,
+            "concurrency_limit_reached",
+            f"{used} of {allowed} sandboxes of this key are in use. "
+            "Delete a session, wait for an execution to end, or buy a higher tier.",
+            headers={"Retry-After": str(CONCURRENCY_RETRY_SECONDS)},
+            fields={"active_executions": used, "concurrency_limit": allowed},
+        )

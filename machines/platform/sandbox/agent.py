@@ -1,0 +1,502 @@
+"""The agent: the one program of ours that runs inside a sandbox. Standard library only.
+
+It is copied into the sandbox as a read-only file and started by bubblewrap as
+
+    python3 -I -S -B agent.py CHANNEL_FD           the agent
+    python3 -B agent.py --cells REQUEST_FD REPLY_FD    a lasting Python interpreter, started by it
+
+Protocol on the channel (a stream socket): frames of a 4-byte big-endian length and that much JSON.
+The host asks {"id", "op", ...}, the agent answers {"id", "ok": {...}} or
+{"id", "error": {"kind", "message"}}, one request at a time. Bytes travel as base64. The operations
+are the keys of `OPERATIONS`; when the channel closes, everything in the sandbox is killed.
+
+The agent has no more rights than the code it starts, and that code may kill it: the host believes
+nothing it says. What it does guard is its memory (PR_SET_DUMPABLE 0), so that a program cannot
+speak in its name while it lives. Limits it sets on the programs it starts: a session of their own,
+process count (kept below its own, so that it can always start one more), memory, and a raised
+oom_score_adj so that the bomb dies before the agent.
+"""
+
+import base64
+import builtins
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+PR_SET_DUMPABLE = 4
+READ_BYTES = 65536
+OWN_PROCESSES = 8
+INTERRUPT_SECONDS = 0.5
+HEADER = struct.Struct(">I")
+DRAIN_BYTES_MAX = 2 * 1024 * 1024
+# The two pipes move to numbers that programs do not use, and are closed for what a cell starts.
+BASH_LOOP = """
+exec 198<&"$1" 199>&"$2"; eval "exec $1<&- $2>&-"; set --
+while IFS= read -r -d '' -u 198 turtles_cell; do
+  eval "$turtles_cell" </dev/null 198<&- 199>&-
+  printf '%d\\n' "$?" >&199
+done
+"""
+
+
+class Refused(Exception):  # noqa: N818 - the word of the protocol
+    """A request that cannot be served; `kind` is for programs, the message for people."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Settings:
+    """What the host said in `setup`."""
+
+    environment: Mapping[str, str] = {}
+    memory_bytes = 0
+    pids = 64
+    request_bytes_max = 1024 * 1024
+
+
+class Captured:
+    """The start of one output stream: at most `limit` bytes are kept, the rest is read away."""
+
+    def __init__(self, limit: int) -> None:
+        self.kept = bytearray()
+        self.limit = limit
+        self.truncated = False
+
+    def take(self, piece: bytes) -> None:
+        room = self.limit - len(self.kept)
+        self.kept += piece[:room]
+        self.truncated = self.truncated or len(piece) > room
+
+
+class Interpreter:
+    """A lasting interpreter: its process and the two pipes that carry code in and an end out."""
+
+    def __init__(self, language: str) -> None:
+        request_read, self.request = os.pipe()
+        self.reply, reply_write = os.pipe()
+        ends = (str(request_read), str(reply_write))
+        argv = {
+            "python3": [PYTHON, "-B", os.path.abspath(__file__), "--cells", *ends],  # noqa: PTH100
+            "bash": ["bash", "--noprofile", "--norc", "-c", BASH_LOOP, "bash", *ends],
+        }[language]
+        try:
+            self.process = start(argv, "/root", {}, (request_read, reply_write))
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+        except BaseException:
+            os.close(self.request)
+            os.close(self.reply)
+            raise
+        finally:
+            os.close(request_read)
+            os.close(reply_write)
+
+    def close(self) -> None:
+        """Kill the interpreter with everything in its session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.request)
+        os.close(self.reply)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+SETTINGS = Settings()
+INTERPRETERS: dict[str, Interpreter] = {}
+PYTHON = sys.executable or "python3"
+
+
+# -- starting programs ---------------------------------------------------------------------------
+
+
+def confine() -> None:
+    """Limits of a program, set between fork and exec."""
+    pids = max(SETTINGS.pids - OWN_PROCESSES, 1)
+    resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if SETTINGS.memory_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (SETTINGS.memory_bytes, SETTINGS.memory_bytes))
+    with open("/proc/self/oom_score_adj", "w") as adjustment:  # noqa: PTH123
+        adjustment.write("1000")
+
+
+def start(
+    argv: list[str], cwd: str, extra: Mapping[str, str], pass_fds: tuple[int, ...] = ()
+) -> "subprocess.Popen[bytes]":
+    """Start a program in a session of its own, with pipes on its three streams."""
+    return subprocess.Popen(  # noqa: S603 - running other people's programs is the purpose
+        argv,
+        cwd=cwd,
+        env={**SETTINGS.environment, "PWD": cwd, **extra},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        pass_fds=pass_fds,
+        preexec_fn=confine,  # noqa: PLW1509 - the agent has one thread
+        bufsize=0,
+    )
+
+
+class Pump:
+    """Moves bytes between one program and us until it ends or its time is over."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", stdin: bytes, limit: int) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.captured = {1: Captured(limit), 2: Captured(limit)}
+        self.stdin = memoryview(stdin)
+        self.process = process
+        for number, stream in ((1, process.stdout), (2, process.stderr)):
+            if stream is not None and not stream.closed:
+                os.set_blocking(stream.fileno(), False)
+                self.selector.register(stream, selectors.EVENT_READ, number)
+
+    def feed(self) -> None:
+        """Send the program its input; closing it is how the program sees the end."""
+        stream = self.process.stdin
+        if stream is None or stream.closed:
+            return
+        if self.stdin:
+            os.set_blocking(stream.fileno(), False)
+            self.selector.register(stream, selectors.EVENT_WRITE, 0)
+        else:
+            stream.close()
+
+    def until(self, done: int, deadline: float) -> bool:
+        """Pump until `done` (a descriptor) is readable; False when the deadline came first."""
+        self.selector.register(done, selectors.EVENT_READ, -1)
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                for key, _ in self.selector.select(left):
+                    if key.data == -1:
+                        return True
+                    self._serve(key)
+            return False
+        finally:
+            self.selector.unregister(done)
+
+    def drain(self) -> None:
+        """Take what is left in the pipes. A program still running in the background may hold
+        them open or go on writing; it is not waited for."""
+        for _ in range(DRAIN_BYTES_MAX // READ_BYTES):
+            ready = [key for key, _ in self.selector.select(0) if key.data > 0]
+            for key in ready:
+                self._serve(key)
+            if not ready:
+                return
+
+    def close(self) -> None:
+        self.selector.close()
+
+    def _serve(self, key: selectors.SelectorKey) -> None:
+        try:
+            if key.data == 0:
+                self.stdin = self.stdin[os.write(key.fd, self.stdin[:READ_BYTES]) :]
+                finished = not self.stdin
+            else:
+                piece = os.read(key.fd, READ_BYTES)
+                self.captured[key.data].take(piece)
+                finished = not piece
+        except BlockingIOError:
+            return
+        except OSError:
+            finished = True
+        if finished:
+            self.selector.unregister(key.fileobj)
+            if not isinstance(key.fileobj, int):
+                key.fileobj.close()  # type: ignore[attr-defined]
+
+
+def outcome(pump: Pump, exit_code: int, timed_out: bool, began: float) -> dict[str, Any]:
+    """The answer to `run` and `cell`."""
+    out, err = pump.captured[1], pump.captured[2]
+    return {
+        "exit_code": exit_code if exit_code >= 0 else 128 - exit_code,
+        "stdout": base64.b64encode(out.kept).decode(),
+        "stderr": base64.b64encode(err.kept).decode(),
+        "truncated": out.truncated or err.truncated,
+        "timed_out": timed_out,
+        "duration_ms": int((time.monotonic() - began) * 1000),
+    }
+
+
+def failure(exit_code: int, message: str) -> dict[str, Any]:
+    """The answer when a program could not be started, in the shell's manner."""
+    return {
+        "exit_code": exit_code,
+        "stdout": "",
+        "stderr": base64.b64encode(f"{message}\n".encode()).decode(),
+        "truncated": False,
+        "timed_out": False,
+        "duration_ms": 0,
+    }
+
+
+# -- operations ----------------------------------------------------------------------------------
+
+
+def setup(request: dict[str, Any]) -> dict[str, Any]:
+    """Limits and environment for everything that follows."""
+    SETTINGS.environment = dict(request["environment"])
+    SETTINGS.memory_bytes = int(request["rlimit_data_bytes"])
+    SETTINGS.pids = int(request["pids"])
+    SETTINGS.request_bytes_max = int(request["request_bytes_max"])
+    os.environ.clear()
+    os.environ.update(SETTINGS.environment)  # subprocess looks programs up by this PATH
+    # Inside the user namespace, so that other sandboxes of the same user do not count.
+    resource.setrlimit(resource.RLIMIT_NPROC, (SETTINGS.pids, SETTINGS.pids))
+    return {"pid": os.getpid()}
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one program to its end."""
+    began = time.monotonic()
+    try:
+        write_files(request["cwd"], request["files"])
+        process = start(request["argv"], request["cwd"], request["environment"])
+    except FileNotFoundError as error:
+        return failure(127, f"not found: {error.filename}")
+    except PermissionError as error:
+        return failure(126, f"not permitted: {error.filename or request['argv'][0]}")
+    except (OSError, subprocess.SubprocessError) as error:
+        return failure(126, f"could not start {request['argv'][0]}: {error}")
+    pump = Pump(process, base64.b64decode(request["stdin"]), request["max_output_bytes"])
+    pump.feed()
+    ended = os.pidfd_open(process.pid)
+    try:
+        in_time = pump.until(ended, began + request["timeout_seconds"])
+        if not in_time:
+            os.killpg(process.pid, signal.SIGKILL)
+        exit_code = process.wait()
+        pump.drain()
+        return outcome(pump, exit_code, not in_time, began)
+    finally:
+        os.close(ended)
+        pump.close()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def write_files(cwd: str, files: dict[str, str]) -> None:
+    """Write files below `cwd` (or at absolute paths), with the folders they need."""
+    for path, content in files.items():
+        target = os.path.join(cwd, path)  # noqa: PTH118
+        os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
+        with open(target, "wb") as file:  # noqa: PTH123
+            file.write(base64.b64decode(content))
+
+
+def cell(request: dict[str, Any]) -> dict[str, Any]:
+    """Run code in the lasting interpreter of its language."""
+    began = time.monotonic()
+    language = request["language"]
+    try:
+        interpreter = INTERPRETERS.get(language) or Interpreter(language)
+    except OSError as error:
+        return failure(127, f"could not start {language}: {error}")
+    INTERPRETERS[language] = interpreter
+    pump = Pump(interpreter.process, b"", request["max_output_bytes"])
+    exit_code, timed_out = None, False
+    try:
+        deadline = began + request["timeout_seconds"]
+        if send_code(interpreter, language, request["code"], deadline):
+            exit_code = read_end(interpreter, pump, deadline)
+        if exit_code is None and time.monotonic() >= deadline:
+            timed_out = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(interpreter.process.pid, signal.SIGINT)
+            exit_code = read_end(interpreter, pump, time.monotonic() + INTERRUPT_SECONDS)
+        if exit_code is None:
+            exit_code = end_interpreter(language, pump)
+        else:
+            pump.drain()
+        return outcome(pump, exit_code, timed_out, began)
+    finally:
+        pump.close()
+
+
+def send_code(interpreter: Interpreter, language: str, code: str, deadline: float) -> bool:
+    """Hand the code over; False when the interpreter is gone or does not read."""
+    data = code.encode("utf-8", "surrogateescape")
+    if language == "bash" and b"\0" in data:
+        raise Refused("bad_request", "bash code must not contain NUL characters")
+    data = data + b"\0" if language == "bash" else HEADER.pack(len(data)) + data
+    view = memoryview(data)
+    os.set_blocking(interpreter.request, False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(interpreter.request, selectors.EVENT_WRITE)
+        while view and (left := deadline - time.monotonic()) > 0:
+            if selector.select(left):
+                try:
+                    view = view[os.write(interpreter.request, view) :]
+                except BrokenPipeError:
+                    return False
+                except BlockingIOError:
+                    continue
+    return not view
+
+
+def read_end(interpreter: Interpreter, pump: Pump, deadline: float) -> "int | None":
+    """The exit code the interpreter reports for a cell; None when it ended, lied or is late."""
+    if not pump.until(interpreter.reply, deadline):
+        return None
+    line = os.read(interpreter.reply, 64)
+    try:
+        return int(line) & 0xFF
+    except ValueError:
+        return None
+
+
+def end_interpreter(language: str, pump: Pump) -> int:
+    """Bury an interpreter that ended, or will not stop; the next cell gets a new one."""
+    interpreter = INTERPRETERS.pop(language)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        interpreter.process.wait(0.2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(interpreter.process.pid, signal.SIGKILL)
+    exit_code = interpreter.process.wait()
+    pump.drain()
+    interpreter.close()
+    return exit_code
+
+
+OPERATIONS: "dict[str, Callable[[dict[str, Any]], dict[str, Any]]]" = {
+    "setup": setup,
+    "run": run,
+    "cell": cell,
+}
+
+
+# -- the channel ---------------------------------------------------------------------------------
+
+
+def receive(channel: socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes; empty when the host closed the channel."""
+    data = bytearray()
+    while len(data) < size:
+        piece = channel.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            return b""
+        data += piece
+    return bytes(data)
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Dispatch one request. Whatever goes wrong becomes an answer: the agent lives on."""
+    try:
+        operation = OPERATIONS.get(request["op"])
+        if operation is None:
+            raise Refused("unknown_operation", f"no operation {request['op']!r}")
+        return {"id": request["id"], "ok": operation(request)}
+    except Refused as refused:
+        return {
+            "id": request["id"],
+            "error": {"kind": refused.kind, "message": str(refused)},
+        }
+    except Exception as error:  # noqa: BLE001 - the host learns of it, see above
+        return {
+            "id": request.get("id"),
+            "error": {"kind": "agent_failed", "message": f"{type(error).__name__}: {error}"[:500]},
+        }
+
+
+def serve(channel: socket.socket) -> None:
+    """Answer requests until the host closes the channel."""
+    while header := receive(channel, HEADER.size):
+        size = HEADER.unpack(header)[0]
+        if size > SETTINGS.request_bytes_max:
+            return
+        body = receive(channel, size)
+        if not body:
+            return
+        reply = json.dumps(answer(json.loads(body))).encode()
+        channel.sendall(HEADER.pack(len(reply)) + reply)
+
+
+def main(channel_fd: int) -> None:
+    """Guard ourselves, forget every other descriptor, serve, and take all down at the end."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    nothing = os.open("/dev/null", os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    os.closerange(3, channel_fd)
+    os.closerange(channel_fd + 1, 65536)
+    os.set_inheritable(channel_fd, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with socket.socket(fileno=channel_fd) as channel:
+            serve(channel)
+    finally:
+        with contextlib.suppress(OSError):
+            os.kill(-1, signal.SIGKILL)
+
+
+# -- the lasting Python interpreter --------------------------------------------------------------
+
+
+def exit_code_of(leaving: SystemExit) -> int:
+    """What `sys.exit(x)` means as an exit code."""
+    if leaving.code is None:
+        return 0
+    if isinstance(leaving.code, int):
+        return leaving.code & 0xFF
+    print(leaving.code, file=sys.stderr)  # noqa: T201 - as Python itself does
+    return 1
+
+
+def run_cell(code: str, namespace: dict[str, Any]) -> int:
+    """One cell; its exit code as `python3 -c` would have it. Variables stay in `namespace`."""
+    try:
+        exec(compile(code, "<cell>", "exec"), namespace)  # noqa: S102 - the purpose
+    except SystemExit as leaving:
+        return exit_code_of(leaving)
+    except BaseException as error:  # noqa: BLE001 - a cell may raise anything, also interrupts
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        traceback.print_exception(type(error), error, trace)
+        return 1
+    return 0
+
+
+def serve_cells(request_fd: int, reply_fd: int) -> None:
+    """Read code, run it, report its exit code, for ever."""
+    for number in (request_fd, reply_fd):
+        os.set_inheritable(number, False)
+    module = types.ModuleType("__main__")
+    module.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = module
+    sys.argv, sys.path[0] = [""], ""
+    with os.fdopen(request_fd, "rb") as requests:
+        while header := requests.read(HEADER.size):
+            code = requests.read(HEADER.unpack(header)[0]).decode("utf-8", "surrogateescape")
+            exit_code = run_cell(code, module.__dict__)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os.write(reply_fd, b"%d\n" % exit_code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--cells":
+        serve_cells(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main(int(sys.argv[1]))

@@ -1,0 +1,230 @@
+"""The port behind which untrusted code runs, and the values that cross it.
+
+    create(spec) -> handle -> execute | cell | stats ... -> destroy(handle)
+
+One `Backend` owns every sandbox below its root directory. All methods are synchronous and safe to
+call from several threads; requests to one sandbox are served one after another, sandboxes are
+independent. A sandbox dies with the process that created it, so a handle is only good in that
+process; what a killed platform leaves behind is removed by `sweep()` at the next start.
+
+Zerotrust is the only kind of sandbox here: a network namespace with nothing but `lo`.
+
+Seams for later: a handle is a plain value (a frozen or restored sandbox can keep it), and the
+in-sandbox agent dispatches on an operation's name, so that a new operation is one function there
+and one method here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from machines.platform.sandbox.errors import SandboxLimit
+
+__all__ = [
+    "CELL_LANGUAGES",
+    "FILES_BYTES_MAX",
+    "OUTPUT_BYTES_DEFAULT",
+    "OUTPUT_BYTES_MAX",
+    "REQUEST_BYTES_MAX",
+    "TIMEOUT_SECONDS_MAX",
+    "Backend",
+    "Command",
+    "Enforcement",
+    "Handle",
+    "Probe",
+    "Result",
+    "Spec",
+    "Stats",
+    "check_request",
+]
+
+MIB = 1024 * 1024
+OUTPUT_BYTES_DEFAULT = MIB
+OUTPUT_BYTES_MAX = 8 * MIB
+FILES_BYTES_MAX = 8 * MIB
+REQUEST_BYTES_MAX = 16 * MIB
+TIMEOUT_SECONDS_MAX = 24 * 3600.0
+CELL_LANGUAGES = ("bash", "python3")
+
+Enforcement = Literal["cgroup", "rlimit", "none"]
+"""What holds memory and process counts down: "cgroup" (whole sandbox), "rlimit" (memory per
+process, processes per sandbox), "none" (nothing is running here at all)."""
+
+_SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to build. `sandbox_id` is chosen by the platform, never by a client.
+
+    Files live in memory, so `disk_bytes` (/root, /tmp and /dev/shm together) is part of
+    `memory_bytes`. `environment` is seen by commands inside, not by other host processes, and its
+    values are not shown by repr.
+    """
+
+    sandbox_id: str
+    memory_bytes: int = 2048 * MIB
+    pids: int = 128
+    disk_bytes: int = 512 * MIB
+    vcpus: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not _SANDBOX_ID.fullmatch(self.sandbox_id):
+            raise SandboxLimit(
+                f"sandbox_id {self.sandbox_id!r}: expected 1 to 64 of letters, digits, _ and -"
+            )
+        _check_range("memory_bytes", self.memory_bytes, 64 * MIB, 1024 * 1024 * MIB)
+        _check_range("pids", self.pids, 16, 4096)
+        _check_range("vcpus", self.vcpus, 1, 64)
+        # More would let files alone use up the memory that programs were promised.
+        _check_range("disk_bytes", self.disk_bytes, 4 * MIB, self.memory_bytes // 2)
+        _check_environment(self.environment)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program to run: `argv` without any shell, in `cwd` (a path inside).
+
+    `files` (path inside -> content) are written first; relative paths start at `cwd`.
+    """
+
+    argv: tuple[str, ...]
+    cwd: str = "/root"
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.argv or any("\0" in word for word in self.argv):
+            raise SandboxLimit("argv: expected at least one word and no NUL character")
+        if not self.cwd.startswith("/") or "\0" in self.cwd:
+            raise SandboxLimit(f"cwd {self.cwd!r}: expected an absolute path inside the sandbox")
+        if any(not path or "\0" in path for path in self.files):
+            raise SandboxLimit("files: expected non-empty paths without NUL characters")
+        if (size := sum(map(len, self.files.values()))) > FILES_BYTES_MAX:
+            raise SandboxLimit(f"files hold {size} bytes, at most {FILES_BYTES_MAX} are accepted")
+        _check_environment(self.environment)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a command. `exit_code` is 128 + signal number when a signal ended it.
+
+    `truncated`: at least one stream was longer than `max_output_bytes` (its start is kept).
+    `timed_out`: it was stopped at the limit. `oom`: the sandbox's memory limit killed something
+    during it; only enforcement "cgroup" can tell. `duration_ms` is measured inside.
+    """
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+    timed_out: bool = False
+    oom: bool = False
+    duration_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """Names one sandbox of the backend that made it."""
+
+    sandbox_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether this machine can isolate. When not ok, `fix` is the one matching remedy."""
+
+    ok: bool
+    reason: str
+    fix: str
+    enforcement: Enforcement
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Use of one sandbox now. `None` where `enforcement` gives no way to measure."""
+
+    enforcement: Enforcement
+    processes: int
+    memory_bytes: int
+    memory_peak_bytes: int | None = None
+    cpu_seconds: float | None = None
+    oom_kills: int | None = None
+
+
+class Backend(Protocol):
+    """The port. Raises only what errors.py draws, unless stated otherwise."""
+
+    name: str
+
+    def probe(self) -> Probe:
+        """Really build one sandbox and look at its walls from inside. Never raises."""
+
+    def create(self, spec: Spec) -> Handle:
+        """Build a sandbox. SandboxUnavailable: no isolation here; SandboxLimit: id in use."""
+
+    def execute(
+        self,
+        handle: Handle,
+        command: Command,
+        *,
+        timeout_seconds: float = 60.0,
+        stdin: bytes = b"",
+        max_output_bytes: int = OUTPUT_BYTES_DEFAULT,
+    ) -> Result:
+        """Run a command to its end. A missing program is exit code 127, not an exception."""
+
+    def cell(
+        self,
+        handle: Handle,
+        language: str,
+        code: str,
+        *,
+        timeout_seconds: float = 60.0,
+        max_output_bytes: int = OUTPUT_BYTES_DEFAULT,
+    ) -> Result:
+        """Run code in the sandbox's lasting interpreter; variables persist between calls.
+
+        A cell that ends its interpreter (`exit`, a time limit it ignores) loses the variables.
+        """
+
+    def available_programs(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of `names` that `execute` would find."""
+
+    def stats(self, handle: Handle) -> Stats:
+        """Use of the sandbox now."""
+
+    def destroy(self, handle: Handle) -> None:
+        """End the sandbox and remove every trace. Calling it again does nothing."""
+
+    def sweep(self) -> int:
+        """Remove what dead owners left below the root; the number of sandboxes removed."""
+
+
+def check_request(timeout_seconds: float, max_output_bytes: int) -> None:
+    """Refuse limits outside what any backend serves."""
+    if not math.isfinite(timeout_seconds) or not 0 < timeout_seconds <= TIMEOUT_SECONDS_MAX:
+        raise SandboxLimit(
+            f"timeout_seconds {timeout_seconds}: expected more than 0, up to {TIMEOUT_SECONDS_MAX}"
+        )
+    _check_range("max_output_bytes", max_output_bytes, 0, OUTPUT_BYTES_MAX)
+
+
+def _check_range(name: str, value: int, minimum: int, maximum: int) -> None:
+    if not minimum <= value <= maximum:
+        raise SandboxLimit(f"{name} {value}: expected {minimum} to {maximum}")
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    for name, value in environment.items():
+        if not _ENVIRONMENT_NAME.fullmatch(name) or "\0" in value:
+            raise SandboxLimit(
+                f"environment variable {name!r}: expected a name of letters, digits and _ "
+                "and a value without NUL characters"
+            )

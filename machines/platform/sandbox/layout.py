@@ -1,0 +1,162 @@
+"""What a sandbox sees, as bubblewrap arguments ("host-usr" mode: the host's /usr, read-only).
+
+    /usr and the links beside it   the host's, read-only          /proc  its own
+    /etc                           a few files, made up or public  /dev   null, zero, random, tty
+    /root /tmp /dev/shm            empty, in memory, of limited size: the only places to write
+    /run/turtles/agent.py          our agent, read-only
+
+The base `/` and /dev are memory file systems without a limit, hence the two --remount-ro at the
+end. Namespaces are named one by one because `--unshare-all` silently does without a user namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from machines.platform.sandbox.backend import Spec
+from machines.platform.sandbox.errors import SandboxUnavailable
+
+__all__ = [
+    "AGENT_PATH",
+    "Interpreter",
+    "available_programs",
+    "environment",
+    "file_system",
+    "find_interpreter",
+    "namespaces",
+]
+
+AGENT_PATH = "/run/turtles/agent.py"
+_PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin")
+_BESIDE_USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_PUBLIC_ETC = (
+    "/etc/alternatives",
+    "/etc/ssl/certs",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/java-17-openjdk",
+    "/etc/java-21-openjdk",
+)
+_MADE_UP_ETC = {
+    "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
+    "/etc/group": "root:x:0:\nnogroup:x:65534:\n",
+    "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+_NEEDS = "import base64, ctypes, json, os, selectors, subprocess, sys; os.pidfd_open"
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """The Python that runs the agent. `prefix` must be bound when it is not below /usr."""
+
+    program: str
+    prefix: str | None
+
+
+@cache
+def find_interpreter() -> Interpreter:
+    """A Python 3.9 or newer that can be seen inside, the distribution's if there is one.
+
+    Never a virtual environment's: only the base installation is shown inside, so that nothing of
+    the platform's own packages is.
+    """
+    for program in ("/usr/bin/python3", "/usr/local/bin/python3"):
+        if Path(program).resolve().is_relative_to("/usr") and _can_run_agent(program):
+            return Interpreter(program, None)
+    base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    prefix = os.path.realpath(sys.base_prefix)
+    if prefix.count("/") >= 2 and Path(base).is_relative_to(prefix) and _can_run_agent(base):
+        return Interpreter(base, prefix)
+    raise SandboxUnavailable(
+        "no Python 3.9 or newer that a sandbox may see was found "
+        f"(looked for /usr/bin/python3, /usr/local/bin/python3, {base})",
+        "install the distribution's Python (`apt-get install python3`)",
+    )
+
+
+def _can_run_agent(program: str) -> bool:
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed paths, our own line
+            [program, "-I", "-S", "-c", _NEEDS],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def available_programs(names: Iterable[str]) -> frozenset[str]:
+    """Those of `names` that are programs inside. Bare names only, no paths."""
+    path = ":".join(_PROGRAM_DIRECTORIES)
+    return frozenset(
+        name
+        for name in names
+        if "/" not in name and (found := shutil.which(name, path=path)) and _is_visible(found)
+    )
+
+
+def _is_visible(program: str) -> bool:
+    return os.path.realpath(program).startswith("/usr/")
+
+
+def environment(spec: Spec, interpreter: Interpreter) -> dict[str, str]:
+    """Environment of every program inside: a fixed few, then the session's own."""
+    directories = list(_PROGRAM_DIRECTORIES)
+    if interpreter.prefix is not None:
+        directories.append(str(Path(interpreter.program).parent))
+    fixed = {"HOME": "/root", "PATH": ":".join(directories), "LANG": "C.UTF-8", "USER": "root"}
+    return {**fixed, **spec.environment}
+
+
+def namespaces(*, can_disable_userns: bool) -> list[str]:
+    """The walls: own namespaces, no capability, no way to make further user namespaces."""
+    return [
+        *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
+        "--unshare-cgroup-try",
+        *(["--disable-userns"] if can_disable_userns else []),
+        *("--uid", "0", "--gid", "0", "--hostname", "sandbox", "--cap-drop", "ALL"),
+        *("--die-with-parent", "--new-session", "--clearenv"),
+    ]
+
+
+def file_system(
+    disk_bytes: int, interpreter: Interpreter, agent_fd: int, etc_fds: dict[str, int]
+) -> list[str]:
+    """Mounts, in order. `agent_fd` and `etc_fds` hold the content of files made for the sandbox."""
+    arguments = ["--ro-bind", "/usr", "/usr"]
+    for name in _BESIDE_USR:
+        arguments += _beside_usr(Path("/") / name)
+    for path in _PUBLIC_ETC:
+        arguments += ["--ro-bind-try", path, path]
+    for path, descriptor in etc_fds.items():
+        arguments += ["--perms", "0444", "--file", str(descriptor), path]
+    arguments += ["--proc", "/proc", "--dev", "/dev"]
+    for path, mode, share in (("/root", "0700", 4), ("/tmp", "1777", 3), ("/dev/shm", "1777", 1)):  # noqa: S108
+        arguments += ["--perms", mode, "--size", str(disk_bytes * share // 8), "--tmpfs", path]
+    if interpreter.prefix is not None:
+        arguments += ["--ro-bind", interpreter.prefix, interpreter.prefix]
+    arguments += ["--dir", "/var", "--symlink", "/tmp", "/var/tmp"]  # noqa: S108
+    arguments += ["--perms", "0444", "--ro-bind-data", str(agent_fd), AGENT_PATH]
+    return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/root"]
+
+
+def made_up_files() -> dict[str, bytes]:
+    """Files of /etc that say nothing about this host."""
+    return {path: text.encode() for path, text in _MADE_UP_ETC.items()}
+
+
+def _beside_usr(path: Path) -> list[str]:
+    if path.is_symlink():
+        return ["--symlink", str(path.readlink()), str(path)]
+    return ["--ro-bind", str(path), str(path)] if path.is_dir() else []

@@ -1,0 +1,407 @@
+"""Sessions: rows that outlive the platform process, sandboxes that do not.
+
+::
+
+    create:  [row starting] -> backend.create -> [row running]
+    end:     [row terminated, reason] -> backend.destroy
+
+Every bracket is one transaction; the sandbox is touched outside, after the decision is on disk.
+A row names its sandbox (same id).  What a death in between leaves:
+
+- before the first bracket: nothing;
+- with a row `starting` or `running`: the sandbox died with the process, and `start()` marks the
+  row `terminated` with reason `platform_restarted`;
+- with a row `terminated` and a sandbox still there: `sweep()` at the next start removes it.
+
+A session ends by DELETE, at its time to live, after 15 minutes without activity, or when its
+sandbox dies.  Time comes from the platform's clock; `expire_due()` is called before anything
+that counts sessions, and now and then by the server.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import structlog
+
+from machines.platform.context import PlatformContext
+from machines.platform.limits import require_slot
+from machines.platform.replies import Problem, bad_field, int_field, iso, text_field
+from machines.platform.sandbox.backend import MIB, Backend, Handle, Spec
+from machines.platform.sandbox.errors import SandboxError, SandboxLimit, SandboxUnavailable
+from persistence.database import Row
+from persistence.database import Session as Sql
+
+TTL_SECONDS_DEFAULT = 3600
+TTL_SECONDS_MAX = 86_400
+IDLE_SECONDS = 900
+VCPUS_MAX = 8
+MEMORY_BYTES_PER_VCPU = 2048 * MIB
+
+log = structlog.get_logger("turtles.platform.sessions")
+
+
+class SessionOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked `POST /sessions` body."""
+
+    shell: str
+    network_mode: str
+    ttl_seconds: int
+    vcpu: int
+
+
+def parse_order(body: dict[str, Any], shells: Callable[[], frozenset[str]]) -> SessionOrder:
+    """Check a create request.
+
+    Raises:
+        Problem: 400 naming the field, the value seen and what was expected.
+    """
+    shell = text_field(body, "shell", _shell_of(body), limit=40)
+    offered = shells()
+    if shell not in offered:
+        raise bad_field("shell", shell, "one of " + ", ".join(sorted(offered)))
+    ttl_seconds = int_field(body, "ttl", TTL_SECONDS_DEFAULT, least=0, most=TTL_SECONDS_MAX)
+    return SessionOrder(
+        shell=shell,
+        network_mode=parse_network_mode(body),
+        # 0 asks for "no limit"; the platform's cap is 24 h.
+        ttl_seconds=ttl_seconds or TTL_SECONDS_MAX,
+        vcpu=int_field(body, "vcpu", 1, least=1, most=VCPUS_MAX),
+    )
+
+
+def _shell_of(body: dict[str, Any]) -> str:
+    language = body.get("language")
+    return {"python": "python3"}.get(language, language) if isinstance(language, str) else "bash"
+
+
+def parse_network_mode(body: dict[str, Any]) -> str:
+    """`zerotrust`, the only mode this platform offers.
+
+    Raises:
+        Problem: 400, another mode.
+    """
+    mode = text_field(body, "network_mode", "zerotrust", limit=40)
+    if mode == "semitrusted":
+        raise Problem(
+            400,
+            "network_mode_unavailable",
+            "network_mode 'semitrusted' (egress through a proxy) is not offered by this platform; "
+            "use 'zerotrust' (no network).",
+            fields={"field": "network_mode"},
+        )
+    if mode != "zerotrust":
+        raise bad_field("network_mode", mode, "'zerotrust'")
+    return mode
+
+
+def spec_for(sandbox_id: str, vcpu: int, environment: dict[str, str] | None = None) -> Spec:
+    """What to build for a session or a one-off execution: 2 GiB per vCPU."""
+    return Spec(
+        sandbox_id=sandbox_id,
+        vcpus=vcpu,
+        memory_bytes=MEMORY_BYTES_PER_VCPU * vcpu,
+        environment=environment or {},
+    )
+
+
+@contextmanager
+def sandbox_refusals() -> Iterator[None]:
+    """Translate what a backend refuses before anything ran: 503 with the remedy, or 400."""
+    try:
+        yield
+    except SandboxUnavailable as error:
+        raise unavailable(error.reason, error.fix) from error
+    except SandboxLimit as error:
+        raise Problem(400, "sandbox_limit", str(error)) from error
+
+
+def unavailable(reason: str, fix: str) -> Problem:
+    """503: this machine cannot isolate, so nothing is run."""
+    return Problem(
+        503,
+        "sandbox_unavailable",
+        f"{reason.rstrip('.')}. Untrusted code will not be run without isolation. "
+        f"Fix: {fix.rstrip('.')}.",
+        fields={"fix": fix},
+    )
+
+
+def terminated(session_id: str, reason: str | None) -> Problem:
+    """410 for a session that has ended."""
+    return Problem(
+        410,
+        "session_terminated",
+        f"session {session_id} has ended ({reason or 'terminated'}). Create a new one.",
+        fields={"session_id": session_id, "reason": reason},
+    )
+
+
+class Sessions:
+    """The sessions of every key, and the sandboxes behind them."""
+
+    def __init__(self, context: PlatformContext, backend: Backend) -> None:
+        self._context = context
+        self._backend = backend
+        self._starting: dict[str, threading.Event] = {}
+        self._stopping = threading.Event()
+
+    def start(self) -> int:
+        """Clear what an earlier process left; the number of sandboxes swept.
+
+        Sandboxes die with their platform process, so no stored session can still be live.
+        """
+        swept = self._backend.sweep()
+        with self._context.database.transaction() as sql:
+            lost = sql.run(
+                "UPDATE session SET state = 'terminated', reason = 'platform_restarted', "
+                "ended_ms = :now WHERE state IN ('starting', 'running')",
+                now=self._context.clock_ms(),
+            )
+            sql.run("UPDATE execution SET state = 'lost' WHERE state = 'running'")
+        log.info("sessions_start", swept_sandboxes=swept, lost_sessions=lost)
+        return swept
+
+    def stop(self) -> None:
+        """End every live session; later creates are refused with 503."""
+        self._stopping.set()
+        self._end_where("1 = 1", "platform_stopped")
+
+    def require_open(self) -> None:
+        """Refuse work while the platform stops.
+
+        Raises:
+            Problem: 503.
+        """
+        if self._stopping.is_set():
+            raise Problem(
+                503,
+                "stopping",
+                "the platform is stopping. Try again when it is back.",
+                headers={"Retry-After": "2"},
+            )
+
+    def create(
+        self, public_key: str, tier: int, order: SessionOrder, idempotency_key: str | None,
+        digest: str,
+    ) -> Row:
+        """A new session, or the one this idempotency key made before.
+
+        Raises:
+            Problem: 429 no slot, 409 key reused for another request, 503, 400.
+        """
+        while True:
+            row, is_new = self._reserve(public_key, tier, order, idempotency_key, digest)
+            session_id = row["session_id"]
+            if is_new:
+                return self._build(session_id, order)
+            # Another request with the same key may be creating it: answer when it is there.
+            if event := self._starting.get(session_id):
+                event.wait()
+            settled = self._row(session_id)
+            if settled is not None:
+                return settled
+
+    def _reserve(
+        self, public_key: str, tier: int, order: SessionOrder, idempotency_key: str | None,
+        digest: str,
+    ) -> tuple[Row, bool]:
+        self.require_open()
+        self.expire_due()
+        now_ms = self._context.clock_ms()
+        session_id = f"unsb-session-{secrets.token_hex(8)}"
+        with self._context.database.transaction() as sql:
+            known = _by_idempotency_key(sql, public_key, idempotency_key)
+            if known is not None:
+                require_same_request(known["digest"], digest)
+                return known, False
+            require_slot(sql, public_key, tier)
+            # Known to waiters before its row can be seen.
+            self._starting[session_id] = threading.Event()
+            sql.run(
+                "INSERT INTO session (session_id, public_key, shell, network_mode, vcpu, state, "
+                "created_ms, expires_ms, last_active_ms, idempotency_key, digest) VALUES "
+                "(:id, :key, :shell, :mode, :vcpu, 'starting', :now, :expires, :now, :once, "
+                ":digest)",
+                id=session_id, key=public_key, shell=order.shell, mode=order.network_mode,
+                vcpu=order.vcpu, now=now_ms, expires=now_ms + order.ttl_seconds * 1000,
+                once=idempotency_key, digest=digest,
+            )
+            return _require(_select(sql, session_id)), True
+
+    def _build(self, session_id: str, order: SessionOrder) -> Row:
+        try:
+            with sandbox_refusals():
+                handle = self._backend.create(spec_for(session_id, order.vcpu))
+            with self._context.database.transaction() as sql:
+                kept = sql.run(
+                    "UPDATE session SET state = 'running' "
+                    "WHERE session_id = :id AND state = 'starting'",
+                    id=session_id,
+                )
+            if not kept:
+                self._destroy(handle)
+            return _require(self._row(session_id))
+        except BaseException:
+            # Nothing of it may be seen again: the same key may then create it afresh.
+            self._forget(session_id)
+            raise
+        finally:
+            self._starting.pop(session_id).set()
+
+    def _forget(self, session_id: str) -> None:
+        with self._context.database.transaction() as sql:
+            sql.run("DELETE FROM session WHERE session_id = :id", id=session_id)
+        self._destroy(Handle(session_id))
+
+    def live(self, public_key: str) -> list[Row]:
+        """The key's sessions that have not ended, oldest first."""
+        self.expire_due()
+        with self._context.database.reading() as sql:
+            return sql.all(
+                "SELECT * FROM session WHERE public_key = :key "
+                "AND state IN ('starting', 'running') ORDER BY created_ms, session_id",
+                key=public_key,
+            )
+
+    def find(self, public_key: str, session_id: str) -> Row:
+        """A session of this key, ended or not.
+
+        Raises:
+            Problem: 404, unknown or another key's.
+        """
+        self.expire_due()
+        row = self._row(session_id)
+        if row is None or row["public_key"] != public_key:
+            raise Problem(
+                404,
+                "not_found",
+                f"session {session_id!r}: this key has none of that id. List them: GET /sessions.",
+            )
+        return row
+
+    def end(self, public_key: str, session_id: str) -> Row:
+        """End a session; one that has ended already is no error.
+
+        Raises:
+            Problem: 404.
+        """
+        self.find(public_key, session_id)
+        self._end_where("session_id = :id", "deleted", id=session_id)
+        return _require(self._row(session_id))
+
+    def died(self, session_id: str) -> None:
+        """Record that a session's sandbox is gone."""
+        self._end_where("session_id = :id", "sandbox_died", id=session_id)
+
+    def touch(self, sql: Sql, session_id: str) -> None:
+        """Note activity, inside the caller's transaction."""
+        sql.run(
+            "UPDATE session SET last_active_ms = :now WHERE session_id = :id",
+            id=session_id,
+            now=self._context.clock_ms(),
+        )
+
+    def expire_due(self) -> int:
+        """End the sessions whose time is over; how many.  One that is executing is not idle."""
+        now_ms = self._context.clock_ms()
+        due = {"now": now_ms, "idle": now_ms - IDLE_SECONDS * 1000}
+        with self._context.database.reading() as sql:
+            if not sql.scalar(f"SELECT count(*) FROM session WHERE {_LIVE} AND {_DUE}", **due):  # noqa: S608 - constants
+                return 0
+        return self._end_where(_DUE, "expired", **due)
+
+    def _end_where(self, condition: str, reason: str, **parameters: Any) -> int:
+        with self._context.database.transaction() as sql:
+            ended = sql.all(
+                f"UPDATE session SET state = 'terminated', reason = :reason, ended_ms = :at "  # noqa: S608 - constants
+                f"WHERE {_LIVE} AND {condition} RETURNING session_id",
+                reason=reason,
+                at=self._context.clock_ms(),
+                **parameters,
+            )
+        for row in ended:
+            self._destroy(Handle(row["session_id"]))
+        return len(ended)
+
+    def _destroy(self, handle: Handle) -> None:
+        try:
+            self._backend.destroy(handle)
+        except SandboxError as error:
+            log.warning("destroy_failed", sandbox_id=handle.sandbox_id, error=str(error))
+
+    def _row(self, session_id: str) -> Row | None:
+        with self._context.database.reading() as sql:
+            return _select(sql, session_id)
+
+    def document(self, row: Row) -> dict[str, Any]:
+        """A session as the API shows it (wire facts, sections 1.7 and 5)."""
+        idle_ms = row["last_active_ms"] + IDLE_SECONDS * 1000
+        ends_ms = min(row["expires_ms"], idle_ms)
+        live = row["state"] != "terminated"
+        left_seconds = max(0, (ends_ms - self._context.clock_ms()) // 1000) if live else 0
+        document: dict[str, Any] = {
+            "id": row["session_id"],
+            "session_id": row["session_id"],
+            "container_name": row["session_id"].replace("unsb-session-", "unsb-vm-"),
+            "status": row["state"],
+            "state": row["state"],
+            "shell": row["shell"],
+            "network_mode": row["network_mode"],
+            "vcpu": row["vcpu"],
+            "memory_mb": row["vcpu"] * MEMORY_BYTES_PER_VCPU // MIB,
+            "remaining_ttl": left_seconds,
+            "created_at": iso(row["created_ms"]),
+            "expires_at": iso(row["expires_ms"]),
+            "last_activity": iso(row["last_active_ms"]),
+        }
+        if row["reason"]:
+            document["reason"] = row["reason"]
+        return document
+
+
+_LIVE = "state IN ('starting', 'running')"
+_DUE = (
+    "(expires_ms <= :now OR (last_active_ms <= :idle AND NOT EXISTS (SELECT 1 FROM execution "
+    "WHERE execution.session_id = session.session_id AND execution.state = 'running')))"
+)
+
+
+def require_same_request(stored_digest: str, digest: str) -> None:
+    """Refuse an idempotency key that was used for another request.
+
+    Raises:
+        Problem: 409.
+    """
+    if stored_digest != digest:
+        raise Problem(
+            409,
+            "idempotency_key_reused",
+            "Idempotency-Key was used before with another request. "
+            "Repeat the same request, or choose a new key.",
+        )
+
+
+def _by_idempotency_key(sql: Sql, public_key: str, idempotency_key: str | None) -> Row | None:
+    if idempotency_key is None:
+        return None
+    return sql.one(
+        "SELECT * FROM session WHERE public_key = :key AND idempotency_key = :once",
+        key=public_key,
+        once=idempotency_key,
+    )
+
+
+def _select(sql: Sql, session_id: str) -> Row | None:
+    return sql.one("SELECT * FROM session WHERE session_id = :id", id=session_id)
+
+
+def _require(row: Row | None) -> Row:
+    if row is None:
+        raise Problem(404, "not_found", "the session was removed while it was being created.")
+    return row

@@ -1,0 +1,1 @@
+"""Schema of the embedded platform's own SQLite file."""

@@ -1,0 +1,178 @@
+"""One SQLite file, opened the only way we open it: WAL, foreign keys, `BEGIN IMMEDIATE`.
+
+`Database` is what both the engine's store and the embedded platform stand on.  A transaction
+takes the write lock when it begins, so whatever it reads is still true when it commits::
+
+    with database.transaction() as sql:
+        row = sql.one("SELECT balance_atomic FROM wallet WHERE name = :name", name="payer")
+        sql.run("UPDATE wallet SET ...", ...)
+
+`synchronous` is `FULL` unless `NORMAL` is asked for by name: `NORMAL` survives the death of the
+process but may lose the last commits when the machine loses power.
+
+Foreign errors are translated here: a caller sees `StoreError` and its kinds, never a driver's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.pool import StaticPool
+
+from engine.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreReadOnly
+
+Synchronous = Literal["FULL", "NORMAL"]
+Row = Mapping[str, Any]
+
+
+class Session:
+    """Statements inside one transaction.  Parameters are named (`:name`); rows are mappings."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+
+    def run(self, statement: str, /, **parameters: Any) -> int:
+        """Execute a statement; the number of rows it changed."""
+        return self.connection.execute(sa.text(statement), parameters).rowcount
+
+    def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
+        """Execute a statement once for each row of parameters."""
+        if rows:
+            self.connection.execute(sa.text(statement), list(rows))
+
+    def all(self, statement: str, /, **parameters: Any) -> list[Row]:
+        """Every row of a query, or of a statement with RETURNING."""
+        result = self.connection.execute(sa.text(statement), parameters)
+        return [dict(row) for row in result.mappings()]
+
+    def one(self, statement: str, /, **parameters: Any) -> Row | None:
+        """The first row of a query, or None."""
+        rows = self.all(statement, **parameters)
+        return rows[0] if rows else None
+
+    def scalar(self, statement: str, /, **parameters: Any) -> Any:
+        """The first column of the first row, or None."""
+        return self.connection.execute(sa.text(statement), parameters).scalar()
+
+
+class Database:
+    """A SQLite file (or a private in-memory database when `path` is None).
+
+    Args:
+        path: the file; its directory must exist.
+        synchronous: `FULL` (default) or `NORMAL`.
+        busy_timeout_seconds: how long a transaction waits for another writer.
+
+    Raises:
+        StoreError: one of its kinds, from any method, naming the file.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        synchronous: Synchronous = "FULL",
+        busy_timeout_seconds: float = 10.0,
+    ) -> None:
+        self.path = path
+        self.name = str(path) if path else ":memory:"
+        self._synchronous = synchronous
+        self._busy_timeout_seconds = busy_timeout_seconds
+        self.sa = self._create()
+
+    def _create(self) -> sa.Engine:
+        # The driver's own transaction control is switched off; `begin` below sends the BEGIN.
+        arguments = {
+            "check_same_thread": False,
+            "timeout": self._busy_timeout_seconds,
+            "isolation_level": None,
+        }
+        if self.path is None:
+            database = sa.create_engine(
+                "sqlite://", poolclass=StaticPool, connect_args=arguments
+            )
+        else:
+            database = sa.create_engine(
+                sa.URL.create("sqlite", database=str(self.path)),
+                connect_args=arguments,
+                pool_size=2,
+            )
+        event.listen(database, "connect", self._prepare)
+        event.listen(database, "begin", _begin_immediate)
+        return database
+
+    def _prepare(self, connection: sqlite3.Connection, _record: object) -> None:
+        cursor = connection.cursor()
+        if self.path is not None:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA synchronous={self._synchronous}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One write transaction: commits when the block ends, rolls back when it raises."""
+        with self._translated(), self.sa.begin() as connection:
+            yield Session(connection)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A snapshot to read from, without the write lock."""
+        with self._translated(), self.sa.connect() as connection:
+            reader = connection.execution_options(turtles_read_only=True)
+            with reader.begin():
+                yield Session(reader)
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.sa.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            raise translate(error, self.name) from error
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    read_only = connection.get_execution_options().get("turtles_read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def translate(error: sa.exc.DBAPIError, name: str) -> StoreError:
+    """The store error that a driver's error means, with what to do about it."""
+    text = str(error.orig)
+    lowered = text.lower()
+    if "locked" in lowered or "busy" in lowered:
+        return StoreBusy(
+            f"database {name}: another process held the write lock too long ({text}). "
+            "Stop the other process or try again; nothing was written."
+        )
+    if "malformed" in lowered or "not a database" in lowered:
+        return StoreCorrupt(
+            f"database {name}: not a readable SQLite database ({text}). "
+            "Restore it from a backup, or move it away to begin anew; nothing was written."
+        )
+    if "full" in lowered:
+        return StoreFull(
+            f"database {name}: no space left to write ({text}). "
+            "Free some space and run again; the last transition was not committed."
+        )
+    if "readonly" in lowered or "unable to open" in lowered or "permission" in lowered:
+        return StoreReadOnly(
+            f"database {name}: cannot be opened for writing ({text}). "
+            "Check that its directory exists and is writable by this user."
+        )
+    if "disk i/o error" in lowered:
+        return StoreFull(
+            f"database {name}: the disk refused a write ({text}). "
+            "Check free space, quota and the disk itself; the last transition was not committed."
+        )
+    return StoreError(f"database {name}: {text}")
