@@ -279,7 +279,7 @@ def _method_problems(machine: Any, settings: Any) -> Iterable[tuple[str, str]]:
         isinstance(settings.timeout, int) and settings.timeout <= 0
     ):
         yield f"timeout={settings.timeout!r}", "Give a positive duration: seconds(14)"
-    named = [("timeout", settings.timeout), ("child", settings.child)]
+    named = [(kind, getattr(settings, kind)) for kind in ("timeout", "every", "child")]
     named.append(("invariant", settings.invariant))
     for kind, value in named:
         if isinstance(value, str) and not callable(getattr(machine, value, None)):

@@ -32,6 +32,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "ensures": ("old", "new", "event", "now_ms"),
     "invariant": ("context",),
     "timeout": ("context", "now_ms"),
+    "every": ("context",),
     "child": ("context",),
     "output": ("context",),
 }

@@ -66,6 +66,7 @@ def cancel(table: Table, run: Run, now_ms: int) -> Decision | Rejection:
             return _refused(CANCEL, run, "a cancel request is waiting already")
         return _step(run, run.but(cancel_requested=True), CANCEL, now_ms)
     after = run.but(
+        child=_child_to_wait_for(table, run),
         closing="cancelled",
         cancel_requested=False,
         deadline_ms=None,
@@ -74,6 +75,15 @@ def cancel(table: Table, run: Run, now_ms: int) -> Decision | Rejection:
         status="waiting",
     )
     return _step(run, close_further(table, after, run.seq + 1, now_ms), CANCEL, now_ms)
+
+
+def _child_to_wait_for(table: Table, run: Run) -> str | None:
+    """The live child, unless it may outlive its parent."""
+    describe = table.places[run.state].child
+    if run.child is None or describe is None:
+        return None
+    abandon = describe({"context": run.context}).on_parent_end == "abandon"
+    return None if abandon else run.child
 
 
 def undone(table: Table, run: Run, now_ms: int) -> Decision:

@@ -269,8 +269,9 @@ def _stay(
     seq = run.seq + 1
     pending = run.effect
     if from_effect:
-        pending = armed(place.effect, run.run_id, seq, now_ms + (place.every_ms or 0))
-    after = run.but(seq=seq, context=context, effect=pending)
+        pending = armed(place.effect, run.run_id, seq, now_ms + pause_ms(place, context))
+    child = None if event == place.on_child else run.child
+    after = run.but(seq=seq, context=context, effect=pending, child=child)
     after = after.but(status=status_of(place, after, now_ms))
     entry = entry_for(run, after, event, payload, verdicts, now_ms)
     return Decision(before=run, after=after, entry=entry)
@@ -313,6 +314,16 @@ def arm_next_undo(table: Table, run: Run, now_ms: int) -> Run:
     )
 
 
+def pause_ms(place: Place, context: Any) -> int:
+    """How long to wait before the state's effect is performed again."""
+    if place.every is None:
+        return 0
+    try:
+        return max(int(place.every({"context": context})), 0)
+    except Exception as error:
+        raise _Broken(f"the every= of {place.name} raised {_describe(error)}") from error
+
+
 def _deadline(place: Place, context: Any, now_ms: int) -> int | None:
     if place.timeout is None:
         return None
@@ -331,6 +342,7 @@ def _child(run: Run, place: Place, context: Any, seq: int) -> ChildStart | None:
         raise _Broken(f"the child of {place.name} raised {_describe(error)}") from error
     parent = Parent(
         run_id=run.run_id,
+        machine=run.machine,
         on_ended=place.on_child,
         on_moved=place.on_child_moved,
         on_parent_end=child.on_parent_end,

@@ -84,7 +84,7 @@ class State(statemachine.State):
     Args:
         effect: the external action performed on entering (`engine.effects`).
         every: pause before the effect is performed again (after `Again`, or after an event that
-            stays in this state), milliseconds.
+            stays in this state), milliseconds, or the name of a method `(context) -> int`.
         timeout: how long a run may stay, milliseconds, or the name of a method
             `(context, now_ms) -> int` that tells it on entering.
         on_timeout: the event sent when the time is up.
@@ -109,7 +109,7 @@ class State(statemachine.State):
         initial: bool = False,
         final: bool = False,
         effect: Effect | None = None,
-        every: int | None = None,
+        every: int | str | None = None,
         timeout: int | str | None = None,
         on_timeout: str | None = None,
         on_exhausted: str | None = None,

@@ -16,6 +16,7 @@ Rules a store keeps (checked by `Inspector.findings`, asserted by the tests afte
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, dataclass_transform
 
 import msgspec
@@ -306,6 +307,8 @@ class Store(Protocol):
     """A database, by noun."""
 
     name: str
+    key_file: Path | None
+    """Where the master key of this store's secrets is kept; None for a store in memory."""
     runs: Runs
     journal: Journal
     inbox: Inbox

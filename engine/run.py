@@ -50,6 +50,7 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
     """Whom to tell, and with which events."""
 
     run_id: str
+    machine: str
     on_ended: str
     on_moved: str | None
     on_parent_end: str

@@ -4,6 +4,10 @@ A field typed `Secret[str]` is stored as AES-256-GCM ciphertext; `SecretsCodec` 
 that opens it.  The stored form is ``turtles:1:<key id>:<base64 nonce+ciphertext>``; the key id is
 the first 8 hex digits of the key's SHA-256, kept so that keys can rotate and a lost key is named.
 The master key is 32 bytes from `TURTLES_MASTER_KEY` (base64) or a 0600 file made on first use.
+
+The nonce is derived from the key and the text (a synthetic IV), so equal secrets have equal
+ciphertexts: an event sent twice is recognised as the same, at the price of showing, to somebody
+who reads the database, which stored secrets are equal.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,8 +86,9 @@ class SecretsCodec:
         """The ciphertext of `text`, as an ASCII string."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        nonce = os.urandom(12)
-        sealed = AESGCM(self._keys[self._current]).encrypt(nonce, text.encode(), None)
+        key = self._keys[self._current]
+        nonce = hmac.digest(key, b"turtles nonce\x00" + text.encode(), "sha256")[:12]
+        sealed = AESGCM(key).encrypt(nonce, text.encode(), None)
         return f"{_PREFIX}{self._current}:{base64.b64encode(nonce + sealed).decode()}"
 
     def open(self, sealed: str) -> str:

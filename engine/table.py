@@ -61,7 +61,7 @@ class Place:
     final: bool
     failure: bool
     effect: Effect | None
-    every_ms: int | None
+    every: Callable[[Values], int] | None
     timeout: Callable[[Values], int] | None
     timeout_text: str
     on_timeout: str | None
@@ -272,8 +272,8 @@ class _Compiler:
             final=state.final,
             failure=settings.failure,
             effect=settings.effect,
-            every_ms=settings.every,
-            timeout=self._timeout(settings.timeout),
+            every=self._duration("every", settings.every),
+            timeout=self._duration("timeout", settings.timeout),
             timeout_text="" if settings.timeout is None else str(settings.timeout),
             on_timeout=settings.on_timeout,
             on_exhausted=settings.on_exhausted,
@@ -288,10 +288,10 @@ class _Compiler:
             cancellable=settings.cancellable,
         )
 
-    def _timeout(self, value: int | str | None) -> Callable[[Values], int] | None:
+    def _duration(self, kind: str, value: int | str | None) -> Callable[[Values], int] | None:
         if isinstance(value, int):
             return lambda values: value
-        named: Callable[[Values], int] | None = self._method("timeout", value)
+        named: Callable[[Values], int] | None = self._method(kind, value)
         return named
 
     def _method(self, kind: str, name: str | None) -> Any:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,14 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import StaticPool
 
-from engine.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreReadOnly
+from engine.errors import (
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+    UsageError,
+)
 
 Synchronous = Literal["FULL", "NORMAL"]
 Row = Mapping[str, Any]
@@ -39,16 +47,28 @@ class Session:
 
     def run(self, statement: str, /, **parameters: Any) -> int:
         """Execute a statement; the number of rows it changed."""
-        return self.connection.execute(sa.text(statement), parameters).rowcount
+        return self.connection.execute(_text(statement), parameters).rowcount
 
     def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
         """Execute a statement once for each row of parameters."""
         if rows:
-            self.connection.execute(sa.text(statement), list(rows))
+            self.connection.execute(_text(statement), list(rows))
+
+    def execute(self, statement: sa.Executable, /, **parameters: Any) -> int:
+        """Execute a built statement; the number of rows it changed."""
+        return self.connection.execute(statement, parameters).rowcount
+
+    def execute_many(self, statement: sa.Executable, rows: Sequence[Mapping[str, Any]], /) -> int:
+        """Execute a built statement once for each row; the number of rows changed in all."""
+        return self.connection.execute(statement, rows).rowcount if rows else 0
+
+    def fetch(self, statement: sa.Executable, /, **parameters: Any) -> Sequence[sa.Row[Any]]:
+        """Every row of a built query, or of a built statement with RETURNING."""
+        return self.connection.execute(statement, parameters).all()
 
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Every row of a query, or of a statement with RETURNING."""
-        result = self.connection.execute(sa.text(statement), parameters)
+        result = self.connection.execute(_text(statement), parameters)
         return [dict(row) for row in result.mappings()]
 
     def one(self, statement: str, /, **parameters: Any) -> Row | None:
@@ -58,7 +78,12 @@ class Session:
 
     def scalar(self, statement: str, /, **parameters: Any) -> Any:
         """The first column of the first row, or None."""
-        return self.connection.execute(sa.text(statement), parameters).scalar()
+        return self.connection.execute(_text(statement), parameters).scalar()
+
+
+@lru_cache(maxsize=1024)
+def _text(statement: str) -> sa.TextClause:
+    return sa.text(statement)
 
 
 class Database:
@@ -139,6 +164,25 @@ class Database:
             yield
         except sa.exc.DBAPIError as error:
             raise translate(error, self.name) from error
+
+
+def open_database(
+    url: str, *, synchronous: Synchronous = "FULL", busy_timeout_seconds: float = 10.0
+) -> Database:
+    """The database behind a url, whatever schema it has.
+
+    Raises:
+        UsageError: a url of another kind.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme != "sqlite" or not separator or (rest and not rest.startswith("/")):
+        shown = scheme if separator else "one without a scheme"
+        raise UsageError(
+            f"store url: expected sqlite:///path/to/file.db (or sqlite:// in memory), got {shown}. "
+            "Other databases are not supported in this version."
+        )
+    path = Path(rest[1:]).expanduser() if rest[1:] else None
+    return Database(path, synchronous=synchronous, busy_timeout_seconds=busy_timeout_seconds)
 
 
 def _begin_immediate(connection: sa.Connection) -> None:

@@ -59,8 +59,8 @@ def head(script_location: str) -> str:
     Raises:
         StoreError: no version files, or more than one newest.
     """
-    revisions, older = _read_versions(script_location)
-    newest = revisions - older
+    known, older = _read_versions(script_location)
+    newest = known - older
     if len(newest) != 1:
         raise StoreError(
             f"migrations {script_location}: expected one newest revision, found "
@@ -68,6 +68,11 @@ def head(script_location: str) -> str:
             "down_revision."
         )
     return newest.pop()
+
+
+def revisions(script_location: str) -> set[str]:
+    """Every revision this code knows."""
+    return _read_versions(script_location)[0]
 
 
 def directory(script_location: str) -> Path:

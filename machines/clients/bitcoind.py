@@ -32,19 +32,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from engine.secrets import Secret
 from machines.clients import bitcoind_errors as errors
-from machines.clients.fields import Fields
+from machines.clients.fields import Fields, objects
 from machines.clients.jsonrpc import JsonRpc, RpcError, RpcLogin
 from machines.clients.money import format_amount, parse_number
 from machines.clients.ports import (
     ClientError,
     Currency,
     Rejected,
-    ReplyLost,
     Sighting,
     SignedTransaction,
 )
@@ -65,9 +65,10 @@ class Dialect:
 
     version: int
     sign_method: str
-    labels: bool
     segwit: bool
-    address_method: str
+    labels: bool
+    ownership_method: str | None
+    history_method: str
 
 
 class BitcoindWallet:
@@ -125,9 +126,9 @@ class BitcoindWallet:
 
     async def balance_atomic(self) -> int:
         """Spendable now: confirmed coin and own change, without what is locked."""
-        coins = await self._call("listunspent", 0, _DEPTH_MAX, [], False)
-        spendable = (coin for coin in coins if coin.get("spendable", True))
-        return sum(parse_number(coin["amount"], self._currency) for coin in spendable)
+        coins = await self._objects("listunspent", 0, _DEPTH_MAX)
+        spendable = (coin for coin in coins if _is_spendable(coin))
+        return sum(coin.number("amount", currency=self._currency) for coin in spendable)
 
     async def build(self, *, address: str, amount_atomic: int) -> SignedTransaction:
         """Build, sign and verify a payment; its inputs stay locked, nothing is broadcast."""
@@ -137,17 +138,18 @@ class BitcoindWallet:
         outputs = {address: format_amount(amount_atomic, self._currency)}
         raw = await self._call("createrawtransaction", [], outputs)
         funded = await self._fund(raw, dialect)
-        fee_atomic = parse_number(funded.get("fee"), self._currency)
-        inputs = _inputs(await self._call("decoderawtransaction", funded.text("hex")))
+        fee_atomic = funded.number("fee", currency=self._currency)
+        inputs = _inputs(await self._decode(funded.text("hex")))
         try:
             signed = await self._sign(funded.text("hex"), dialect)
-            decoded = await self._call("decoderawtransaction", signed)
-            await self._verify(decoded, inputs, address, amount_atomic, fee_atomic, dialect)
+            decoded = await self._decode(signed)
+            await self._verify(decoded, inputs, (address, amount_atomic), fee_atomic, dialect)
         except (ClientError, asyncio.CancelledError):
-            await self._unlock_inputs(inputs)
+            with suppress(ClientError):  # what cannot be unlocked now is an orphan for later
+                await self._unlock_inputs(inputs)
             raise
         return SignedTransaction(
-            txid=Fields(decoded, self._name).text("txid"),
+            txid=decoded.text("txid"),
             payload=Secret(signed),
             inputs=inputs,
             fee_atomic=fee_atomic,
@@ -171,9 +173,7 @@ class BitcoindWallet:
         funding and the caller's commit, its locks look like orphans.
         """
         kept = {outpoint for transaction in live for outpoint in transaction.inputs}
-        locked = [
-            f"{coin['txid']}:{coin['vout']}" for coin in await self._call("listlockunspent")
-        ]
+        locked = [_outpoint_text(coin) for coin in await self._objects("listlockunspent")]
         orphans = [outpoint for outpoint in locked if outpoint not in kept]
         await self._unlock_inputs(orphans)
         return len(orphans)
@@ -188,16 +188,20 @@ class BitcoindWallet:
 
     async def look(self, transaction: SignedTransaction) -> Sighting:
         """Where the transaction is (the table above)."""
-        known = await self._call_or_none("gettransaction", transaction.txid)
-        depth = Fields(known, self._name).integer("confirmations") if known else 0
+        known = await self._transaction(transaction.txid)
+        depth = known.integer("confirmations") if known else 0
         if known and depth >= 1:
-            return Sighting(where="mined", confirmations=depth, block_hash=known.get("blockhash"))
+            return _mined(known, depth)
         if depth == 0:
-            if await self._call_or_none("getmempoolentry", transaction.txid) is not None:
+            if await self._in_mempool(transaction.txid):
                 return Sighting(where="mempool")
-            if await self._all_unspent(transaction.inputs):
+            if await self._all_unspent(transaction.inputs, mempool=True):
                 return Sighting(where="unseen")
-        return await self._spent_by_another(transaction, -depth)
+        rival = await self._spent_by_another(transaction, -depth)
+        # It may have arrived while we looked: then it was itself that spent its inputs.
+        if rival == Sighting(where="conflicted") and await self._in_mempool(transaction.txid):
+            return Sighting(where="mempool")
+        return rival
 
     async def received_atomic(self, address: str, *, confirmations: int) -> int:
         """What arrived at one of our addresses, at least that deep."""
@@ -218,12 +222,17 @@ class BitcoindWallet:
         return Dialect(
             version=information.integer("version"),
             sign_method="signrawtransactionwithwallet" if modern else "signrawtransaction",
-            labels=await self._knows("getaddressesbylabel"),
             segwit=modern and self._currency is not Currency.DOGE,
-            address_method="getaddressinfo"
-            if await self._knows("getaddressinfo")
-            else "validateaddress",
+            labels=await self._knows("getaddressesbylabel"),
+            ownership_method=await self._first_known("getaddressinfo", "validateaddress"),
+            history_method=await self._first_known("listtransactions") or "listsinceblock",
         )
+
+    async def _first_known(self, *methods: str) -> str | None:
+        for method in methods:
+            if await self._knows(method):
+                return method
+        return None
 
     async def _knows(self, method: str) -> bool:
         # bitcoind answers help for an unknown method with a text, not with an error.
@@ -232,9 +241,9 @@ class BitcoindWallet:
 
     async def _labelled(self, label: str) -> list[str]:
         if not (await self.dialect()).labels:
-            return list(await self._call("getaddressesbyaccount", label))
+            return [str(known) for known in await self._call("getaddressesbyaccount", label)]
         try:
-            found = await self._raw_call("getaddressesbylabel", label)
+            found = dict(await self._raw_call("getaddressesbylabel", label))
         except RpcError as error:
             if error.code == errors.NO_SUCH_LABEL:
                 return []
@@ -256,58 +265,61 @@ class BitcoindWallet:
 
     async def _verify(
         self,
-        decoded: Any,
+        decoded: Fields,
         inputs: tuple[str, ...],
-        address: str,
-        amount_atomic: int,
+        payment: tuple[str, int],
         fee_atomic: int,
         dialect: Dialect,
     ) -> None:
-        paid = [_paid(output, self._currency) for output in decoded["vout"]]
-        if paid.count((address, amount_atomic)) != 1:
-            raise Rejected(f"{self._name}: expected one output of {amount_atomic}, built {paid}")
+        paid = _paid(decoded, self._currency)
+        change = [payee for payee, amount in paid if (payee, amount) != payment]
+        if paid.count(payment) != 1 or len(change) > 1:
+            raise Rejected(f"{self._name}: expected one output {payment} and change, built {paid}")
         if _inputs(decoded) != inputs:
             raise Rejected(f"{self._name}: signing changed the inputs; not using the result")
-        if not 0 <= fee_atomic <= self._fee_atomic_max:
+        if fee_atomic > self._fee_atomic_max:
             limit = f"expected at most {self._fee_atomic_max}"
             raise Rejected(f"{self._name}: fee {fee_atomic} atomic units: {limit}")
-        for change, _ in [output for output in paid if output != (address, amount_atomic)]:
-            owner = Fields(await self._call(dialect.address_method, change), dialect.address_method)
+        for payee in change if dialect.ownership_method else []:
+            owner = Fields(await self._call(str(dialect.ownership_method), payee), self._name)
             if not owner.boolean("ismine"):
-                raise Rejected(f"{self._name}: change goes to {change}, not to this wallet")
+                raise Rejected(f"{self._name}: change goes to {payee!r}, not to this wallet")
 
-    async def _all_unspent(self, inputs: tuple[str, ...]) -> bool:
+    async def _in_mempool(self, txid: str) -> bool:
+        return await self._call_or_none("getmempoolentry", txid) is not None
+
+    async def _all_unspent(self, inputs: tuple[str, ...], *, mempool: bool) -> bool:
         for outpoint in inputs:
-            if await self._call("gettxout", *_outpoint(outpoint), True) is None:
+            if await self._call("gettxout", *_outpoint(outpoint), mempool) is None:
                 return False
         return True
 
     async def _spent_by_another(self, transaction: SignedTransaction, depth: int) -> Sighting:
+        if depth > 0 and (await self.dialect()).segwit:
+            return Sighting(where="conflicted", confirmations=depth)
         for rival in await self._recent_spends():
-            decoded = await self._call("decoderawtransaction", rival["hex"])
-            if not set(_inputs(decoded)) & set(transaction.inputs):
+            decoded = await self._decode(rival.text("hex"))
+            shared = set(_inputs(decoded)) & set(transaction.inputs)
+            if not shared or decoded.text("txid") == transaction.txid:
                 continue
-            if decoded["txid"] == transaction.txid:
-                continue
-            confirmations = max(0, Fields(rival, self._name).integer("confirmations"))
+            confirmations = rival.integer("confirmations")
             if _same_payment(decoded, transaction, self._currency):
-                return Sighting(
-                    where="mined" if confirmations else "mempool",
-                    confirmations=confirmations,
-                    block_hash=rival.get("blockhash"),
-                )
+                mempool = Sighting(where="mempool")
+                return _mined(rival, confirmations) if confirmations else mempool
             depth = max(depth, confirmations)
+        if depth == 0 and not await self._all_unspent(transaction.inputs, mempool=False):
+            depth = 1  # spent in a block by a transaction this wallet does not list
         return Sighting(where="conflicted", confirmations=depth)
 
-    async def _recent_spends(self) -> list[dict[str, Any]]:
-        entries = await self._call("listtransactions", "*", _RECENT)
-        sent = {
-            entry["txid"]
-            for entry in entries
-            if entry.get("category") == "send" and entry.get("confirmations", 0) >= 0
-        }
-        found = [await self._call_or_none("gettransaction", txid) for txid in sorted(sent)]
-        return [spend for spend in found if spend is not None]
+    async def _recent_spends(self) -> list[Fields]:
+        if (await self.dialect()).history_method == "listtransactions":
+            entries = await self._objects("listtransactions", "*", _RECENT)
+        else:
+            history = Fields(await self._call("listsinceblock"), f"{self._name}.listsinceblock")
+            entries = history.items("transactions")[-_RECENT:]
+        sent = {entry.text("txid") for entry in entries if entry.get("category") == "send"}
+        found = [await self._transaction(txid) for txid in sorted(sent)]
+        return [spend for spend in found if spend and spend.integer("confirmations") >= 0]
 
     async def _unlock_inputs(self, inputs: Iterable[str]) -> None:
         for outpoint in inputs:
@@ -321,6 +333,17 @@ class BitcoindWallet:
         except RpcError as error:
             if error.code != errors.INVALID_PARAMETER:
                 raise errors.translate(error, self._name) from error
+
+    async def _transaction(self, txid: str) -> Fields | None:
+        known = await self._call_or_none("gettransaction", txid)
+        return None if known is None else Fields(known, f"{self._name}.gettransaction")
+
+    async def _decode(self, raw: str) -> Fields:
+        decoded = await self._call("decoderawtransaction", raw)
+        return Fields(decoded, f"{self._name}.decoderawtransaction")
+
+    async def _objects(self, method: str, *params: Any) -> list[Fields]:
+        return objects(await self._call(method, *params), f"{self._name}.{method}")
 
     async def _call_or_none(self, method: str, *params: Any) -> Any:
         try:
@@ -345,19 +368,43 @@ def _outpoint(text: str) -> tuple[str, int]:
     return txid, int(output)
 
 
-def _inputs(decoded: Any) -> tuple[str, ...]:
-    return tuple(f"{source['txid']}:{source['vout']}" for source in decoded["vin"])
+def _outpoint_text(source: Fields) -> str:
+    return f"{source.text('txid')}:{source.integer('vout')}"
 
 
-def _paid(output: Any, currency: Currency) -> tuple[str, int]:
-    script = output["scriptPubKey"]
-    addresses = [script["address"]] if "address" in script else script.get("addresses", [])
+def _inputs(decoded: Fields) -> tuple[str, ...]:
+    return tuple(_outpoint_text(source) for source in decoded.items("vin"))
+
+
+def _paid(decoded: Fields, currency: Currency) -> list[tuple[str, int]]:
+    return [
+        (_payee(output), output.number("value", currency=currency))
+        for output in decoded.items("vout")
+    ]
+
+
+def _payee(output: Fields) -> str:
+    script = output.inner("scriptPubKey")
+    if script is None:
+        raise output.refusal(("scriptPubKey",), "expected an object")
+    addresses = [script.get("address")] if script.get("address") else script.get("addresses") or []
     # A script of several addresses pays nobody alone; it can match no expected output.
-    payee = addresses[0] if len(addresses) == 1 else ""
-    return payee, parse_number(output["value"], currency)
+    return str(addresses[0]) if len(addresses) == 1 else ""
 
 
-def _same_payment(decoded: Any, transaction: SignedTransaction, currency: Currency) -> bool:
-    paid = [_paid(output, currency) for output in decoded["vout"]]
+def _is_spendable(coin: Fields) -> bool:
+    # Dogecoin does not say "safe"; there, a stranger's unconfirmed coin is told by its depth.
+    safe = coin.get("safe")
+    certain = safe is True or (safe is None and coin.integer("confirmations") >= 1)
+    return certain and coin.get("spendable") is not False
+
+
+def _same_payment(decoded: Fields, transaction: SignedTransaction, currency: Currency) -> bool:
     same_inputs = set(_inputs(decoded)) == set(transaction.inputs)
-    return same_inputs and (transaction.address, transaction.amount_atomic) in paid
+    payment = (transaction.address, transaction.amount_atomic)
+    return same_inputs and payment in _paid(decoded, currency)
+
+
+def _mined(known: Fields, confirmations: int) -> Sighting:
+    block_hash = known.optional_text("blockhash")
+    return Sighting(where="mined", confirmations=confirmations, block_hash=block_hash)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from machines.clients.money import parse_amount, parse_cents
+from machines.clients.money import parse_amount, parse_cents, parse_number
 from machines.clients.ports import Currency, Rejected
 
 
@@ -63,6 +63,10 @@ class Fields:
             raise self.refusal(names, f"expected a list, got {type(value).__name__}")
         return value
 
+    def items(self, *names: str) -> list[Fields]:
+        """A required list of objects."""
+        return objects(self.array(*names), f"{self._where} {names[0]}")
+
     def inner(self, *names: str) -> Fields | None:
         """A nested object, or None when absent."""
         value = self.get(*names)
@@ -72,6 +76,13 @@ class Fields:
         """A required amount in coins, as text; gives atomic units."""
         try:
             return parse_amount(self.get(*names), currency)
+        except Rejected as error:
+            raise self.refusal(names, str(error)) from error
+
+    def number(self, *names: str, currency: Currency) -> int:
+        """A required amount in coins as a node writes it, number or text; gives atomic units."""
+        try:
+            return parse_number(self.get(*names), currency)
         except Rejected as error:
             raise self.refusal(names, str(error)) from error
 
@@ -97,3 +108,10 @@ class Fields:
         """The error that names the field; never shows a text's value: it may be a secret."""
         state = "missing" if self.get(*names) is None else "unusable"
         return Rejected(f"{self._where}: field {'/'.join(names)} {state}: {problem}")
+
+
+def objects(data: Any, where: str) -> list[Fields]:
+    """A reply that is itself a list of objects."""
+    if not isinstance(data, list):
+        raise Rejected(f"{where}: expected a list, got {type(data).__name__}")
+    return [Fields(item, where) for item in data]

@@ -115,12 +115,13 @@ class JsonRpc:
     async def _post(self, url: str, body: dict[str, Any]) -> Reply:
         sent = json.dumps(body, separators=(",", ":")).encode()
         call = f"{self._name}.{body.get('method', url.rpartition('/')[2])}"
-        return await self._transport.exchange("POST", url, call=call, body=sent, auth=self._login)
-
-    def _check_status(self, answer: Reply, call: str) -> None:
+        answer = await self._transport.exchange("POST", url, call=call, body=sent, auth=self._login)
         if answer.status == 401:
             raise self._refused(answer, call)
         self._refusals_in_a_row = 0
+        return answer
+
+    def _check_status(self, answer: Reply, call: str) -> None:
         if answer.status == 500:
             raise Unavailable(f"{call}: status 500 without a JSON-RPC error", kind="overloaded")
         if not 200 <= answer.status < 300:
@@ -152,4 +153,4 @@ def _code_and_text(error: dict[str, Any]) -> tuple[int, str]:
 
 
 def _challenge(response: httpx.Response) -> str:
-    return response.headers.get("www-authenticate", "").strip().lower()
+    return str(response.headers.get("www-authenticate", "")).strip().lower()

@@ -19,9 +19,7 @@ from engine.secrets import Secret
 from machines.clients.ports import Credentials
 
 
-def sign(
-    secret: Secret[str], method: str, target: str, body: bytes, timestamp_seconds: int
-) -> str:
+def sign(secret: Secret[str], method: str, target: str, body: bytes, timestamp_seconds: int) -> str:
     """The 64 hex digits of `X-Signature`."""
     head = f"{timestamp_seconds}:{method.upper()}:{target}:".encode()
     return hmac.new(secret.reveal().encode(), head + body, hashlib.sha256).hexdigest()

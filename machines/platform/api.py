@@ -145,7 +145,9 @@ class Api:
                 return problem.response()
             except StoreBusy:
                 busy = Problem(
-                    503, "busy", "the platform's database is busy; nothing was done. Try again.",
+                    503,
+                    "busy",
+                    "the platform's database is busy; nothing was done. Try again.",
                     headers={"Retry-After": "1"},
                 )
                 return busy.response()

@@ -8,8 +8,7 @@ They are integers so that a price has exactly one value in every currency.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.errors import UsageError
@@ -44,9 +43,9 @@ class PlatformConfig:
         allow_faults: whether `POST /_test/faults` exists.
     """
 
-    atomic_per_cent: Mapping[str, int] = MappingProxyType(_ATOMIC_PER_CENT)
-    discount_percent: Mapping[int, int] = MappingProxyType(_DISCOUNTS)
-    confirmations: Mapping[str, int] = MappingProxyType(_CONFIRMATIONS)
+    atomic_per_cent: Mapping[str, int] = field(default_factory=_ATOMIC_PER_CENT.copy)
+    discount_percent: Mapping[int, int] = field(default_factory=_DISCOUNTS.copy)
+    confirmations: Mapping[str, int] = field(default_factory=_CONFIRMATIONS.copy)
     invoice_seconds: int = 3600
     payer_outputs: int = 100
     shop_outputs: int = 30

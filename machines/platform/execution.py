@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from machines.platform.context import PlatformContext
-from machines.platform.languages import Language
+from machines.platform.languages import SOURCE_DIRECTORY, Language
 from machines.platform.limits import require_slot
 from machines.platform.replies import Problem, bad_field, int_field, iso, text_field
 from machines.platform.sandbox.backend import Backend, Command, Handle, Result
@@ -211,10 +211,10 @@ class Executions:
 
     def _in_own_sandbox(self, sandbox_id: str, order: CodeOrder) -> Result:
         recipe = order.language
-        source = f"/tmp/{recipe.file}"  # noqa: S108 - a path inside the sandbox
+        source = f"{SOURCE_DIRECTORY}/{recipe.file}"
         spec = spec_for(sandbox_id, order.vcpu, order.environment)
         command = Command(
-            argv=("sh", "-c", recipe.command, "sh", *order.arguments),
+            argv=(*recipe.command, *order.arguments),
             files={source: order.code.encode(), **order.files},
         )
         try:
@@ -237,9 +237,7 @@ class Executions:
         session = self._sessions.find(caller.public_key, session_id)
 
         def claim(sql: Sql) -> None:
-            now = sql.one(
-                "SELECT state, reason FROM session WHERE session_id = :id", id=session_id
-            )
+            now = sql.one("SELECT state, reason FROM session WHERE session_id = :id", id=session_id)
             if now is None or now["state"] != "running":
                 raise terminated(session_id, now["reason"] if now else None)
             self._sessions.touch(sql, session_id)

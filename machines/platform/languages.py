@@ -2,53 +2,58 @@
 
 What a sandbox has is asked of a sandbox (`Probing.offered`), once per process: a list written
 down here would be a guess.  Each recipe names its programs, the Debian package that brings them,
-the file the code is written to, and the `sh` line that runs it (`$@` are the caller's arguments).
+the file the code is written to, and the command that runs it.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Iterable
 
 import msgspec
 
 from machines.platform.replies import Problem
-from machines.platform.sandbox.backend import Backend, Handle, Spec
+from machines.platform.sandbox.backend import Backend
 from machines.platform.sessions import sandbox_refusals
 
+SOURCE_DIRECTORY = "/tmp"  # noqa: S108 - a path inside the sandbox
 NOT_PACKAGED = "no package of Debian 12"
 
 
 class Language(msgspec.Struct, frozen=True):
-    """How to run one language.  `command` is run by `sh`; the code is in /tmp/`file`."""
+    """How to run one language: write the code to /tmp/`file`, run `command` and the arguments."""
 
     name: str
     package: str
     programs: tuple[str, ...]
     file: str
-    command: str
+    command: tuple[str, ...]
 
 
-def _script(name: str, package: str, program: str, extension: str, options: str = "") -> Language:
-    line = " ".join(filter(None, ("exec", program, options, f'/tmp/code.{extension} "$@"')))
-    return Language(name, package, (program,), f"code.{extension}", line)
+def _script(name: str, package: str, program: str, extension: str, *options: str) -> Language:
+    file = f"code.{extension}"
+    command = (program, *options, f"{SOURCE_DIRECTORY}/{file}")
+    return Language(name, package, (program,), file, command)
+
+
+def _steps(
+    name: str, package: str, programs: tuple[str, ...], extension: str, build: str, run: str
+) -> Language:
+    line = f'cd {SOURCE_DIRECTORY} && {build} && exec {run} "$@"'
+    return Language(name, package, programs, f"code.{extension}", ("sh", "-c", line, "sh"))
 
 
 def _compiled(name: str, package: str, program: str, extension: str, build: str) -> Language:
-    line = f'cd /tmp && {build} && exec /tmp/code "$@"'
-    return Language(name, package, (program,), f"code.{extension}", line)
+    return _steps(name, package, (program,), extension, build, "./code")
 
 
-_TYPESCRIPT = 'cd /tmp && tsc --target es2020 --module commonjs code.ts && exec node code.js "$@"'
-_KOTLIN = 'cd /tmp && kotlinc code.kt -include-runtime -d code.jar && exec java -jar code.jar "$@"'
-_ERLANG = 'cd /tmp && exec escript code.erl "$@"'
-_CSHARP = 'cd /tmp && mcs -out:code.exe code.cs && exec mono code.exe "$@"'
+_TYPESCRIPT = "tsc --target es2020 --module commonjs code.ts"
+_KOTLIN = "kotlinc code.kt -include-runtime -d code.jar"
 
 LANGUAGES: tuple[Language, ...] = (
     _script("python", "python3", "python3", "py"),
     _script("javascript", "nodejs", "node", "js"),
-    Language("typescript", "node-typescript", ("tsc", "node"), "code.ts", _TYPESCRIPT),
+    _steps("typescript", "node-typescript", ("tsc", "node"), "ts", _TYPESCRIPT, "node code.js"),
     _script("ruby", "ruby", "ruby", "rb"),
     _script("perl", "perl", "perl", "pl"),
     _script("php", "php-cli", "php", "php"),
@@ -56,7 +61,7 @@ LANGUAGES: tuple[Language, ...] = (
     _script("bash", "bash", "bash", "sh"),
     _script("r", "r-base-core", "Rscript", "R"),
     _script("elixir", "elixir", "elixir", "exs"),
-    Language("erlang", "erlang-base", ("escript",), "code.erl", _ERLANG),
+    _script("erlang", "erlang-base", "escript", "erl"),
     _script("tcl", "tcl", "tclsh", "tcl"),
     _script("scheme", "guile-3.0", "guile", "scm", "--no-auto-compile"),
     _script("powershell", NOT_PACKAGED, "pwsh", "ps1"),
@@ -72,7 +77,7 @@ LANGUAGES: tuple[Language, ...] = (
     _script("go", "golang-go", "go", "go", "run"),
     _compiled("rust", "rustc", "rustc", "rs", "rustc -o code code.rs"),
     _script("java", "openjdk-17-jdk-headless", "java", "java"),
-    Language("kotlin", "kotlin", ("kotlinc", "java"), "code.kt", _KOTLIN),
+    _steps("kotlin", "kotlin", ("kotlinc", "java"), "kt", _KOTLIN, "java -jar code.jar"),
     _compiled("cobol", "gnucobol4", "cobc", "cob", "cobc -x -o code code.cob"),
     _compiled("fortran", "gfortran", "gfortran", "f90", "gfortran -o code code.f90"),
     _compiled("d", "gdc", "gdc", "d", "gdc -o code code.d"),
@@ -85,7 +90,9 @@ LANGUAGES: tuple[Language, ...] = (
     _compiled("haskell", "ghc", "ghc", "hs", "ghc -v0 -o code code.hs"),
     _script("ocaml", "ocaml-nox", "ocaml", "ml"),
     _script("fsharp", NOT_PACKAGED, "fsharpi", "fsx"),
-    Language("csharp", "mono-mcs", ("mcs", "mono"), "code.cs", _CSHARP),
+    _steps(
+        "csharp", "mono-mcs", ("mcs", "mono"), "cs", "mcs -out:code.exe code.cs", "mono code.exe"
+    ),
     _script("prolog", "swi-prolog-nox", "swipl", "pl", "-q"),
     _script("forth", "gforth", "gforth", "fs"),
 )

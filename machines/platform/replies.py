@@ -132,9 +132,7 @@ def text_field(
     return value
 
 
-def int_field(
-    body: Mapping[str, Any], name: str, default: int, *, least: int, most: int
-) -> int:
+def int_field(body: Mapping[str, Any], name: str, default: int, *, least: int, most: int) -> int:
     """An integer member within bounds, or the default when absent or null."""
     value = body.get(name)
     if value is None:

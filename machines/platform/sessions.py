@@ -187,7 +187,11 @@ class Sessions:
             )
 
     def create(
-        self, public_key: str, tier: int, order: SessionOrder, idempotency_key: str | None,
+        self,
+        public_key: str,
+        tier: int,
+        order: SessionOrder,
+        idempotency_key: str | None,
         digest: str,
     ) -> Row:
         """A new session, or the one this idempotency key made before.
@@ -208,7 +212,11 @@ class Sessions:
                 return settled
 
     def _reserve(
-        self, public_key: str, tier: int, order: SessionOrder, idempotency_key: str | None,
+        self,
+        public_key: str,
+        tier: int,
+        order: SessionOrder,
+        idempotency_key: str | None,
         digest: str,
     ) -> tuple[Row, bool]:
         self.require_open()
@@ -228,9 +236,15 @@ class Sessions:
                 "created_ms, expires_ms, last_active_ms, idempotency_key, digest) VALUES "
                 "(:id, :key, :shell, :mode, :vcpu, 'starting', :now, :expires, :now, :once, "
                 ":digest)",
-                id=session_id, key=public_key, shell=order.shell, mode=order.network_mode,
-                vcpu=order.vcpu, now=now_ms, expires=now_ms + order.ttl_seconds * 1000,
-                once=idempotency_key, digest=digest,
+                id=session_id,
+                key=public_key,
+                shell=order.shell,
+                mode=order.network_mode,
+                vcpu=order.vcpu,
+                now=now_ms,
+                expires=now_ms + order.ttl_seconds * 1000,
+                once=idempotency_key,
+                digest=digest,
             )
             return _require(_select(sql, session_id)), True
 

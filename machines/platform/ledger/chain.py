@@ -233,9 +233,7 @@ def _check_shape(transaction: Transaction) -> None:
         raise Refusal("dust", f"an output holds less than {dust}")
 
 
-def _check_input(
-    sql: Session, transaction: Transaction, position: int, outpoint: Outpoint
-) -> int:
+def _check_input(sql: Session, transaction: Transaction, position: int, outpoint: Outpoint) -> int:
     currency = transaction.currency
     place = output(sql, currency, outpoint)
     if place is None:
@@ -407,12 +405,13 @@ def invalidate(sql: Session, currency: str, depth: int) -> list[str]:
     lowest = max(height - depth + 1, 1)
     returned = sql.all(
         """
-        SELECT t.txid FROM ledger_tx t JOIN block b ON b.id = t.block_id
+        SELECT t.txid, t.block_id FROM ledger_tx t JOIN block b ON b.id = t.block_id
         WHERE b.currency = :currency AND b.state = 'best' AND b.height >= :lowest ORDER BY t.id
         """,
         currency=currency,
         lowest=lowest,
     )
+    sql.run_many("INSERT INTO stale_tx VALUES (:block_id, :txid)", returned)
     for row in returned:
         _set_state(sql, currency, row["txid"], "mempool")
     sql.run(

@@ -31,9 +31,7 @@ def create_world(sql: Session, config: PlatformConfig, now_ms: int) -> None:
         chain.mine(sql, currency, now_ms, _FIRST_BLOCKS)
 
 
-def _fund(
-    sql: Session, currency: str, wallet: str, amounts: tuple[int, ...], now_ms: int
-) -> None:
+def _fund(sql: Session, currency: str, wallet: str, amounts: tuple[int, ...], now_ms: int) -> None:
     wallets.create(sql, currency, wallet)
     address, _ = wallets.new_address(sql, currency, wallet, "funding", now_ms, kind="funding")
     if amounts:

@@ -196,9 +196,7 @@ def select(currency: str, coins: Iterable[Unspent], paid_atomic: int, outputs: i
     )
 
 
-def _funding(
-    currency: str, chosen: Sequence[Unspent], paid_atomic: int, outputs: int
-) -> Funding:
+def _funding(currency: str, chosen: Sequence[Unspent], paid_atomic: int, outputs: int) -> Funding:
     held = sum(coin.amount_atomic for coin in chosen)
     fee = fee_atomic(currency, len(chosen), outputs + 1)
     change = held - paid_atomic - fee

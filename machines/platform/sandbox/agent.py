@@ -8,7 +8,8 @@ It is copied into the sandbox as a read-only file and started by bubblewrap as
 Protocol on the channel (a stream socket): frames of a 4-byte big-endian length and that much JSON.
 The host asks {"id", "op", ...}, the agent answers {"id", "ok": {...}} or
 {"id", "error": {"kind", "message"}}, one request at a time. Bytes travel as base64. The operations
-are the keys of `OPERATIONS`; when the channel closes, everything in the sandbox is killed.
+are the keys of `OPERATIONS`. When the channel closes the agent ends; what it started in the
+background ends with process 1, which the host kills.
 
 The agent has no more rights than the code it starts, and that code may kill it: the host believes
 nothing it says. What it does guard is its memory (PR_SET_DUMPABLE 0), so that a program cannot
@@ -52,7 +53,7 @@ done
 """
 
 
-class Refused(Exception):  # noqa: N818 - the word of the protocol
+class Refused(Exception):
     """A request that cannot be served; `kind` is for programs, the message for people."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -129,6 +130,7 @@ PYTHON = sys.executable or "python3"
 
 def confine() -> None:
     """Limits of a program, set between fork and exec."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what we ignore would be ignored there too
     pids = max(SETTINGS.pids - OWN_PROCESSES, 1)
     resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -151,7 +153,7 @@ def start(
         stderr=subprocess.PIPE,
         start_new_session=True,
         pass_fds=pass_fds,
-        preexec_fn=confine,  # noqa: PLW1509 - the agent has one thread
+        preexec_fn=confine,
         bufsize=0,
     )
 
@@ -434,7 +436,7 @@ def serve(channel: socket.socket) -> None:
 
 
 def main(channel_fd: int) -> None:
-    """Guard ourselves, forget every other descriptor, serve, and take all down at the end."""
+    """Guard ourselves, forget every other descriptor, and serve."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     nothing = os.open("/dev/null", os.O_RDWR)
     for number in (0, 1, 2):
@@ -443,12 +445,10 @@ def main(channel_fd: int) -> None:
     os.closerange(channel_fd + 1, 65536)
     os.set_inheritable(channel_fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with socket.socket(fileno=channel_fd) as channel:
-            serve(channel)
-    finally:
-        with contextlib.suppress(OSError):
-            os.kill(-1, signal.SIGKILL)
+    with socket.socket(fileno=channel_fd) as channel:
+        serve(channel)
+    for interpreter in INTERPRETERS.values():
+        interpreter.close()
 
 
 # -- the lasting Python interpreter --------------------------------------------------------------

@@ -207,7 +207,8 @@ class BubblewrapBackend:
 
     def _make_cgroup(self, spec: Spec, directory: Path) -> Cgroup | None:
         """The record names the groups before they exist, so that a sweep finds them."""
-        cgroup = self._tree and self._tree.group(self._group_prefix + spec.sandbox_id)
+        name = self._group_prefix + spec.sandbox_id
+        cgroup = None if self._tree is None else self._tree.group(name)
         write_record(directory, Record(self._me(), cgroups=cgroup.paths() if cgroup else ()))
         if cgroup is None:
             return None
@@ -232,28 +233,17 @@ class BubblewrapBackend:
         cgroup: Cgroup | None,
         user_id: int | None,
     ) -> _Live:
-        plan = self._plan(spec, ready, user_id)
-        log = directory / "bwrap.log"
+        plan = Plan(ready.interpreter, spec.disk_bytes, ready.can_disable_userns, user_id)
         try:
             with ready.program.opened() as program:
-                started = start_behind_gate(plan, program, log)
+                started = start_behind_gate(plan, program)
                 self._admit(started, directory, cgroup)
                 channel = Channel(started.connection)
                 live = _Live(spec, directory, started.process, channel, cgroup, user_id)
-                try:
-                    self._greet(live, ready)
-                except BaseException:
-                    self._end(live)
-                    raise
-        except BrokenChannel as broken:
-            said = log.read_text(errors="replace") or str(broken)
-            raise remedies.unavailable(said) from broken
+                self._greet_or_explain(live, ready, started)
         except (OSError, subprocess.SubprocessError) as error:
             raise remedies.unavailable(f"{type(error).__name__}: {error}") from error
         return live
-
-    def _plan(self, spec: Spec, ready: _Ready, user_id: int | None) -> Plan:
-        return Plan(ready.interpreter, spec.disk_bytes, ready.can_disable_userns, user_id)
 
     def _admit(self, started: Started, directory: Path, cgroup: Cgroup | None) -> None:
         """Record and limit the waiting process, then let it go on."""
@@ -267,6 +257,18 @@ class BubblewrapBackend:
             started.abandon()
             raise
         started.open_gate()
+
+    def _greet_or_explain(self, live: _Live, ready: _Ready, started: Started) -> None:
+        """Greet; when the agent does not answer, end it all and say what bubblewrap said."""
+        try:
+            self._greet(live, ready)
+        except BaseException as error:
+            self._end(live)
+            if isinstance(error, BrokenChannel):
+                raise remedies.unavailable(started.read_said() or str(error)) from error
+            raise
+        finally:
+            os.close(started.said)
 
     def _greet(self, live: _Live, ready: _Ready) -> None:
         """Hear the agent, tell it its limits, and record what is inside."""

@@ -94,6 +94,8 @@ class Cgroup:
         """CPU time used; None where no controller counts it."""
         if self.version == 2 and "cpu" in self.directories:
             return self._field("cpu", "cpu.stat", "usage_usec") / 1e6
+        if self.version == 1 and "cpuacct" in self.directories:
+            return int((self.directories["cpuacct"] / "cpuacct.usage").read_text()) / 1e9
         return None
 
     def _number(self, name: str) -> int:
@@ -151,7 +153,7 @@ def _memberships(lines: list[str]) -> Iterator[tuple[str, str]]:
 def _version_1(root: Path, memberships: Mapping[str, str]) -> Tree | None:
     parents = {
         controller: root / controller / memberships[controller]
-        for controller in ("memory", "pids", "cpu")
+        for controller in ("memory", "pids", "cpu", "cpuacct")
         if controller in memberships
     }
     usable = {name: path for name, path in parents.items() if os.access(path, os.W_OK)}

@@ -26,7 +26,7 @@ _HEADER = struct.Struct(">I")
 _SMALL_ANSWER_BYTES = 64 * 1024
 
 
-class BrokenChannel(Exception):  # noqa: N818 - a state, not a programming error
+class BrokenChannel(Exception):
     """The agent is gone, late, or said something that is not in the protocol."""
 
 

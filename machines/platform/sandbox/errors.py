@@ -18,7 +18,7 @@ class SandboxError(Exception):
     """Base of everything this package raises on purpose."""
 
 
-class SandboxUnavailable(SandboxError):  # noqa: N818 - the API's error code is this name
+class SandboxUnavailable(SandboxError):
     """Isolation cannot be had here. `reason`: what was seen; `fix`: the one matching step."""
 
     def __init__(self, reason: str, fix: str) -> None:
@@ -30,7 +30,7 @@ class SandboxUnavailable(SandboxError):  # noqa: N818 - the API's error code is 
         )
 
 
-class SandboxGone(SandboxError):  # noqa: N818 - see above
+class SandboxGone(SandboxError):
     """The sandbox named by `sandbox_id` is not (or no longer) alive in this process."""
 
     def __init__(self, sandbox_id: str, reason: str) -> None:
@@ -39,5 +39,5 @@ class SandboxGone(SandboxError):  # noqa: N818 - see above
         super().__init__(f"sandbox {sandbox_id} is gone: {reason}. Create a new one.")
 
 
-class SandboxLimit(SandboxError):  # noqa: N818 - see above
+class SandboxLimit(SandboxError):
     """A request exceeds a limit; the message names the limit, the value seen, the maximum."""

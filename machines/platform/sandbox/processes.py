@@ -14,7 +14,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Identity", "boot_id", "descendants", "identify", "kill", "resident_bytes"]
+__all__ = [
+    "Identity",
+    "boot_id",
+    "descendants",
+    "identify",
+    "kill",
+    "resident_bytes",
+    "wait_until_gone",
+]
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -64,9 +72,9 @@ def kill(identity: Identity, wait_seconds: float = 2.0) -> bool:
 def descendants(pid: int) -> list[Identity]:
     """Children, their children and so on of `pid`, parents first."""
     children: dict[int, list[Identity]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (fields := _stat(int(entry))) is not None:
-            identity = Identity(int(entry), int(fields[19]))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
+            identity = Identity(int(entry.name), int(fields[19]))
             children.setdefault(int(fields[1]), []).append(identity)
     found, queue = [], [pid]
     while queue:

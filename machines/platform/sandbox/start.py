@@ -1,6 +1,6 @@
 """Starting the processes of one sandbox.
 
-    platform --fork--> /bin/sh, other user, waiting at a gate --exec--> bwrap --> process 1 --> agent
+    platform --fork--> /bin/sh (other user, waits at a gate) --exec--> bwrap -> process 1 -> agent
 
 While the shell waits, the platform writes its number to the record and moves it into the cgroup;
 only then does it open the gate, so that nothing ever runs unrecorded or unlimited. If the platform
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from machines.platform.sandbox import layout
@@ -41,16 +42,28 @@ class Plan:
     disk_bytes: int
     can_disable_userns: bool
     user_id: int | None
-    with_filter: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process waiting at the gate, our end of the agent's channel, and the gate."""
+    """A process waiting at the gate, our end of the agent's channel, the gate, and a pipe.
+
+    The pipe carries what bubblewrap says. It must not be a file of the host: its process 1 keeps
+    the descriptor, and code inside could open it again through /proc/1/fd.
+    """
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
     gate: int
+    said: int
+
+    def read_said(self) -> str:
+        """What bubblewrap said so far (its start); for after it ended."""
+        os.set_blocking(self.said, False)
+        try:
+            return os.read(self.said, 4096).decode(errors="replace")
+        except BlockingIOError:
+            return ""
 
     def open_gate(self) -> None:
         """Let bubblewrap begin."""
@@ -62,47 +75,61 @@ class Started:
     def abandon(self) -> None:
         """Give up before the gate was opened."""
         os.close(self.gate)
+        os.close(self.said)
         self.connection.close()
         self.process.kill()
         self.process.wait()
 
 
-def start_behind_gate(plan: Plan, program: Opened, log: Path) -> Started:
-    """Fork the waiting process. `log` receives what bubblewrap says. OSError when that fails."""
+def start_behind_gate(plan: Plan, program: Opened) -> Started:
+    """Fork the waiting process. OSError when that fails."""
     host_end, agent_end = socket.socketpair()
     gate_read, gate_write = os.pipe()
+    said_read, said_write = os.pipe()
     try:
-        with _passed_files(plan) as (arguments_fd, descriptors), log.open("wb") as said:
+        with _passed_files(plan) as (arguments_fd, descriptors):
             argv = [
                 *("/bin/sh", "-c", _GATE, "sh", program.path, "--args", str(arguments_fd), "--"),
                 *(plan.interpreter.program, "-I", "-S", "-B", layout.AGENT_PATH),
                 str(agent_end.fileno()),
             ]
-            process = _STARTER.submit(
-                subprocess.Popen,
-                argv,
-                stdin=gate_read,
-                stdout=said,
-                stderr=said,
-                cwd="/",
-                env=dict(program.environment),
-                pass_fds=(*program.descriptors, *descriptors, agent_end.fileno()),
-                start_new_session=True,
-                **_identity(plan.user_id),
-            ).result()
+            inherited = (*program.descriptors, *descriptors, agent_end.fileno())
+            start = partial(_fork, argv, plan.user_id, program, inherited, gate_read, said_write)
+            process = _STARTER.submit(start).result()
     except BaseException:
         os.close(gate_write)
+        os.close(said_read)
         host_end.close()
         raise
     finally:
         os.close(gate_read)
+        os.close(said_write)
         agent_end.close()
-    return Started(process, host_end, gate_write)
+    return Started(process, host_end, gate_write, said_read)
 
 
-def _identity(user_id: int | None) -> dict[str, object]:
-    """As root: another user for each sandbox, without a way back and without its groups."""
-    return {} if user_id is None else {"user": user_id, "group": user_id, "extra_groups": []}
+def _fork(
+    argv: list[str],
+    user_id: int | None,
+    program: Opened,
+    inherited: tuple[int, ...],
+    gate: int,
+    said: int,
+) -> subprocess.Popen[bytes]:
+    """As root: become another user for each sandbox, without a way back and without groups."""
+    return subprocess.Popen(  # noqa: S603 - fixed words and descriptors of ours
+        argv,
+        stdin=gate,
+        stdout=said,
+        stderr=said,
+        cwd="/",
+        env=dict(program.environment),
+        pass_fds=inherited,
+        start_new_session=True,
+        user=user_id,
+        group=user_id,
+        extra_groups=None if user_id is None else [],
+    )
 
 
 @contextmanager
@@ -124,8 +151,7 @@ def _passed_files(plan: Plan) -> Iterator[tuple[int, tuple[int, ...]]]:
             *layout.namespaces(can_disable_userns=plan.can_disable_userns),
             *layout.file_system(plan.disk_bytes, plan.interpreter, agent_fd, etc_fds),
         ]
-        if plan.with_filter:
-            arguments += ["--seccomp", str(memory_file(build_filter()))]
+        arguments += ["--seccomp", str(memory_file(build_filter()))]
         arguments_fd = memory_file(b"".join(word.encode() + b"\0" for word in arguments))
         yield arguments_fd, tuple(descriptors)
     finally:

@@ -7,7 +7,6 @@ be seen. At that moment nothing but our own code has run there, so the answer ca
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,10 @@ _HOST_SETTINGS = (
 )
 _NAMESPACES = ("user", "pid", "net", "ipc", "uts", "mnt")
 
-INSPECTION = """
+_SETTINGS_LINE = f"NAMESPACES, SETTINGS = {_NAMESPACES!r}, {_HOST_SETTINGS!r}"
+INSPECTION = (
+    _SETTINGS_LINE
+    + """
 import json, os
 
 def can_write(path):
@@ -32,19 +34,20 @@ def can_write(path):
         return False
     return True
 
-status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+def status(pid):
+    fields = dict(line.split(":", 1) for line in open("/proc/%s/status" % pid) if ":" in line)
+    return {name: fields[name].strip() for name in ("CapEff", "Seccomp", "NoNewPrivs")}
+
 print(json.dumps({
-    "status": {name: status[name].strip() for name in ("CapEff", "Seccomp", "NoNewPrivs")},
+    "status": [status("self"), status("1")],
     "uid_map": open("/proc/self/uid_map").read().split(),
-    "namespaces": {name: os.readlink("/proc/self/ns/" + name) for name in %(namespaces)r},
+    "namespaces": {name: os.readlink("/proc/self/ns/" + name) for name in NAMESPACES},
     "interfaces": [line.split(":")[0].strip() for line in open("/proc/net/dev") if ":" in line],
     "processes": sum(name.isdigit() for name in os.listdir("/proc")),
-    "writable": [path for path in %(paths)r if can_write(path)],
+    "writable": [path for path in SETTINGS if can_write(path)],
 }))
-""" % {
-    "namespaces": _NAMESPACES,
-    "paths": _HOST_SETTINGS,
-}
+"""
+)
 
 
 def find_holes(output: bytes, outside_pid: int) -> list[str]:
@@ -60,11 +63,11 @@ def find_holes(output: bytes, outside_pid: int) -> list[str]:
 
 
 def _inside(seen: Mapping[str, Any]) -> list[str]:
-    status = seen["status"]
+    capabilities = [int(status["CapEff"], 16) for status in seen["status"]]
     checks = {
-        f"capabilities {status['CapEff']} instead of none": int(status["CapEff"], 16) == 0,
-        "no system call filter": status["Seccomp"] == "2",
-        "new privileges can be gained": status["NoNewPrivs"] == "1",
+        f"capabilities {capabilities} instead of none": not any(capabilities),
+        "no system call filter": all(status["Seccomp"] == "2" for status in seen["status"]),
+        "privileges can be gained": all(status["NoNewPrivs"] == "1" for status in seen["status"]),
         f"user map {seen['uid_map']} holds more than one user": seen["uid_map"][2:] == ["1"],
         f"network interfaces {seen['interfaces']}": seen["interfaces"] == ["lo"],
         f"{seen['processes']} processes are visible": seen["processes"] <= _OWN_PROCESSES,
@@ -77,7 +80,7 @@ def _namespaces(inside: Mapping[str, str]) -> list[str]:
     return [
         f"the host's {name} namespace is shared"
         for name in _NAMESPACES
-        if inside[name] == os.readlink(f"/proc/self/ns/{name}")
+        if inside[name] == str(Path(f"/proc/self/ns/{name}").readlink())
     ]
 
 

@@ -36,6 +36,13 @@ _STATEMENTS = (
     "CREATE INDEX ledger_tx_state ON ledger_tx (currency, state)",
     "CREATE INDEX ledger_tx_block ON ledger_tx (block_id)",
     """
+    CREATE TABLE stale_tx (
+        block_id INTEGER NOT NULL REFERENCES block (id),
+        txid TEXT NOT NULL,
+        PRIMARY KEY (block_id, txid)
+    ) WITHOUT ROWID
+    """,
+    """
     CREATE TABLE ledger_output (
         currency TEXT NOT NULL,
         txid TEXT NOT NULL,
@@ -174,5 +181,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop it again, children first."""
     tables = ("fault", "refund", "invoice", "api_key", "output_lock", "wallet_address", "wallet")
-    for table in (*tables, "ledger_input", "ledger_output", "ledger_tx", "block"):
+    for table in (*tables, "ledger_input", "ledger_output", "stale_tx", "ledger_tx", "block"):
         op.execute(f"DROP TABLE {table}")

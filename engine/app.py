@@ -1,0 +1,425 @@
+"""The front door: machines, a store, and the runs in it.
+
+::
+
+    app = App([Payment], store=open_store("sqlite:///runs.db"))
+    async with app:
+        run = await app.start(Payment, Invoice(...), key="order-42")
+        await app.send(run.run_id, Paid(amount_atomic=100), key="tx-1")
+        outcome = await app.wait(run.run_id)
+
+Inside `async with`, a worker moves whatever is due, also what an earlier process left behind.
+`App(..., work=False)` only looks and sends.  Synchronous programs use `engine.blocking`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets as secrets_module
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import structlog
+
+from engine.clock import Clock, SystemClock, seconds
+from engine.codec import Codec
+from engine.committer import Committer, InlineIo, Io, ThreadIo
+from engine.control import CANCEL, PAUSE, RESUME
+from engine.decide import Decision, Violation, begin, decide
+from engine.definition import Machine
+from engine.desk import Desk
+from engine.errors import BadPayload, KeyConflict, Refused, UnknownMachine, UnknownRun
+from engine.events import Event, event_id
+from engine.ids import new_run_id
+from engine.journal import Entry
+from engine.limits import check_key
+from engine.performing import OutsideWorld, Performer, World
+from engine.ports import Delivery, EffectRecord, Query, Receipt, Store, StoredRun
+from engine.process import this_worker
+from engine.run import Run
+from engine.runner import Runner
+from engine.secrets import SecretsCodec, load_codec
+from engine.table import Table, compile_table
+from engine.worker import Lease, Worker
+
+log = structlog.get_logger("turtles.app")
+WAIT_POLL_MS = 100
+
+
+class RunRef(msgspec.Struct, frozen=True):
+    """The answer to a start: `created` is false when the key had been used before."""
+
+    run_id: str
+    created: bool
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run stands, usually at its end.  `output` is what the machine's `output` gave."""
+
+    run_id: str
+    machine: str
+    state: str
+    status: str
+    seq: int
+    context: Any
+    output: Any
+    last_error: str | None
+
+
+class Permission(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an event would be accepted now, and why not."""
+
+    event: str
+    allowed: bool
+    reason: str
+
+
+class App:
+    """Machines over a store.
+
+    Args:
+        machines: the classes whose runs this program moves; child machines included.
+        store: from `persistence.open_store(...)`.
+        resources: what effects may ask for with `call.resource(Kind)`.
+        clock: what time it is; tests pass a manual one.
+        secrets: the codec for `Secret` fields; by default from `TURTLES_MASTER_KEY` or the key
+            file beside the store.
+        world: how effects are called; tests and simulators replace it.
+        io: where the store's methods run; a thread of their own by default, in place for a store
+            in memory.
+        work: whether to move runs; without, the app only looks and sends.
+        moved: called after every transition this program makes.
+    """
+
+    def __init__(
+        self,
+        machines: Iterable[type[Machine[Any]]],
+        store: Store,
+        *,
+        resources: Mapping[Any, Any] | None = None,
+        clock: Clock | None = None,
+        secrets: SecretsCodec | None = None,
+        world: World | None = None,
+        io: Io | None = None,
+        work: bool = True,
+        moved: Any = None,
+    ) -> None:
+        self.tables: dict[str, Table] = {m.__name__: compile_table(m) for m in machines}
+        self.store = store
+        self.clock: Clock = clock or SystemClock()
+        self.codec = Codec(secrets or load_codec(store.key_file, os.environ), self.tables)
+        self._io: Io = io or (InlineIo() if store.key_file is None else ThreadIo())
+        self._work = work
+        self._listener = moved
+        self._changed = asyncio.Event()
+        self._lease = Lease(store, self._io, self.clock, this_worker())
+        self._worker = Worker(
+            store=store,
+            io=self._io,
+            clock=self.clock,
+            lease=self._lease,
+            versions=lambda: frozenset(t.fingerprint for t in self.tables.values()),
+        )
+        self._desk = Desk(
+            worker_id=self._lease.identity.worker_id,
+            codec=self.codec,
+            committer=Committer(store.runs, self._io),
+            clock=self.clock,
+            moved=self._note,
+        )
+        performer = Performer(
+            desk=self._desk,
+            clock=self.clock,
+            resources=dict(resources or {}),
+            world=world or OutsideWorld(),
+            may_go_on=self._worker.may_go_on,
+        )
+        self._runner = Runner(
+            codec=self.codec,
+            clock=self.clock,
+            desk=self._desk,
+            performer=performer,
+            may_go_on=self._worker.may_go_on,
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> App:
+        await self.open()
+        if self._work:
+            self._serving = asyncio.create_task(self._worker.serve(self._runner))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def open(self) -> None:
+        """Register the machines and take a lease, without starting to work."""
+        now_ms = self.clock.now_ms()
+        for table in self.tables.values():
+            shape = msgspec.json.encode(table.shape)
+            await self._io(
+                lambda t=table, s=shape: self.store.machines.register(  # type: ignore[misc]
+                    t.name, t.fingerprint, s, now_ms
+                )
+            )
+        await self._lease.beat()
+
+    async def stop(self, *, grace_ms: int = seconds(10)) -> None:
+        """Take no more work, finish the steps in hand, give every run up."""
+        await self._worker.stop(grace_ms=grace_ms)
+        if self._serving is not None:
+            await self._serving
+            self._serving = None
+        await self._lease.retire()
+        self._io.close()
+
+    def _note(self, decision: Decision) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._worker.wake()
+        entry = decision.entry
+        log.info("run.moved", run_id=entry.run_id, machine=decision.after.machine, seq=entry.seq,
+                 event_name=entry.event, source=entry.source, target=entry.target,
+                 status=decision.after.status)  # fmt: skip
+        if self._listener is not None:
+            self._listener(decision)
+
+    # -- doors ----------------------------------------------------------------------------------
+
+    async def start(
+        self, machine: type[Machine[Any]] | str, context: Any, *, key: str | None = None
+    ) -> RunRef:
+        """Accept a run.  The same key gives the same run, however often it is started.
+
+        Raises:
+            UnknownMachine: not one of this app's machines.
+            BadPayload: the context is not of the machine's type.
+            KeyConflict: the key was used before with another context.
+            Refused: the context breaks an invariant of the initial state.
+        """
+        table = self._table(machine)
+        if type(context) is not table.context:
+            raise BadPayload(
+                f"machine {table.name} expects a context {table.context.__name__}"
+                f"({', '.join(table.context.__struct_fields__)}), got {type(context).__name__}."
+            )
+        if key is not None:
+            check_key("key of the run", key)
+        now_ms = self.clock.now_ms()
+        begun = begin(table, run_id=new_run_id(now_ms), context=context, now_ms=now_ms, key=key)
+        if isinstance(begun, Violation):
+            raise Refused(f"machine {table.name} cannot begin: {begun.reason}")
+        start = self._desk.start_for(begun)
+        (started,) = await self._io(lambda: self.store.runs.start([start]))
+        if not started.created:
+            await self._same_start(table, started.run_id, key or "", context)
+        self._worker.wake()
+        return RunRef(started.run_id, started.created)
+
+    async def _same_start(self, table: Table, run_id: str, key: str, context: Any) -> None:
+        entries = await self._io(lambda: self.store.journal.read(run_id, limit=1))
+        first = self.codec.open_entry(table.name, entries[0])
+        if first.context != context:
+            raise KeyConflict(
+                f"key {key!r} of machine {table.name} was used before, by run {run_id}, with "
+                "another context. Use another key, or the same context to get that run."
+            )
+
+    async def send(self, run_id: str, event: Event | str, *, key: str | None = None) -> Receipt:
+        """Give a run an event.  The same key is accepted once; later ones get its receipt.
+
+        Returns at once: the event is durable, and a worker will apply it.  Without a key every
+        call counts as another event.
+
+        Raises:
+            UnknownRun, UnknownEvent, BadPayload, KeyConflict.
+        """
+        stored = await self._stored(run_id)
+        table = self.codec.table(stored.run.machine)
+        name = event if isinstance(event, str) else event_id(type(event))
+        payload = None if isinstance(event, str) else event
+        table.check_payload(name, payload)
+        body = self.codec.seal_payload(payload, f"event {name}")
+        if key is None:
+            key = f"once:{secrets_module.token_hex(12)}"
+        check_key("key of the event", key)
+        return await self._deliver(stored.run, name, key, payload, body)
+
+    async def _deliver(
+        self, run: Run, name: str, key: str, payload: Event | None, body: bytes | None
+    ) -> Receipt:
+        delivery = Delivery(
+            run_id=run.run_id, key=key, event=name, payload=body, at_ms=self.clock.now_ms()
+        )
+        (receipt,) = await self._io(lambda: self.store.inbox.deliver([delivery]))
+        if receipt.duplicate and not receipt.same:
+            raise KeyConflict(
+                f"key {key!r} of run {run.run_id} was used before for another event. "
+                "Use another key."
+            )
+        self._worker.wake()
+        return receipt
+
+    async def pause(self, run_id: str) -> Receipt:
+        """Stop moving a run until `resume`; events are kept."""
+        return await self._control(run_id, PAUSE)
+
+    async def resume(self, run_id: str) -> Receipt:
+        """Go on with a paused or quarantined run."""
+        return await self._control(run_id, RESUME)
+
+    async def cancel(self, run_id: str) -> Receipt:
+        """Ask a run to stop, its children first; what it made is compensated."""
+        return await self._control(run_id, CANCEL)
+
+    async def _control(self, run_id: str, event: str) -> Receipt:
+        stored = await self._stored(run_id)
+        key = f"{event}:{stored.run.seq}:{stored.updated_ms}"
+        return await self._deliver(stored.run, event, key, None, None)
+
+    async def apply(self, receipt: Receipt) -> Receipt:
+        """Apply what waits in a run's inbox here and now, if no worker has the run.
+
+        Effects and timers are left to a worker.  Returns the receipt as it then stands.
+        """
+        if receipt.status == "accepted":
+            for claimed in await self._worker.claim(limit=1, run_id=receipt.run_id):
+                await self._runner.advance(claimed, effects=False)
+        found = await self._io(lambda: self.store.inbox.receipt(receipt.run_id, receipt.key))
+        return found or receipt
+
+    async def settle(self) -> int:
+        """Move everything that is due now, in the foreground; the number of runs moved."""
+        moved = 0
+        while claimed := await self._worker.claim(limit=1):
+            await self._runner.advance(claimed[0])
+            moved += 1
+        return moved
+
+    # -- looking --------------------------------------------------------------------------------
+
+    async def wait(self, run_id: str, *, timeout_seconds: float | None = None) -> Outcome:
+        """The outcome of a run, when it has ended (or is quarantined or paused).
+
+        Raises:
+            TimeoutError: it has not ended in time.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            while True:
+                changed = self._changed
+                outcome = await self.outcome(run_id)
+                if outcome.status in ("completed", "failed", "cancelled", "quarantined", "paused"):
+                    return outcome
+                await self._change_or_poll(changed)
+
+    async def _change_or_poll(self, changed: asyncio.Event) -> None:
+        waiting = [
+            asyncio.create_task(changed.wait()),
+            asyncio.create_task(self.clock.sleep(WAIT_POLL_MS)),
+        ]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def get(self, run_id: str) -> Run:
+        """A run as it stands, with its typed context."""
+        return self.codec.open_run((await self._stored(run_id)).run)
+
+    async def outcome(self, run_id: str) -> Outcome:
+        """How a run stands now."""
+        stored = await self._stored(run_id)
+        run = self.codec.open_run(stored.run)
+        table = self.codec.table(run.machine)
+        ended = run.terminal
+        return Outcome(
+            run_id=run.run_id,
+            machine=run.machine,
+            state=run.state,
+            status=run.status,
+            seq=run.seq,
+            context=run.context,
+            output=table.output({"context": run.context}) if ended else None,
+            last_error=run.last_error,
+        )
+
+    async def find(self, machine: type[Machine[Any]] | str, key: str) -> str | None:
+        """The id of the run started with this key."""
+        name = self._table(machine).name
+        return await self._io(lambda: self.store.runs.find(name, key))
+
+    async def runs(self, query: Query | None = None) -> list[StoredRun]:
+        """Stored runs, newest first; contexts are still encoded."""
+        wanted = query or Query()
+        return await self._io(lambda: self.store.runs.select(wanted))
+
+    async def journal(self, run_id: str) -> list[Entry]:
+        """Every transition of a run, decoded."""
+        machine = (await self._stored(run_id)).run.machine
+        entries = await self._io(lambda: self.store.journal.read(run_id))
+        return [self.codec.open_entry(machine, entry) for entry in entries]
+
+    async def effects(self, run_id: str) -> list[EffectRecord]:
+        """Every recorded effect of a run."""
+        return await self._io(lambda: self.store.effects.read(run_id))
+
+    async def can(self, run_id: str, event: Event | str) -> Permission:
+        """Whether the run would accept the event now, and which clause says no."""
+        run = await self.get(run_id)
+        table = self.codec.table(run.machine)
+        name = event if isinstance(event, str) else event_id(type(event))
+        payload = None if isinstance(event, str) else event
+        result = decide(table, run, name, payload, self.clock.now_ms())
+        if isinstance(result, Decision):
+            return Permission(event=name, allowed=True, reason=f"-> {result.after.state}")
+        return Permission(event=name, allowed=False, reason=result.reason)
+
+    async def allowed(self, run_id: str) -> list[Permission]:
+        """Every event of the machine: whether the run would take it, as far as can be told.
+
+        An event that carries a payload is judged by state alone.
+        """
+        run = await self.get(run_id)
+        table = self.codec.table(run.machine)
+        found = []
+        for name in table.events:
+            if name in table.payloads:
+                handled = (run.state, name) in table.edges and not run.terminal
+                reason = "depends on its payload" if handled else f"not handled in {run.state!r}"
+                found.append(Permission(event=name, allowed=handled, reason=reason))
+            else:
+                result = decide(table, run, name, None, self.clock.now_ms())
+                ok = isinstance(result, Decision)
+                why = f"-> {result.after.state}" if isinstance(result, Decision) else result.reason
+                found.append(Permission(event=name, allowed=ok, reason=why))
+        return found
+
+    def _table(self, machine: type[Machine[Any]] | str) -> Table:
+        name = machine if isinstance(machine, str) else machine.__name__
+        table = self.tables.get(name)
+        if table is None:
+            known = ", ".join(sorted(self.tables)) or "none"
+            raise UnknownMachine(f"no machine {name!r} in this app. It has: {known}.")
+        return table
+
+    async def _stored(self, run_id: str) -> StoredRun:
+        stored = await self._io(lambda: self.store.runs.get(run_id))
+        if stored is None:
+            raise UnknownRun(
+                f"no run {run_id!r} in {self.store.name}. List them with: turtles list"
+            )
+        return stored
+
+
+__all__ = ["App", "Outcome", "Permission", "RunRef"]

@@ -1,0 +1,248 @@
+"""Writing one step of a run: its transition, its effect, its children and its messages at once.
+
+A `Job` is a claimed run in a worker's hands; the `Desk` turns what was decided about it into one
+`Write` and commits it through the committer.  Everything that must happen together is in that one
+write: the journal's entry, the new effect with its first attempt, the events consumed, the child
+runs started, the parent told, the orphaned child cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from engine import control
+from engine.clock import Clock
+from engine.codec import Codec
+from engine.committer import Committer
+from engine.decide import Decision, Violation, begin
+from engine.errors import LostOwnership, TurtlesError
+from engine.limits import CHILD_DEPTH_MAX
+from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, Write
+from engine.run import Run
+from engine.table import Place, Table
+
+log = structlog.get_logger("turtles.desk")
+
+
+class Job:
+    """A claimed run in this worker's hands."""
+
+    def __init__(self, table: Table, run: Run, claimed: Claimed) -> None:
+        self.table = table
+        self.run = run
+        self.fence = claimed.fence
+        self.inbox = claimed.inbox
+        self.fresh = False
+        """Whether the open attempt was recorded by this very worker a moment ago."""
+
+    @property
+    def place(self) -> Place:
+        """The state the run is in."""
+        return self.table.places[self.run.state]
+
+
+class Desk:
+    """Commits the steps of one worker's jobs.
+
+    Args:
+        moved: called after every transition, with its decision.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        codec: Codec,
+        committer: Committer,
+        clock: Clock,
+        moved: Callable[[Decision], None],
+    ) -> None:
+        self._worker_id = worker_id
+        self._codec = codec
+        self._committer = committer
+        self._clock = clock
+        self._moved = moved
+
+    async def violated(self, job: Job, result: Violation, event: InboxEvent | None) -> None:
+        consumed: tuple[Consumed, ...] = ()
+        if event is not None:
+            consumed = (Consumed(number=event.number, status="rejected", reason=result.reason),)
+        await self.quarantine(job, f"event {result.event}: {result.reason}", consumed)
+
+    async def quarantine(self, job: Job, reason: str, consumed: tuple[Consumed, ...] = ()) -> None:
+        log.error("run.quarantined", run_id=job.run.run_id, state=job.run.state, reason=reason)
+        await self.write(job, control.quarantined(job.run, reason), consumed=consumed)
+
+    async def commit(
+        self,
+        job: Job,
+        decision: Decision,
+        *,
+        consumed: tuple[Consumed, ...] = (),
+        outcome: Any = None,
+    ) -> None:
+        after = decision.after
+        try:
+            starts = self._starts(decision)
+        except TurtlesError as error:
+            await self.quarantine(job, f"event {decision.entry.event}: {error}", consumed)
+            return
+        goes_on = self._due_now(after)
+        if goes_on and after.effect is not None and after.effect != job.run.effect:
+            first = msgspec.structs.replace(after.effect, attempts=1, open=True)
+            after = after.but(effect=first)
+        sends, output = self._sends(job, decision, after)
+        await self.write(
+            job,
+            after,
+            decision=decision,
+            consumed=consumed,
+            outcome=outcome,
+            starts=starts,
+            sends=sends,
+            output=output,
+        )
+        job.fresh = goes_on
+        self._moved(decision)
+
+    def _due_now(self, run: Run) -> bool:
+        return run.effect is not None and run.effect.next_ms <= self._clock.now_ms()
+
+    def _starts(self, decision: Decision) -> tuple[Start, ...]:
+        child = decision.child
+        if child is None:
+            return ()
+        depth = decision.after.depth + 1
+        if depth > CHILD_DEPTH_MAX:
+            raise TurtlesError(f"child run at depth {depth}, the limit is {CHILD_DEPTH_MAX}")
+        begun = begin(
+            self._codec.table(child.child.machine),
+            run_id=child.run_id,
+            context=child.child.context,
+            now_ms=decision.entry.at_ms,
+            parent=child.parent,
+            depth=depth,
+        )
+        if isinstance(begun, Violation):
+            raise TurtlesError(f"child {child.child.machine} cannot begin: {begun.reason}")
+        return (self.start_for(begun),)
+
+    def start_for(self, begun: Decision) -> Start:
+        """The encoded start of a run that has been accepted."""
+        return Start(
+            run=self._codec.seal_run(begun.after),
+            entry=self._codec.seal_entry(begun.entry, self._worker_id),
+        )
+
+    def _sends(
+        self, job: Job, decision: Decision, after: Run
+    ) -> tuple[tuple[Delivery, ...], bytes | None]:
+        sends: list[Delivery] = []
+        at_ms = decision.entry.at_ms
+        orphan = self._orphan(job, decision, after)
+        if orphan is not None:
+            key = f"parent:{after.run_id}:{after.seq}"
+            sends.append(
+                Delivery(run_id=orphan, key=key, event=control.CANCEL, payload=None, at_ms=at_ms)
+            )
+        output = self._output(job, after) if after.terminal else None
+        parent = after.parent
+        if parent is not None and after.terminal:
+            payload = self._ended_payload(after, output)
+            sends.append(
+                self._to_parent(after, parent.on_ended, ended_key(after.run_id), payload, at_ms)
+            )
+        elif parent is not None and decision.moved and parent.on_moved is not None:
+            body = {"event": parent.on_moved, "run_id": after.run_id, "state": after.state}
+            key = f"child:{after.run_id}:{after.seq}"
+            sends.append(self._to_parent(after, parent.on_moved, key, body, at_ms))
+        return tuple(sends), None if output is None else self._codec.encode(output)
+
+    def _orphan(self, job: Job, decision: Decision, after: Run) -> str | None:
+        """The live child that this transition leaves behind, if it has to be cancelled."""
+        child, describe = job.run.child, job.place.child
+        if child is None or describe is None:
+            return None
+        over = decision.entry.event in (job.place.on_child, control.CHILD_ENDED)
+        kept = after.child == child and after.closing is None
+        if over or kept or job.run.closing is not None:
+            return None
+        policy = describe({"context": job.run.context}).on_parent_end
+        return None if policy == "abandon" else child
+
+    def _to_parent(
+        self, run: Run, event: str, key: str, body: dict[str, Any], at_ms: int
+    ) -> Delivery:
+        assert run.parent is not None
+        payload = self._codec.encode(body)
+        return Delivery(
+            run_id=run.parent.run_id, key=key, event=event, payload=payload, at_ms=at_ms
+        )
+
+    def _output(self, job: Job, after: Run) -> Any:
+        return job.table.output({"context": after.context})
+
+    def _ended_payload(self, run: Run, output: Any) -> dict[str, Any]:
+        assert run.parent is not None
+        body = {
+            "event": run.parent.on_ended,
+            "run_id": run.run_id,
+            "machine": run.machine,
+            "state": run.state,
+            "succeeded": run.status == "completed",
+        }
+        kind = self._codec.table(run.parent.machine).payloads.get(run.parent.on_ended)
+        if kind is not None and "output" in kind.__struct_fields__:
+            body["output"] = output
+        return body
+
+    async def write(
+        self,
+        job: Job,
+        after: Run,
+        *,
+        decision: Decision | None = None,
+        consumed: tuple[Consumed, ...] = (),
+        outcome: Any = None,
+        starts: tuple[Start, ...] = (),
+        sends: tuple[Delivery, ...] = (),
+        output: bytes | None = None,
+    ) -> None:
+        entry = self._codec.seal_entry(decision.entry, self._worker_id) if decision else None
+        write = Write(
+            fence=job.fence,
+            before=self._codec.seal_run(job.run),
+            after=self._codec.seal_run(after),
+            entry=entry,
+            outcome=outcome,
+            consumed=consumed,
+            starts=starts,
+            sends=sends,
+            output=output,
+            at_ms=self._clock.now_ms(),
+        )
+        written = await self._committer.write(write)
+        if not written.ok:
+            raise LostOwnership(f"run {job.run.run_id}: moved by another worker; work dropped")
+        job.run, job.inbox = after, written.arrived
+
+    async def release(self, job: Job) -> None:
+        sealed = self._codec.seal_run(job.run)
+        await self._committer.write(
+            Write(
+                fence=job.fence,
+                before=sealed,
+                after=sealed,
+                release=True,
+                at_ms=self._clock.now_ms(),
+            )
+        )
+
+
+def ended_key(run_id: str) -> str:
+    """The dedupe key of the event that tells a parent of its child's end."""
+    return f"child:{run_id}:ended"

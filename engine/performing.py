@@ -1,0 +1,262 @@
+"""Performing effects: count the attempt, call, and turn whatever happens into the next step.
+
+::
+
+    attempt recorded? --no--> record it --> call --+-- event ----------> decide, commit: done
+          |                                        +-- Again ----------> later, attempts from 0
+          yes, by a worker that is gone            +-- Transient ------> later, or give up
+          |                                        +-- Permanent ------> give up
+          reconcile --+-- event ----> as above     +-- anything else --> outcome unknown: reconcile
+                      +-- NotDone --> record, call
+                      +-- unknown --> ask again later, in the end quarantine; never guess
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from engine import control
+from engine.clock import Clock
+from engine.decide import Decision, decide, pause_ms
+from engine.desk import Desk, Job
+from engine.effects import Again, Call, Effect, NotDone
+from engine.errors import Permanent, Transient, TurtlesError
+from engine.events import Event, event_id
+from engine.run import Pending
+
+log = structlog.get_logger("turtles.effects")
+DEFAULT_PAUSE_MS = 1_000
+
+
+class World(Protocol):
+    """How effects reach the outside; the one seam that a test or a simulator replaces."""
+
+    async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
+        """Make the call."""
+
+    async def reconcile(
+        self, effect: Effect, context: Any, call: Call
+    ) -> Event | Again | NotDone | None:
+        """Find out whether the call was made."""
+
+
+class OutsideWorld:
+    """The real one: calls the effect's functions, each bounded by the effect's timeout."""
+
+    async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
+        """Make the call; out of time means that its outcome is unknown."""
+        async with _bounded(effect):
+            return await effect.perform(context, call)
+
+    async def reconcile(
+        self, effect: Effect, context: Any, call: Call
+    ) -> Event | Again | NotDone | None:
+        """Ask the effect's reconcile function."""
+        assert effect.ask is not None
+        async with _bounded(effect):
+            return await effect.ask(context, call)
+
+
+def _bounded(effect: Effect) -> asyncio.Timeout:
+    return asyncio.timeout(effect.timeout_ms / 1000)
+
+
+class Performer:
+    """Performs the effects of one worker's jobs.
+
+    Args:
+        may_go_on: false when the worker is stopping or its lease is in doubt.
+    """
+
+    def __init__(
+        self,
+        *,
+        desk: Desk,
+        clock: Clock,
+        resources: Mapping[Any, Any],
+        world: World,
+        may_go_on: Callable[[], bool],
+    ) -> None:
+        self._desk = desk
+        self._clock = clock
+        self._resources = resources
+        self._world = world
+        self._may_go_on = may_go_on
+
+    async def step(self, job: Job) -> None:
+        """Whatever the pending effect needs next."""
+        pending = job.run.effect
+        assert pending is not None
+        effect = self._definition(job, pending)
+        if pending.open and not job.fresh:
+            await self._reconcile(job, effect, pending)
+        elif not pending.open:
+            await self._count_attempt(job, pending)
+        else:
+            await self._perform(job, effect, pending)
+
+    def _definition(self, job: Job, pending: Pending) -> Effect:
+        if pending.undo_of is not None:
+            found = job.table.places[pending.undo_of].compensation
+        else:
+            found = job.place.effect
+        assert found is not None
+        return found
+
+    async def _count_attempt(self, job: Job, pending: Pending) -> None:
+        counted = msgspec.structs.replace(pending, attempts=pending.attempts + 1, open=True)
+        await self._desk.write(job, job.run.but(effect=counted, status="running"))
+        job.fresh = True
+
+    async def _reconcile(self, job: Job, effect: Effect, pending: Pending) -> None:
+        if effect.ask is None:  # idempotent: performing again is the same as once
+            if effect.retry.exhausted(pending.attempts):
+                await self._give_up(job, effect, pending, pending.last_error or "no outcome")
+            else:
+                await self._count_attempt(job, pending)
+            return
+        try:
+            answer = await self._world.reconcile(effect, job.run.context, self._call(job, pending))
+        except Exception as error:  # noqa: BLE001 - whatever it was, we still do not know
+            await self._still_unknown(job, effect, pending, error)
+            return
+        if isinstance(answer, NotDone):
+            await self._count_attempt(job, pending)
+        else:
+            await self._outcome(job, effect, pending, answer)
+
+    async def _perform(self, job: Job, effect: Effect, pending: Pending) -> None:
+        job.fresh = False
+        if not self._may_go_on():
+            return
+        try:
+            answer = await self._world.perform(effect, job.run.context, self._call(job, pending))
+        except Transient as error:
+            await self._retry(job, effect, pending, error)
+        except Permanent as error:
+            await self._give_up(job, effect, pending, str(error))
+        except Exception as error:  # noqa: BLE001 - nobody knows whether the call took effect
+            await self._still_unknown(job, effect, pending, error)
+        else:
+            await self._outcome(job, effect, pending, answer)
+
+    def _call(self, job: Job, pending: Pending) -> Call:
+        return Call(
+            run_id=job.run.run_id,
+            key=pending.key,
+            attempt=pending.attempts,
+            now_ms=self._clock.now_ms(),
+            resources=self._resources,
+        )
+
+    async def _outcome(
+        self, job: Job, effect: Effect, pending: Pending, answer: Event | Again | None
+    ) -> None:
+        now_ms = self._clock.now_ms()
+        if isinstance(answer, Again):
+            pause = answer.after_ms
+            if pause is None:
+                pause = pause_ms(job.place, job.run.context) or DEFAULT_PAUSE_MS
+            await self._reschedule(job, pending, now_ms + pause, attempts=0, last_error=None)
+        elif pending.undo_of is not None:
+            decision = control.undone(job.table, job.run, now_ms)
+            await self._desk.commit(job, decision, outcome="done")
+        elif answer is None:
+            await self._desk.quarantine(
+                job, f"effect {effect.name} returned None, expected an event"
+            )
+        else:
+            await self._apply_outcome(job, effect, answer, now_ms)
+
+    async def _apply_outcome(self, job: Job, effect: Effect, event: Event, now_ms: int) -> None:
+        name = event_id(type(event))
+        try:
+            result = decide(job.table, job.run, name, event, now_ms, from_effect=True)
+        except TurtlesError as error:
+            await self._desk.quarantine(job, f"outcome of effect {effect.name}: {error}")
+            return
+        if isinstance(result, Decision):
+            await self._desk.commit(job, result, outcome="done")
+        else:
+            await self._desk.quarantine(job, f"outcome of effect {effect.name}: {result.reason}")
+
+    async def _retry(self, job: Job, effect: Effect, pending: Pending, error: Transient) -> None:
+        if effect.retry.exhausted(pending.attempts):
+            await self._give_up(job, effect, pending, str(error))
+            return
+        delay = effect.retry.delay_ms(pending.attempts, pending.key)
+        delay = max(delay, error.retry_after_ms or 0)
+        log.info("effect.retry", run_id=job.run.run_id, effect=effect.name,
+                 attempt=pending.attempts, delay_ms=delay, reason=str(error))  # fmt: skip
+        await self._reschedule(job, pending, self._clock.now_ms() + delay, last_error=str(error))
+
+    async def _still_unknown(
+        self, job: Job, effect: Effect, pending: Pending, error: Exception
+    ) -> None:
+        """The call may have happened.  Ask again later; never guess."""
+        reason = _describe(error)
+        asked = msgspec.structs.replace(pending, attempts=pending.attempts + 1)
+        log.warning("effect.unknown", run_id=job.run.run_id, effect=effect.name, reason=reason)
+        if effect.retry.exhausted(pending.attempts):
+            if effect.ask is None:
+                await self._give_up(job, effect, pending, reason)
+            else:
+                await self._desk.quarantine(
+                    job, f"outcome of effect {effect.name} unknown: {reason}"
+                )
+            return
+        counted = asked if effect.ask is not None else pending
+        delay = effect.retry.delay_ms(pending.attempts, pending.key)
+        await self._reschedule(
+            job, counted, self._clock.now_ms() + delay, in_doubt=True, last_error=reason
+        )
+
+    async def _give_up(self, job: Job, effect: Effect, pending: Pending, reason: str) -> None:
+        name = None if pending.undo_of else job.place.on_exhausted
+        if name is None:
+            await self._desk.quarantine(job, f"effect {effect.name} given up: {reason}")
+            return
+        kind = job.table.payloads.get(name)
+        payload = (
+            None
+            if kind is None
+            else kind(effect=effect.name, reason=reason, attempts=pending.attempts)
+        )
+        result = decide(job.table, job.run, name, payload, self._clock.now_ms())
+        if isinstance(result, Decision):
+            await self._desk.commit(job, result, outcome="given_up")
+        else:
+            await self._desk.quarantine(job, f"effect {effect.name} given up: {result.reason}")
+
+    async def _reschedule(
+        self,
+        job: Job,
+        pending: Pending,
+        next_ms: int,
+        *,
+        attempts: int | None = None,
+        in_doubt: bool = False,
+        last_error: str | None,
+    ) -> None:
+        later = msgspec.structs.replace(
+            pending,
+            next_ms=next_ms,
+            attempts=pending.attempts if attempts is None else attempts,
+            open=in_doubt,
+            last_error=last_error,
+        )
+        job.fresh = False
+        await self._desk.write(job, job.run.but(effect=later, status="waiting"))
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, TurtlesError):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return f"{type(error).__name__} in the effect"

@@ -1,0 +1,188 @@
+"""Moves one claimed run until nothing is due: the pipeline of a worker.
+
+Each turn does the first of these that applies, and commits it before it looks again::
+
+    1. a control event ($pause, $resume, $cancel)        5. the state's timer is due
+    2. a deferred cancel that has become possible        6. the effect is due: perform it
+    3. an attempt without an outcome: reconcile first    7. nothing: give the run up
+    4. the oldest event of the inbox
+
+The first attempt of a new effect is recorded in the transaction that enters its state, and the
+worker goes straight on to perform it.  Where a process can die, and who goes on:
+
+- before a commit: nothing happened;
+- after an attempt is recorded, before or after the call: `Pending.open` is true, and whoever takes
+  the run reconciles first (3);
+- a zombie: its writes carry an old fence, change nothing, and raise `LostOwnership` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from engine import control
+from engine.clock import Clock
+from engine.codec import Codec
+from engine.decide import Decision, Rejection, Violation, decide
+from engine.desk import Desk, Job, ended_key
+from engine.errors import TurtlesError
+from engine.performing import Performer
+from engine.ports import Claimed, Consumed, InboxEvent
+from engine.run import HELD, Run
+
+log = structlog.get_logger("turtles.runner")
+STALLS_MAX = 50
+
+
+class Runner:
+    """Moves claimed runs of one worker.
+
+    Args:
+        may_go_on: false when the worker is stopping or its lease is in doubt; looked at between
+            steps and before every effect.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: Codec,
+        clock: Clock,
+        desk: Desk,
+        performer: Performer,
+        may_go_on: Callable[[], bool],
+    ) -> None:
+        self._codec = codec
+        self._clock = clock
+        self._desk = desk
+        self._performer = performer
+        self._may_go_on = may_go_on
+
+    async def advance(self, claimed: Claimed, *, effects: bool = True) -> Run:
+        """Move a run until nothing is due, then give it up.
+
+        Args:
+            effects: false to apply events only, and leave timers and effects to a worker.
+
+        Raises:
+            LostOwnership: another worker has the run; nothing of the last step was written.
+        """
+        run = self._codec.open_run(claimed.run)
+        job = Job(self._codec.table(run.machine), run, claimed)
+        if claimed.stalls > STALLS_MAX and run.status not in HELD:
+            await self._desk.quarantine(job, f"claimed {claimed.stalls} times without progress")
+        while self._may_go_on() and await self._turn(job, effects):
+            pass
+        await self._desk.release(job)
+        return job.run
+
+    async def _turn(self, job: Job, effects: bool) -> bool:
+        """One step; False when nothing is left to do now."""
+        run, now_ms = job.run, self._clock.now_ms()
+        controls = [event for event in job.inbox if event.event in control.CONTROLS]
+        if controls and not run.terminal:
+            await self._control(job, controls[0], now_ms)
+        elif run.terminal or run.status in HELD:
+            return await self._refuse_rest(job, now_ms) if run.terminal else False
+        elif run.cancel_requested and self._can_cancel(job):
+            await self._cancel(job, None, now_ms)
+        elif effects and run.effect and run.effect.open and run.effect.next_ms <= now_ms:
+            await self._performer.step(job)
+        elif job.inbox:
+            await self._event(job, job.inbox[0], now_ms)
+        elif effects and run.deadline_ms is not None and run.deadline_ms <= now_ms:
+            await self._timer(job, now_ms)
+        elif effects and run.effect and run.effect.next_ms <= now_ms:
+            await self._performer.step(job)
+        else:
+            return False
+        return True
+
+    async def _event(self, job: Job, event: InboxEvent, now_ms: int) -> None:
+        if job.run.closing is not None:
+            await self._event_while_closing(job, event, now_ms)
+            return
+        try:
+            payload = self._codec.open_payload(job.table, event.event, event.payload, event.key)
+            result = decide(job.table, job.run, event.event, payload, now_ms)
+        except TurtlesError as error:
+            result = Rejection(event=event.event, state=job.run.state, reason=str(error))
+        applied = Consumed(number=event.number, status="applied")
+        if isinstance(result, Decision):
+            await self._desk.commit(job, result, consumed=(applied,))
+        elif isinstance(result, Rejection):
+            await self._reject(job, event, result.reason)
+        else:
+            await self._desk.violated(job, result, event)
+
+    async def _event_while_closing(self, job: Job, event: InboxEvent, now_ms: int) -> None:
+        if job.run.child is not None and event.key == ended_key(job.run.child):
+            decision = control.child_ended(job.table, job.run, now_ms)
+            consumed = Consumed(number=event.number, status="applied")
+            await self._desk.commit(job, decision, consumed=(consumed,))
+        else:
+            await self._reject(job, event, f"the run is closing as {job.run.closing}")
+
+    async def _refuse_rest(self, job: Job, now_ms: int) -> bool:
+        if not job.inbox:
+            return False
+        await self._reject(job, job.inbox[0], f"the run is {job.run.status}")
+        return True
+
+    async def _reject(self, job: Job, event: InboxEvent, reason: str) -> None:
+        log.info("event.rejected", run_id=job.run.run_id, event_name=event.event, reason=reason)
+        consumed = Consumed(number=event.number, status="rejected", reason=reason)
+        await self._desk.write(job, job.run, consumed=(consumed,))
+
+    async def _timer(self, job: Job, now_ms: int) -> None:
+        name = job.place.on_timeout or ""
+        result = decide(job.table, job.run, name, None, now_ms)
+        if isinstance(result, Decision):
+            await self._desk.commit(job, result)
+        else:
+            await self._desk.quarantine(job, f"timer {name!r}: {result.reason}")
+
+    # -- control --------------------------------------------------------------------------------
+
+    async def _control(self, job: Job, event: InboxEvent, now_ms: int) -> None:
+        result: Decision | Rejection
+        if event.event == control.CANCEL:
+            await self._cancel(job, event, now_ms)
+            return
+        if event.event == control.PAUSE:
+            result = control.pause(job.run, now_ms)
+        else:
+            result = control.resume(job.table, job.run, now_ms)
+        await self._settle_control(job, event, result)
+
+    async def _cancel(self, job: Job, event: InboxEvent | None, now_ms: int) -> None:
+        result: Decision | Rejection | Violation
+        if (job.run.state, control.CANCEL_EVENT) in job.table.edges and not job.run.closing:
+            result = decide(job.table, job.run, control.CANCEL_EVENT, None, now_ms)
+            if isinstance(result, Decision):
+                after = result.after.but(cancel_requested=False)
+                result = msgspec.structs.replace(result, after=after)
+        else:
+            result = control.cancel(job.table, job.run, now_ms)
+        if isinstance(result, Violation):
+            await self._desk.violated(job, result, event)
+        else:
+            await self._settle_control(job, event, result)
+
+    async def _settle_control(
+        self, job: Job, event: InboxEvent | None, result: Decision | Rejection
+    ) -> None:
+        if isinstance(result, Decision):
+            consumed = (Consumed(number=event.number, status="applied"),) if event else ()
+            await self._desk.commit(job, result, consumed=consumed)
+        elif event:
+            await self._reject(job, event, result.reason)
+        else:
+            await self._desk.write(job, job.run.but(cancel_requested=False))
+
+    def _can_cancel(self, job: Job) -> bool:
+        in_doubt = job.run.effect is not None and job.run.effect.open
+        own = (job.run.state, control.CANCEL_EVENT) in job.table.edges
+        return own or (job.place.cancellable and not in_doubt)

@@ -1,0 +1,93 @@
+"""An app in the foreground: the test says when something moves and what time it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from engine.app import App
+from engine.committer import InlineIo
+from engine.definition import Machine
+from engine.performing import OutsideWorld
+from engine.ports import Store
+from engine.testing.clock import ManualClock
+from engine.testing.faults import CrashingStore, CrashingWorld, CrashPlan
+
+MOVES_MAX = 10_000
+
+
+class Harness:
+    """An `App` without a background worker, on a manual clock.
+
+    Args:
+        machines: the classes under test, child machines included.
+        store: the store, usually in memory; it may be shared by harnesses one after another, as a
+            database is by processes.
+        resources: fakes for what the effects ask for.
+        clock: shared likewise.
+        plan: where to crash, if anywhere.
+        secrets: the codec for secrets; share it when the store is shared.
+    """
+
+    def __init__(
+        self,
+        machines: Iterable[type[Machine[Any]]],
+        *,
+        store: Store,
+        resources: Mapping[Any, Any] | None = None,
+        clock: ManualClock | None = None,
+        plan: CrashPlan | None = None,
+        **app: Any,
+    ) -> None:
+        self.clock = clock or ManualClock()
+        self.store = store
+        self.plan = plan or CrashPlan()
+        crashing: Any = CrashingStore(store, self.plan)
+        self.app = App(
+            machines,
+            crashing,
+            resources=resources,
+            clock=self.clock,
+            world=CrashingWorld(OutsideWorld(), self.plan),
+            io=InlineIo(),
+            work=False,
+            **app,
+        )
+
+    async def __aenter__(self) -> Harness:
+        await self.app.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A dead process retires nothing; its runs are found by their expired lease.
+        if not self.plan.dead:
+            await self.app.stop()
+
+    async def until_idle(self, *, horizon_ms: int = 10 * 365 * 24 * 3_600_000) -> None:
+        """Move whatever is due, and the clock to whatever falls due, until nothing will.
+
+        Args:
+            horizon_ms: how far the clock may be moved in all.
+
+        Raises:
+            AssertionError: still busy after 10,000 moves.
+        """
+        last_ms = self.clock.now_ms() + horizon_ms
+        for _ in range(MOVES_MAX):
+            await self.app.open()
+            if await self.app.settle():
+                continue
+            due_ms = self.store.runs.next_due_ms(self._versions())
+            if due_ms is None or due_ms > last_ms:
+                return
+            self.clock.advance_to(due_ms)
+        raise AssertionError(f"not idle after {MOVES_MAX} moves")
+
+    def _versions(self) -> frozenset[str]:
+        return frozenset(table.fingerprint for table in self.app.tables.values())

@@ -1,0 +1,181 @@
+"""A worker: claims due runs and moves them, many at once, in one event loop.
+
+Its lease is one row with a heartbeat; all the runs it owns hang on that.  When the heartbeat
+cannot be written in time, the worker stops touching the outside before its lease is over, because
+after that another worker may have its runs.  Waiting runs cost nothing: they are rows with a due
+time; the worker sleeps until the next one, or until somebody wakes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import structlog
+
+from engine.clock import Clock, seconds
+from engine.committer import Io
+from engine.errors import LostOwnership, StoreBusy
+from engine.ports import Claimed, Store, WorkerIdentity
+from engine.process import known_dead
+from engine.runner import Runner
+
+log = structlog.get_logger("turtles.worker")
+
+LEASE_MS = seconds(15)
+SAFETY_MS = seconds(3)
+
+
+class Lease:
+    """The worker's own view of its lease."""
+
+    def __init__(self, store: Store, io: Io, clock: Clock, identity: WorkerIdentity) -> None:
+        self._store = store
+        self._io = io
+        self._clock = clock
+        self.identity = identity
+        self._until_ms = 0
+
+    async def beat(self) -> None:
+        """Prolong the lease; frees the runs of workers that are gone."""
+        now_ms = self._clock.now_ms()
+        until_ms = now_ms + LEASE_MS
+
+        def work() -> int:
+            self._store.workers.beat(self.identity, now_ms, lease_until_ms=until_ms)
+            return self._store.workers.reap(now_ms, dead=known_dead)
+
+        freed = await self._io(work)
+        self._until_ms = until_ms
+        if freed:
+            log.info("worker.reaped", runs=freed)
+
+    @property
+    def safe(self) -> bool:
+        """Whether effects may still be started under this lease."""
+        return self._clock.now_ms() < self._until_ms - SAFETY_MS
+
+    async def retire(self) -> None:
+        """Free everything this worker holds."""
+        await self._io(lambda: self._store.workers.retire(self.identity.worker_id))
+
+
+class Worker:
+    """Claims and moves runs until it is stopped.
+
+    Args:
+        versions: the machine versions this program knows; others are left alone.
+        poll_ms: how long another process's event may stay unnoticed.
+        capacity: runs in hand at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        io: Io,
+        clock: Clock,
+        lease: Lease,
+        versions: Callable[[], frozenset[str]],
+        poll_ms: int = 250,
+        capacity: int = 100,
+    ) -> None:
+        self._store = store
+        self._io = io
+        self._clock = clock
+        self._lease = lease
+        self._versions = versions
+        self._poll_ms = poll_ms
+        self._capacity = capacity
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Something may be due: look now."""
+        self._wake.set()
+
+    def may_go_on(self) -> bool:
+        """Whether the next step may be taken."""
+        return not self._stopping and self._lease.safe
+
+    async def claim(self, *, limit: int, run_id: str | None = None) -> list[Claimed]:
+        """Take due runs, or one run by name."""
+        now_ms, versions = self._clock.now_ms(), self._versions()
+        worker_id = self._lease.identity.worker_id
+        return await self._io(
+            lambda: self._store.runs.claim(
+                worker_id, now_ms, limit=limit, versions=versions, run_id=run_id
+            )
+        )
+
+    async def serve(self, runner: Runner) -> None:
+        """Work until `stop`."""
+        heart = asyncio.create_task(self._beats())
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                try:
+                    await self._take(runner)
+                except StoreBusy as error:
+                    log.warning("store.busy", reason=str(error))
+                await self._pause()
+        finally:
+            heart.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await heart
+
+    async def _take(self, runner: Runner) -> None:
+        free = self._capacity - len(self._jobs)
+        if free <= 0 or not self._lease.safe:
+            return
+        for claimed in await self.claim(limit=free):
+            job = asyncio.create_task(self._move(runner, claimed))
+            self._jobs.add(job)
+            job.add_done_callback(self._done)
+
+    async def _move(self, runner: Runner, claimed: Claimed) -> None:
+        try:
+            await runner.advance(claimed)
+        except LostOwnership as error:
+            log.warning("run.lost", run_id=claimed.run.run_id, reason=str(error))
+
+    def _done(self, job: asyncio.Task[None]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled() and job.exception() is not None:
+            log.error("worker.job_failed", exc_info=job.exception())
+        self.wake()
+
+    async def _pause(self) -> None:
+        now_ms, versions = self._clock.now_ms(), self._versions()
+        due_ms = await self._io(lambda: self._store.runs.next_due_ms(versions))
+        wait_ms = self._poll_ms if due_ms is None else min(due_ms - now_ms, self._poll_ms)
+        if wait_ms <= 0 and len(self._jobs) < self._capacity:
+            return
+        waiting = [
+            asyncio.create_task(self._wake.wait()),
+            asyncio.create_task(self._clock.sleep(max(wait_ms, 1))),
+        ]
+        _, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+
+    async def _beats(self) -> None:
+        while not self._stopping:
+            await self._clock.sleep(LEASE_MS // 3)
+            try:
+                await self._lease.beat()
+            except StoreBusy as error:
+                log.warning("worker.beat_missed", reason=str(error))
+
+    async def stop(self, *, grace_ms: int) -> None:
+        """Take no more work, let every run finish the step it is in, then go."""
+        self._stopping = True
+        self.wake()
+        if self._jobs:
+            _, late = await asyncio.wait(self._jobs, timeout=grace_ms / 1000)
+            for job in late:
+                job.cancel()
+            if late:
+                await asyncio.wait(late)

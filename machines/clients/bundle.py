@@ -1,0 +1,89 @@
+"""All clients of an embedded platform, where everything hangs under one base URL::
+
+/                                portal and platform API
+/rpc/btc/wallet/payer            bitcoin wallet; the same with ltc
+/rpc/doge/                       dogecoin: one wallet per node, no name
+/rpc/xmr/wallet/payer/json_rpc   monero-wallet-rpc
+/rpc/xmr/daemon/...              monerod: json_rpc, get_transactions, is_key_image_spent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.secrets import Secret
+from machines.clients.bitcoind import BitcoindWallet
+from machines.clients.monero import MoneroWallet
+from machines.clients.platform import HttpPlatform
+from machines.clients.portal import HttpPortal
+from machines.clients.ports import Currency, Wallet
+from machines.clients.transport import Transport, base_of
+
+if TYPE_CHECKING:
+    import httpx
+
+WALLET_NAME = "payer"
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Everything the flows reach the outside through, over one transport."""
+
+    portal: HttpPortal
+    platform: HttpPlatform
+    wallets: Mapping[Currency, Wallet]
+    transport: Transport
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self.transport.aclose()
+
+
+def clients_for(
+    base_url: str,
+    *,
+    rpc_username: str,
+    rpc_password: Secret[str],
+    clock_ms: Callable[[], int],
+    network: httpx.AsyncBaseTransport | None = None,
+) -> Clients:
+    """Clients of an embedded platform.
+
+    Args:
+        base_url: e.g. ``http://127.0.0.1:8000``.
+        rpc_username: name for the four wallets.
+        rpc_password: its password.
+        clock_ms: our time, milliseconds since 1970; it also signs.
+        network: an httpx transport instead of sockets, e.g. `httpx.ASGITransport(app)`.
+    """
+    base = base_of(base_url)
+    transport = Transport(clock_ms, network=network)
+
+    def bitcoind(currency: Currency, wallet_name: str | None) -> BitcoindWallet:
+        return BitcoindWallet(
+            currency,
+            f"{base}/rpc/{currency.value.lower()}",
+            transport,
+            wallet_name=wallet_name,
+            username=rpc_username,
+            password=rpc_password,
+        )
+
+    monero = MoneroWallet(
+        f"{base}/rpc/xmr/wallet/{WALLET_NAME}/json_rpc",
+        f"{base}/rpc/xmr/daemon",
+        transport,
+        wallet_name=WALLET_NAME,
+        username=rpc_username,
+        password=rpc_password,
+    )
+    wallets: dict[Currency, Wallet] = {
+        Currency.BTC: bitcoind(Currency.BTC, WALLET_NAME),
+        Currency.LTC: bitcoind(Currency.LTC, WALLET_NAME),
+        Currency.DOGE: bitcoind(Currency.DOGE, None),
+        Currency.XMR: monero,
+    }
+    portal, platform = HttpPortal(base, transport), HttpPlatform(base, transport)
+    return Clients(portal=portal, platform=platform, wallets=wallets, transport=transport)

@@ -1,0 +1,280 @@
+"""The portal: prices, invoices, payment status, a new secret for a lost one.
+
+No call here is signed: a buyer has no key yet, and afterwards the invoice id, which nobody can
+guess, is the capability.  `GET /payment/{id}/status` is a destructive read: the first reply that
+says `completed` carries the secret, every later one carries null.  If that reply is lost, POST
+`/payment/{id}/regenerate` makes a new secret and kills the old one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Raw
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from machines.platform import invoices, keys
+from machines.platform.context import CURRENCIES, PlatformContext
+from machines.platform.invoices import Invoice, Order
+from machines.platform.ledger.addresses import is_address
+from machines.platform.ledger.coins import format_coins
+from machines.platform.misbehaviour import fault_routes
+from machines.platform.pricing import TIERS, quotes
+from machines.platform.replies import Problem, bad_field, iso, parse_object, reply
+from machines.platform.wallets.bitcoind import bitcoind_routes
+from machines.platform.wallets.monero import monero_routes
+from persistence.database import Session
+
+_POLL_SECONDS = 14
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
+
+
+def build_money_routes(context: PlatformContext) -> list[Route]:
+    """Portal, nodes and wallets; the fault route only when the configuration allows faults."""
+    routes = [*portal_routes(context), *monero_routes(context), *bitcoind_routes(context)]
+    if context.config.allow_faults:
+        routes += fault_routes(context.database, context.clock_ms)
+    return routes
+
+
+def portal_routes(context: PlatformContext) -> list[Route]:
+    """The portal's routes."""
+    portal = Portal(context)
+    return [
+        Route("/pricing-for-agents.json", portal.pricing, methods=["GET"]),
+        Route("/api/invoices", portal.create_invoice, methods=["POST"]),
+        Route("/payment/{invoice_id}/status", portal.status, methods=["GET"]),
+        Route("/payment/{invoice_id}/regenerate", portal.regenerate, methods=["POST"]),
+    ]
+
+
+class Portal:
+    """Request handlers over one context."""
+
+    def __init__(self, context: PlatformContext) -> None:
+        self._context = context
+
+    async def pricing(self, _request: Request) -> Response:
+        """The price table and how to buy."""
+        return reply(_price_list(self._context.config.discount_percent))
+
+    async def create_invoice(self, request: Request) -> Response:
+        """Open an invoice: 201, or 200 with the same one when the key was used before."""
+        try:
+            key = _idempotency_key(request)
+            order = self._order(parse_object(await request.body()))
+            return self._open(order, key)
+        except Problem as problem:
+            return problem.response()
+
+    async def status(self, request: Request) -> Response:
+        """What the invoice is now; the secret with the first `completed`."""
+        now_ms = self._context.clock_ms()
+        with self._context.database.transaction() as sql:
+            invoice = invoices.find(sql, request.path_params["invoice_id"])
+            if invoice is None:
+                return _unknown().response()
+            invoice = invoices.evaluate(sql, self._context.config, invoice, now_ms)
+            body = self._status_body(sql, invoice, now_ms)
+        return reply(body, headers={"Cache-Control": "no-store"})
+
+    async def regenerate(self, request: Request) -> Response:
+        """A new secret for the invoice's key; the old one is dead."""
+        now_ms = self._context.clock_ms()
+        with self._context.database.transaction() as sql:
+            invoice = invoices.find(sql, request.path_params["invoice_id"])
+            if invoice is None:
+                return _unknown().response()
+            if invoice.public_key is None:
+                return Problem(
+                    409,
+                    "not_completed",
+                    f"the invoice is {invoice.state}; a key exists only once it is completed.",
+                ).response()
+            fresh = keys.regenerate(sql, invoice.public_key, now_ms)
+        body = {
+            "invoice_id": invoice.invoice_id,
+            "public_key": invoice.public_key,
+            "secret_key": fresh,
+            "api_key": {"public_key": invoice.public_key, "secret_key": fresh},
+        }
+        return reply(body, headers={"Cache-Control": "no-store"})
+
+    def _open(self, order: Order, key: str | None) -> Response:
+        config, now_ms = self._context.config, self._context.clock_ms()
+        with self._context.database.transaction() as sql:
+            known = invoices.find_by_key(sql, key) if key else None
+            if known is not None and known.request_hash != order.fingerprint:
+                raise Problem(
+                    409,
+                    "idempotency_conflict",
+                    "this Idempotency-Key opened an invoice with other content. Send the same "
+                    "body again, or a new key for a new invoice.",
+                )
+            invoice = known or invoices.create(sql, config, order, key, now_ms)
+        return reply(self._invoice_body(invoice, now_ms), 200 if known else 201)
+
+    def _order(self, body: Mapping[str, Any]) -> Order:
+        tier, months = body.get("tier_level"), body.get("months")
+        if not _is_integer(tier) or tier not in TIERS:
+            raise bad_field("tier_level", tier, "an integer from 1 to 32")
+        sold = self._context.config.discount_percent
+        if not _is_integer(months) or months not in sold:
+            raise bad_field("months", months, f"one of {sorted(sold)}")
+        currency = body.get("payment_method")
+        if not isinstance(currency, str) or currency not in CURRENCIES:
+            raise bad_field("payment_method", currency, f"one of {', '.join(CURRENCIES)}")
+        refund_address = _optional_text(body, "refund_address")
+        if refund_address is not None and not is_address(currency, refund_address):
+            raise bad_field("refund_address", refund_address, f"an address of {currency}")
+        email = _optional_text(body, "email")
+        return Order(
+            tier=tier,
+            months=months,
+            currency=currency,
+            email=email,
+            refund_address=refund_address,
+        )
+
+    def _invoice_body(self, invoice: Invoice, now_ms: int) -> dict[str, Any]:
+        return {
+            "id": invoice.invoice_id,
+            "invoice_id": invoice.invoice_id,
+            "status": invoice.state,
+            "payment_method": invoice.currency,
+            "currency": invoice.currency,
+            "address": invoice.address,
+            "payment_address": invoice.address,
+            "amount": invoice.amount,
+            "amount_atomic": invoice.amount_atomic,
+            "amount_usd": _dollars(invoice.price_cents),
+            "price_cents": invoice.price_cents,
+            "tier_level": invoice.tier,
+            "months": invoice.months,
+            "payment_uri": invoice.payment_uri,
+            "confirmations_required": self._context.config.confirmations[invoice.currency],
+            "created_at": iso(invoice.created_ms),
+            "expires_at": iso(invoice.expires_ms),
+            "expires_ms": invoice.expires_ms,
+            "server_ms": now_ms,
+            "status_url": f"/payment/{invoice.invoice_id}/status",
+        }
+
+    def _status_body(self, sql: Session, invoice: Invoice, now_ms: int) -> dict[str, Any]:
+        body = self._invoice_body(invoice, now_ms) | {
+            "state": invoice.state,
+            "confirmations": max(0, invoice.confirmations),
+            "amount_due": invoice.amount,
+            "amount_due_atomic": invoice.amount_atomic,
+            "amount_received": format_coins(invoice.currency, invoice.received_atomic),
+            "amount_received_atomic": invoice.received_atomic,
+            "overpaid_atomic": invoice.overpaid_atomic,
+            "tier": invoice.tier,
+            "payments": [
+                {
+                    "txid": payment.txid,
+                    "amount_atomic": payment.amount_atomic,
+                    "confirmations": payment.confirmations,
+                }
+                for payment in invoices.payments(sql, invoice)
+            ],
+        }
+        return body | _refund_fields(sql, invoice) | _key_fields(sql, invoice, now_ms)
+
+
+def _key_fields(sql: Session, invoice: Invoice, now_ms: int) -> dict[str, Any]:
+    if invoice.public_key is None:
+        return {}
+    secret = keys.reveal_once(sql, invoice.public_key, now_ms)
+    row = keys.find(sql, invoice.public_key)
+    viewed_ms = row.secret_viewed_ms if row else None
+    return {
+        "public_key": invoice.public_key,
+        "secret_key": secret,
+        "api_key": {"public_key": invoice.public_key, "secret_key": secret},
+        "secret_viewed_at": iso(viewed_ms) if viewed_ms is not None else None,
+    }
+
+
+def _refund_fields(sql: Session, invoice: Invoice) -> dict[str, Any]:
+    made = [
+        {
+            "txid": refund.txid,
+            "amount": format_coins(invoice.currency, refund.refund_atomic),
+            "amount_atomic": refund.refund_atomic,
+            "fee_atomic": refund.fee_atomic,
+            "confirmations": refund.confirmations,
+            "address": invoice.refund_address,
+        }
+        for refund in invoices.refunds(sql, invoice)
+    ]
+    return {"refund": made[-1], "refunds": made} if made else {}
+
+
+def _price_list(discount_percent: Mapping[int, int]) -> dict[str, Any]:
+    example = {"tier_level": 1, "months": 1, "payment_method": "LTC"}
+    parameters = ["tier_level", "months", "payment_method", "email", "refund_address"]
+    return {
+        "api": {
+            "create_invoice": {
+                "method": "POST",
+                "url": "/api/invoices",
+                "content_type": "application/json",
+                "params": parameters,
+                "example": example,
+            },
+            "check_status": {
+                "method": "GET",
+                "url": "/payment/{invoice_id}/status",
+                "poll_interval_seconds": _POLL_SECONDS,
+            },
+        },
+        "payment_methods": list(CURRENCIES),
+        "quotes": [
+            {
+                "tier": quote.tier,
+                "duration": quote.months,
+                "months": quote.months,
+                "total_price": _dollars(quote.price_cents),
+                "price_cents": quote.price_cents,
+                "rpm": quote.requests_per_minute,
+                "concurrency": quote.concurrency,
+            }
+            for quote in quotes(discount_percent)
+        ],
+    }
+
+
+def _dollars(cents: int) -> Raw:
+    """A JSON number with two places, without a float in between."""
+    return Raw(f"{cents // 100}.{cents % 100:02d}".encode())
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _optional_text(body: Mapping[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= 200:
+        raise bad_field(name, value, "a string of 1 to 200 characters, or nothing")
+    return value
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise Problem(
+            400, "invalid_request", "Idempotency-Key: expected 1 to 200 visible ASCII characters."
+        )
+    return key
+
+
+def _unknown() -> Problem:
+    return Problem(404, "not_found", "no such invoice. Check the id the portal returned.")

@@ -1,0 +1,168 @@
+"""The inside of the server process: database, application, uvicorn, signals.
+
+::
+
+    open database -> bind -> lifespan start (sweep, mark) -> listen -> ready.json
+    SIGTERM/SIGINT -> remove ready.json -> end sessions -> drain connections -> close database
+
+Sessions end before connections are drained: a command that would run for minutes more ends with
+its sandbox, and its caller is told so, instead of holding up the stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+
+from engine.secrets import load_codec
+from machines.platform.app import build_app
+from machines.platform.context import PlatformConfig, open_money
+from machines.platform.database import open_platform_database
+from machines.platform.sandbox.backend import Backend
+from machines.platform.server import DRAIN_SECONDS, ServerError, remove_ready, write_ready
+
+log = structlog.get_logger("turtles.platform.server")
+
+
+def run(
+    data_dir: Path,
+    host: str,
+    port: int,
+    *,
+    block_seconds: float | None,
+    invoice_seconds: int | None,
+    allow_faults: bool,
+    backend: Backend,
+    requests_per_minute_per_tier: int,
+    say: Callable[[str], None],
+) -> int:
+    """Serve a prepared and locked data directory until a signal; the exit code (0)."""
+    chosen = {"block_seconds": block_seconds, "invoice_seconds": invoice_seconds}
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    config = PlatformConfig(allow_faults=allow_faults, **settings)  # type: ignore[arg-type]
+    codec = load_codec(data_dir / "master.key", os.environ)
+    database = open_platform_database(data_dir)
+    try:
+        context = open_money(database, codec, clock_ms, config)
+        app = build_app(
+            context,
+            backend,
+            allow_faults=allow_faults,
+            requests_per_minute_per_tier=requests_per_minute_per_tier,
+        )
+        with _listening(host, port) as listener:
+            server = _Server(app, data_dir, host, say)
+            try:
+                asyncio.run(server.run_until_signal(listener))
+            except SystemExit as error:
+                raise ServerError(
+                    f"platform server for {data_dir}: its start failed; the log says why"
+                ) from error
+    finally:
+        remove_ready(data_dir)
+        database.close()
+    return 0
+
+
+def clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        # The protocol is named so that asyncio sets TCP_NODELAY on what this socket accepts;
+        # without it every answer waits 40 ms for a delayed acknowledgement.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise ServerError(
+                f"address {host}:{port}: cannot be bound ({error}). "
+                "Choose another --port, or 0 for a free one."
+            ) from error
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our signals, our announcement and our order of stopping."""
+
+    def __init__(
+        self, app: Starlette, data_dir: Path, host: str, say: Callable[[str], None]
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                date_header=False,
+                server_header=False,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
+        )
+        self._app = app
+        self._data_dir = data_dir
+        self._host = host
+        self._say = say
+
+    async def run_until_signal(self, listener: socket.socket) -> None:
+        """Serve on a bound socket."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        # `_serve` is `serve` without uvicorn's own signal handlers, which end the process by
+        # the signal instead of with exit code 0.
+        await self._serve([listener])
+
+    def _on_signal(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        if not self.started or not sockets:
+            return
+        info = write_ready(self._data_dir, self._host, sockets[0].getsockname()[1])
+        log.info("listening", base_url=info.base_url, pid=info.pid)
+        self._say(f"portal and API: {info.base_url}")
+        self._say(f"ready {info.base_url}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Withdraw, end the sessions, then drain."""
+        remove_ready(self._data_dir)
+        await asyncio.to_thread(self._app.state.api.stop)
+        await super().shutdown(sockets)
+        log.info("stopped")
+
+
+def log_to_stderr() -> None:
+    """One JSON object a line on stderr, for the server process."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,245 @@
+"""The storage rules, one query each: what `turtles doctor` shows and the tests assert.
+
+Every query lists breaches, so an empty answer means that the rule holds.  The rules are those of
+`engine.ports`; their names here are what a finding carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from engine.ports import Finding
+from persistence.database import Database, Session
+
+
+class SqlInspector:
+    """`engine.ports.Inspector` in SQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def findings(self) -> list[Finding]:
+        """Every breach there is; empty when all is well."""
+        with self._database.reading() as sql:
+            found = [
+                Finding(rule=rule, run_id=row["run_id"], problem=str(row["problem"]))
+                for rule, query in _RULES
+                for row in sql.all(query)
+            ]
+            return [*found, *_stranded(sql)]
+
+
+_LIVE = "('pending', 'running', 'waiting')"
+_TERMINAL = "('completed', 'failed', 'cancelled')"
+
+_RULES: tuple[tuple[str, str], ...] = (
+    (
+        "journal",
+        """
+        SELECT run_id, problem FROM (
+            SELECT r.run_id,
+                'run is at seq ' || r.seq || ', its journal has '
+                || (SELECT count(*) FROM turtles_transition t WHERE t.run_id = r.run_id)
+                || ' entries up to seq '
+                || coalesce(
+                    (SELECT max(seq) FROM turtles_transition t WHERE t.run_id = r.run_id), 0)
+                AS problem,
+                r.seq AS seq,
+                (SELECT count(*) FROM turtles_transition t WHERE t.run_id = r.run_id) AS entries,
+                (SELECT max(seq) FROM turtles_transition t WHERE t.run_id = r.run_id) AS newest
+            FROM turtles_run r
+        ) AS counted
+        WHERE seq <> entries OR newest IS NULL OR seq <> newest
+        """,
+    ),
+    (
+        "journal",
+        """
+        SELECT t.run_id AS run_id,
+            'entry ' || t.seq || ' begins in ' || t.source || ', the one before ended in '
+            || coalesce(p.target, '(nothing)') AS problem
+        FROM turtles_transition t
+        LEFT JOIN turtles_transition p ON p.run_id = t.run_id AND p.seq = t.seq - 1
+        WHERE t.source <> coalesce(p.target, '')
+        """,
+    ),
+    (
+        "journal",
+        """
+        SELECT r.run_id AS run_id,
+            'run is in ' || r.state || ', its last entry (seq ' || t.seq || ') ends in '
+            || t.target
+            || CASE WHEN t.context <> r.context THEN '; the contexts differ' ELSE '' END AS problem
+        FROM turtles_run r
+        JOIN turtles_transition t ON t.run_id = r.run_id AND t.seq = r.seq
+        WHERE t.target <> r.state OR t.context <> r.context
+        """,
+    ),
+    (
+        "owner",
+        """
+        SELECT r.run_id AS run_id, 'owned by ' || r.owner || ', which holds no lease' AS problem
+        FROM turtles_run r
+        WHERE r.owner IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM turtles_worker w WHERE w.worker_id = r.owner)
+        """,
+    ),
+    (
+        "inbox",
+        """
+        SELECT i.run_id AS run_id,
+            'event ' || i.number || ' (' || i.event || ') is ' || i.status || ' by transition '
+            || coalesce(CAST(i.consumed_seq AS TEXT), '(none)') || ', which is not there' AS problem
+        FROM turtles_inbox i
+        LEFT JOIN turtles_transition t ON t.run_id = i.run_id AND t.seq = i.consumed_seq
+        WHERE (i.status = 'applied' OR i.consumed_seq IS NOT NULL) AND t.seq IS NULL
+        """,
+    ),
+    (
+        "inbox",
+        """
+        SELECT i.run_id AS run_id,
+            'event ' || i.number || ' (' || i.event || ') is ' || i.status
+            || ' but names transition ' || i.consumed_seq AS problem
+        FROM turtles_inbox i
+        WHERE i.status <> 'applied' AND i.consumed_seq IS NOT NULL
+        """,
+    ),
+    (
+        "effect",
+        """
+        SELECT e.run_id AS run_id,
+            'effect ' || e.name || ' of seq ' || e.seq || ' is ' || e.status || ', settled at '
+            || coalesce(CAST(e.closed_seq AS TEXT), 'nothing')
+            || CASE WHEN e.open THEN ', open' ELSE '' END AS problem
+        FROM turtles_effect e
+        WHERE (e.status = 'pending') <> (e.closed_seq IS NULL) OR (e.status <> 'pending' AND e.open)
+        """,
+    ),
+    (
+        "effect",
+        """
+        SELECT e.run_id AS run_id,
+            'effect ' || e.name || ' of seq ' || e.seq
+            || ' is open, but no attempt was counted' AS problem
+        FROM turtles_effect e
+        WHERE e.open AND e.calls = 0
+        """,
+    ),
+    (
+        "effect",
+        """
+        SELECT e.run_id AS run_id,
+            'effect ' || e.name || ' belongs to seq ' || e.seq || ', which is not in the journal'
+            AS problem
+        FROM turtles_effect e
+        LEFT JOIN turtles_transition t ON t.run_id = e.run_id AND t.seq = e.seq
+        WHERE t.seq IS NULL
+        """,
+    ),
+    (
+        "effect",
+        """
+        SELECT e.run_id AS run_id, count(*) || ' effects are pending at once' AS problem
+        FROM turtles_effect e
+        WHERE e.status = 'pending'
+        GROUP BY e.run_id
+        HAVING count(*) > 1
+        """,
+    ),
+    (
+        "parent",
+        """
+        SELECT c.run_id AS run_id, 'the parent ' || c.parent_id || ' does not exist' AS problem
+        FROM turtles_run c
+        LEFT JOIN turtles_run p ON p.run_id = c.parent_id
+        WHERE c.parent_id IS NOT NULL AND p.run_id IS NULL
+        """,
+    ),
+    (
+        "ended",
+        f"""
+        SELECT r.run_id AS run_id,
+            'run is ' || r.status || ' but has '
+            || CASE
+                WHEN r.due_ms IS NOT NULL THEN 'a due time'
+                WHEN r.owner IS NOT NULL THEN 'an owner'
+                WHEN EXISTS (SELECT 1 FROM turtles_effect e
+                             WHERE e.run_id = r.run_id AND e.status = 'pending')
+                    THEN 'a pending effect'
+                ELSE 'an event that nothing will consume'
+            END AS problem
+        FROM turtles_run r
+        WHERE r.status IN {_TERMINAL} AND (
+            r.due_ms IS NOT NULL
+            OR r.owner IS NOT NULL
+            OR EXISTS (SELECT 1 FROM turtles_effect e
+                       WHERE e.run_id = r.run_id AND e.status = 'pending')
+            OR EXISTS (SELECT 1 FROM turtles_inbox i
+                       WHERE i.run_id = r.run_id AND i.status = 'accepted')
+        )
+        """,  # noqa: S608 - constants of this module
+    ),
+    (
+        "stranded",
+        f"""
+        SELECT r.run_id AS run_id,
+            'events wait for it since ' || min(i.at_ms) || ' ms, but it is not due' AS problem
+        FROM turtles_run r
+        JOIN turtles_inbox i ON i.run_id = r.run_id AND i.status = 'accepted'
+        WHERE r.due_ms IS NULL AND r.owner IS NULL
+            AND (r.status IN {_LIVE} OR i.event LIKE '$%')
+        GROUP BY r.run_id
+        """,  # noqa: S608 - constants of this module
+    ),
+)
+
+_IDLE = f"""
+    SELECT r.run_id, r.status, r.state, r.version, r.machine, r.closing, m.shape,
+        c.status AS child_status,
+        CASE WHEN c.status IN {_TERMINAL} THEN 1 ELSE 0 END AS child_ended
+    FROM turtles_run r
+    LEFT JOIN turtles_run c ON c.run_id = r.child
+    LEFT JOIN turtles_machine_version m ON m.version = r.version
+    WHERE r.status IN {_LIVE} AND r.due_ms IS NULL AND r.owner IS NULL
+"""  # noqa: S608 - constants of this module
+
+
+class _State(msgspec.Struct):
+    name: str
+    waits: bool = False
+
+
+class _Edge(msgspec.Struct):
+    source: str
+
+
+class _Shape(msgspec.Struct):
+    """The part of `engine.table.Table.shape` that says which states await events."""
+
+    states: list[_State]
+    edges: list[_Edge]
+
+    def awaiting(self) -> frozenset[str]:
+        leaving = {edge.source for edge in self.edges}
+        return frozenset(s.name for s in self.states if s.waits and s.name in leaving)
+
+
+def _stranded(sql: Session) -> Iterator[Finding]:
+    """Runs that nothing will ever move: not due, not owned, and neither child nor event to come."""
+    awaiting: dict[str, frozenset[str]] = {}
+    for row in sql.all(_IDLE):
+        if row["child_status"] is not None and not row["child_ended"]:
+            continue
+        if row["shape"] is not None and row["version"] not in awaiting:
+            awaiting[row["version"]] = msgspec.json.decode(row["shape"], type=_Shape).awaiting()
+        expected = awaiting.get(row["version"], frozenset())
+        if row["status"] == "waiting" and row["closing"] is None and row["state"] in expected:
+            continue
+        yield Finding(rule="stranded", run_id=row["run_id"], problem=_why_stranded(row))
+
+
+def _why_stranded(row: Session.Row) -> str:
+    pass

@@ -1,0 +1,118 @@
+"""The schema of the engine's database: `turtles db upgrade | check | current`.
+
+A file is brought up to date by the migrations; a database in memory is made from the tables at
+once.  That the two are equal is a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine.errors import SchemaMismatch
+from persistence import migrate, tables
+from persistence.database import Database, Session, open_database
+
+SCRIPT_LOCATION = "migrations/engine"
+
+
+def upgrade(url: str) -> str:
+    """Bring a database up to date, making it if it does not exist; the revision it has then.
+
+    Raises:
+        SchemaMismatch: it was written by newer code.
+        StoreError: the file cannot be used, or a migration failed and nothing of it was kept.
+    """
+    with _opened(url) as database:
+        upgrade_database(database)
+    return migrate.head(SCRIPT_LOCATION)
+
+
+def current(url: str) -> str | None:
+    """The revision of a database; None when there is none yet."""
+    with _opened(url) as database:
+        return _revision(database)
+
+
+def check(url: str) -> list[str]:
+    """What is wrong with a database: damage, dangling references, a schema unlike the tables."""
+    with _opened(url) as database:
+        stored, newest = _revision(database), migrate.head(SCRIPT_LOCATION)
+        if stored != newest:
+            return [
+                f"{database.name}: schema revision is {stored or 'none'}, expected {newest}. "
+                "Run `turtles db upgrade`, or upgrade turtles if the revision is the newer one."
+            ]
+        with database.reading() as sql:
+            return [*_damage(sql), *differences(sql)]
+
+
+def upgrade_database(database: Database) -> None:
+    """Run the migrations that an open database lacks."""
+    migrate.upgrade(database, SCRIPT_LOCATION)
+
+
+def create(database: Database) -> None:
+    """Make the tables of an empty database at once, without migrations, at the newest revision."""
+    with database.transaction() as sql:
+        tables.metadata.create_all(sql.connection)
+        sql.run("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+        sql.run("INSERT INTO alembic_version VALUES (:head)", head=migrate.head(SCRIPT_LOCATION))
+
+
+def require_current(database: Database) -> None:
+    """Refuse a database whose schema is not this code's.
+
+    Raises:
+        SchemaMismatch: names both revisions, and what to do.
+    """
+    stored, newest = migrate.current(database, SCRIPT_LOCATION), migrate.head(SCRIPT_LOCATION)
+    if stored == newest:
+        return
+    if stored is not None and stored not in migrate.revisions(SCRIPT_LOCATION):
+        raise SchemaMismatch(
+            f"database {database.name}: schema revision {stored} is unknown here (the newest "
+            f"known is {newest}); it was written by a newer version. Upgrade turtles, or use "
+            "another database; nothing was changed."
+        )
+    raise SchemaMismatch(
+        f"database {database.name}: schema revision is {stored or 'none'}, this version of "
+        f"turtles needs {newest}. Run `turtles db upgrade`; nothing was changed."
+    )
+
+
+def differences(sql: Session) -> list[str]:
+    """How the schema differs from the tables, as Alembic would write a migration for it."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    context = MigrationContext.configure(sql.connection, opts={"compare_type": True})
+    found = compare_metadata(context, tables.metadata)
+    return [f"schema: {difference!r}" for difference in found]
+
+
+def _damage(sql: Session) -> list[str]:
+    pages = [str(row["integrity_check"]) for row in sql.all("PRAGMA integrity_check")]
+    dangling = sql.all("PRAGMA foreign_key_check")
+    return [
+        *(f"integrity: {line}" for line in pages if line != "ok"),
+        *(
+            f"reference: row {row['rowid']} of {row['table']} names a missing {row['parent']}"
+            for row in dangling
+        ),
+    ]
+
+
+def _revision(database: Database) -> str | None:
+    if database.path is not None and not database.path.exists():
+        return None  # opening it would make the file
+    return migrate.current(database, SCRIPT_LOCATION)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Database]:
+    database = open_database(url)
+    try:
+        yield database
+    finally:
+        database.close()

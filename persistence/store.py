@@ -1,0 +1,78 @@
+"""`open_store(url)`: the one way in.
+
+::
+
+    sqlite:///runs.db             a file (relative path)
+    sqlite:////var/lib/runs.db    a file (absolute path)
+    sqlite://                     in memory, for tests: gone when it is closed
+"""
+
+from __future__ import annotations
+
+from persistence import schema
+from persistence.database import Database, Synchronous, open_database
+from persistence.effects import SqlEffects
+from persistence.inbox import SqlInbox
+from persistence.inspector import SqlInspector
+from persistence.journal import SqlJournal
+from persistence.machines import SqlMachines
+from persistence.runs import SqlRuns
+from persistence.workers import SqlWorkers
+
+
+class SqlStore:
+    """`engine.ports.Store` on one database, by noun.
+
+    Not for several threads at once; several stores (processes) may share one file.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.name = database.name
+        self.runs = SqlRuns(database)
+        self.journal = SqlJournal(database)
+        self.inbox = SqlInbox(database)
+        self.workers = SqlWorkers(database)
+        self.effects = SqlEffects(database)
+        self.machines = SqlMachines(database)
+        self.inspector = SqlInspector(database)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.database.close()
+
+
+def open_store(
+    url: str,
+    *,
+    synchronous: Synchronous = "FULL",
+    migrate: bool = True,
+    busy_timeout_seconds: float = 10.0,
+) -> SqlStore:
+    """Open a store, and bring its schema up to date.
+
+    Args:
+        url: see the head of this module.
+        synchronous: `FULL`, or `NORMAL`: faster, survives the death of the process, may lose the
+            last commits when the machine loses power.
+        migrate: upgrade an older schema; False refuses it.
+        busy_timeout_seconds: how long a transaction waits for another process.
+
+    Raises:
+        UsageError: a url of another kind.
+        SchemaMismatch: the database is newer than this code, or older with `migrate=False`.
+        StoreReadOnly, StoreCorrupt, StoreFull, StoreBusy: the file cannot be used.
+    """
+    database = open_database(
+        url, synchronous=synchronous, busy_timeout_seconds=busy_timeout_seconds
+    )
+    try:
+        if database.path is None:
+            schema.create(database)
+        elif migrate:
+            schema.upgrade_database(database)
+        schema.require_current(database)
+    except BaseException:
+        database.close()
+        raise
+    return SqlStore(database)

@@ -1,0 +1,174 @@
+"""The tables, as SQLAlchemy Core metadata; `migrations/engine` must lead to exactly these.
+
+::
+
+    turtles_run          one row per run, rewritten at every step: keep it small
+    turtles_transition   the journal; rows are only ever added
+    turtles_effect       one row per decided effect; the run's pending one has status `pending`
+    turtles_inbox        events for runs; a row is settled once, by one step
+    turtles_worker       one lease per process, so a heartbeat costs one write
+    turtles_machine_version   the shape of every machine version that has run here
+
+The predicates of the partial indexes are literals: a planner cannot match a bound value with them.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+ACCEPTED = sa.literal_column("'accepted'")
+PENDING = sa.literal_column("'pending'")
+
+_RUN_STATUSES = (
+    "status IN ('pending', 'running', 'waiting', 'paused',"
+    " 'completed', 'failed', 'cancelled', 'quarantined')"
+)
+# SQLite numbers rows by itself only where the type is spelled INTEGER.
+_SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+run = sa.Table(
+    "turtles_run",
+    metadata,
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("machine", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("entered_seq", sa.Integer, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("owner", sa.Text),
+    sa.Column("due_ms", sa.BigInteger),
+    sa.Column("stalls", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("updated_ms", sa.BigInteger, nullable=False),
+    sa.Column("deadline_ms", sa.BigInteger),
+    sa.Column("child", sa.Text),
+    sa.Column("undo", sa.Text, nullable=False),
+    sa.Column("closing", sa.Text),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("held_from", sa.Text),
+    sa.Column("parent_id", sa.Text),
+    sa.Column("parent", sa.Text),
+    sa.Column("depth", sa.Integer, nullable=False),
+    sa.Column("last_error", sa.Text),
+    sa.Column("context", sa.LargeBinary, nullable=False),
+    sa.Column("output", sa.LargeBinary),
+    sa.PrimaryKeyConstraint("run_id", name="turtles_run_pk"),
+    sa.UniqueConstraint("machine", "key", name="turtles_run_key"),
+    sa.CheckConstraint(_RUN_STATUSES, name="turtles_run_status"),
+)
+_DUE = sa.text("due_ms IS NOT NULL AND owner IS NULL")
+_OWNED = sa.text("owner IS NOT NULL")
+_HAS_PARENT = sa.text("parent_id IS NOT NULL")
+sa.Index("turtles_run_due", run.c.due_ms, sqlite_where=_DUE, postgresql_where=_DUE)
+sa.Index("turtles_run_owner", run.c.owner, sqlite_where=_OWNED, postgresql_where=_OWNED)
+sa.Index(
+    "turtles_run_parent", run.c.parent_id, sqlite_where=_HAS_PARENT, postgresql_where=_HAS_PARENT
+)
+sa.Index("turtles_run_created", run.c.created_ms)
+
+transition = sa.Table(
+    "turtles_transition",
+    metadata,
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("payload", sa.LargeBinary),
+    sa.Column("verdicts", sa.LargeBinary, nullable=False),
+    sa.Column("context", sa.LargeBinary, nullable=False),
+    sa.PrimaryKeyConstraint("run_id", "seq", name="turtles_transition_pk"),
+    sa.ForeignKeyConstraint(["run_id"], ["turtles_run.run_id"], name="turtles_transition_run"),
+    sa.CheckConstraint("seq >= 1", name="turtles_transition_seq"),
+)
+
+effect = sa.Table(
+    "turtles_effect",
+    metadata,
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("calls", sa.Integer, nullable=False),
+    sa.Column("open", sa.Boolean, nullable=False),
+    sa.Column("next_ms", sa.BigInteger, nullable=False),
+    sa.Column("undo_of", sa.Text),
+    sa.Column("last_error", sa.Text),
+    sa.Column("closed_seq", sa.Integer),
+    sa.PrimaryKeyConstraint("run_id", "seq", "name", name="turtles_effect_pk"),
+    sa.UniqueConstraint("key", name="turtles_effect_key"),
+    sa.ForeignKeyConstraint(["run_id"], ["turtles_run.run_id"], name="turtles_effect_run"),
+    sa.CheckConstraint(
+        "status IN ('pending', 'done', 'given_up', 'abandoned')", name="turtles_effect_status"
+    ),
+)
+_PENDING = sa.text("status = 'pending'")
+sa.Index(
+    "turtles_effect_pending",
+    effect.c.run_id,
+    unique=True,
+    sqlite_where=_PENDING,
+    postgresql_where=_PENDING,
+)
+
+inbox = sa.Table(
+    "turtles_inbox",
+    metadata,
+    sa.Column("number", _SERIAL, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("consumed_seq", sa.Integer),
+    sa.Column("payload", sa.LargeBinary),
+    sa.PrimaryKeyConstraint("number", name="turtles_inbox_pk"),
+    sa.UniqueConstraint("run_id", "key", name="turtles_inbox_key"),
+    sa.ForeignKeyConstraint(["run_id"], ["turtles_run.run_id"], name="turtles_inbox_run"),
+    sa.CheckConstraint(
+        "status IN ('accepted', 'applied', 'rejected')", name="turtles_inbox_status"
+    ),
+    sqlite_autoincrement=True,
+)
+_WAITING = sa.text("status = 'accepted'")
+sa.Index(
+    "turtles_inbox_waiting",
+    inbox.c.run_id,
+    inbox.c.number,
+    sqlite_where=_WAITING,
+    postgresql_where=_WAITING,
+)
+
+worker = sa.Table(
+    "turtles_worker",
+    metadata,
+    sa.Column("worker_id", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("process_start", sa.Text, nullable=False),
+    sa.Column("beat_ms", sa.BigInteger, nullable=False),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("worker_id", name="turtles_worker_pk"),
+)
+
+machine_version = sa.Table(
+    "turtles_machine_version",
+    metadata,
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("shape", sa.LargeBinary, nullable=False),
+    sa.Column("first_ms", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("version", name="turtles_machine_version_pk"),
+)

@@ -1,0 +1,68 @@
+"""Backends and sandboxes for the tests of this folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from machines.platform.sandbox.backend import Backend, Handle, Spec
+from machines.platform.sandbox.bubblewrap import BubblewrapBackend
+from machines.platform.sandbox.fake import FakeBackend
+
+MIB = 1024 * 1024
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> BubblewrapBackend:
+    """One real backend for the session; a machine that cannot isolate fails, it never skips."""
+    backend = BubblewrapBackend(tmp_path_factory.mktemp("sandboxes"))
+    probe = backend.probe()
+    assert probe.ok, f"{probe.reason}. Fix: {probe.fix}"
+    return backend
+
+
+@pytest.fixture(params=["fake", "bubblewrap"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Every implementation of the port."""
+    if request.param == "fake":
+        return FakeBackend()
+    real: BubblewrapBackend = request.getfixturevalue("bubblewrap")
+    return real
+
+
+def small_spec(**changes: object) -> Spec:
+    """A fresh id and modest limits."""
+    limits = {"memory_bytes": 256 * MIB, "disk_bytes": 16 * MIB, "pids": 40, **changes}
+    return Spec(f"test-{next(_numbers)}", **limits)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def new_spec() -> Callable[..., Spec]:
+    """Makes specs with fresh ids."""
+    return small_spec
+
+
+@pytest.fixture
+def handle(backend: Backend) -> Iterator[Handle]:
+    """A sandbox of `backend`."""
+    made = backend.create(small_spec())
+    yield made
+    backend.destroy(made)
+
+
+@pytest.fixture
+def sandbox(bubblewrap: BubblewrapBackend) -> Iterator[Handle]:
+    """A sandbox of the real backend."""
+    made = bubblewrap.create(small_spec())
+    yield made
+    bubblewrap.destroy(made)
+
+
+@pytest.fixture
+def scripts() -> Path:
+    """Where the programs that tests start as processes of their own are."""
+    return Path(__file__).parent / "scripts"

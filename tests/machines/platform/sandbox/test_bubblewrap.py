@@ -1,0 +1,430 @@
+"""The real backend: walls that are missing are refused, and nothing is ever left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from machines.platform.sandbox import bubblewrap as module
+from machines.platform.sandbox import layout, processes
+from machines.platform.sandbox.backend import MIB, Command, Handle, Spec
+from machines.platform.sandbox.bubblewrap import BubblewrapBackend
+from machines.platform.sandbox.cgroups import Tree
+from machines.platform.sandbox.errors import SandboxGone, SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.program import find_candidates
+from machines.platform.sandbox.records import Record, read_record, write_record
+
+AFTER = "Untrusted code will not be run without isolation. Fix: "
+
+
+def run(backend: BubblewrapBackend, handle: Handle, text: str, seconds: float = 30) -> bytes:
+    return backend.execute(handle, Command(("sh", "-c", text)), timeout_seconds=seconds).stdout
+
+
+def group_directories() -> set[str]:
+    found = Path("/sys/fs/cgroup").rglob("turtles-*-test-*")
+    return {str(each) for each in found}
+
+
+# -- refusal -------------------------------------------------------------------------------------
+
+MESSAGES = [
+    (
+        "bwrap: No permissions to create new namespace, likely because the kernel does not allow "
+        "non-privileged user namespaces.",
+        "kernel.unprivileged_userns_clone=1",
+    ),
+    ("bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "systempaths=unconfined"),
+    ("bwrap: Creating new namespace failed: No space left on device", "max_user_namespaces=15000"),
+    ("bwrap: setting up uid map: Permission denied", "apparmor_parser"),
+    ("bwrap: loopback: Failed RTM_NEWADDR: Operation not permitted", "apparmor_parser"),
+    ("bwrap: Unknown option --cap-drop", "too old"),
+    ("bwrap: something never seen before", "remove what it reports"),
+    ("", "remove what it reports"),
+]
+
+
+@pytest.fixture
+def fake_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A program that says what bubblewrap says on such a machine, and notes that it ran."""
+
+    def make(script: str) -> Path:
+        program = tmp_path / "bwrap"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("TURTLES_BWRAP", str(program))
+        return program
+
+    return make
+
+
+@pytest.mark.parametrize(("said", "fix"), MESSAGES)
+def test_each_known_message_has_its_one_remedy(
+    fake_bwrap: Callable[[str], Path], tmp_path: Path, said: str, fix: str
+) -> None:
+    fake_bwrap(f'echo "{said}" >&2; exit 1')
+    backend = BubblewrapBackend(tmp_path / "root")
+    with pytest.raises(SandboxUnavailable) as refusal:
+        backend.create(Spec("never"))
+    assert fix in refusal.value.fix
+    message = str(refusal.value)
+    assert message.startswith("this machine does not let ")
+    assert "create user namespaces (bwrap said: " in message
+    assert said.rstrip(".")[:60] in message
+    assert message.count(AFTER) == 1
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_the_probe_reports_the_refusal_and_never_raises(
+    fake_bwrap: Callable[[str], Path], tmp_path: Path
+) -> None:
+    fake_bwrap("echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1")
+    probe = BubblewrapBackend(tmp_path / "root").probe()
+    assert not probe.ok
+    assert "setting up uid map" in probe.reason
+    assert "apparmor" in probe.fix.lower()
+
+
+def test_the_probe_does_not_raise_on_surprises(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def surprise() -> None:
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr(module, "find_candidates", surprise)
+    probe = BubblewrapBackend(tmp_path).probe()
+    assert not probe.ok
+    assert "surprise" in probe.reason
+
+
+def test_a_program_that_hangs_after_its_message_is_refused_too(
+    fake_bwrap: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_START_SECONDS", 0.3)
+    fake_bwrap("echo 'bwrap: odd' >&2; exec sleep 600")
+    with pytest.raises(SandboxUnavailable, match="bwrap said: bwrap: odd"):
+        BubblewrapBackend(tmp_path / "root").create(Spec("never"))
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_an_agent_that_answers_without_walls_is_refused(
+    fake_bwrap: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A program that simply runs the agent on the host: inspection sees it, nothing else runs."""
+    agent = Path(module.__file__).with_name("agent.py")
+    shutil.copy(agent, tmp_path / "agent.py")
+    tmp_path.chmod(0o755)
+    program = fake_bwrap(f'shift 8; exec /usr/bin/python3 -I -S -B {agent} "$1"')
+    backend = BubblewrapBackend(tmp_path / "root")
+    with pytest.raises(SandboxUnavailable) as refusal:
+        backend.create(Spec("never"))
+    assert AFTER in str(refusal.value)
+    assert program.exists()
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wall", "hole"),
+    [
+        ("--unshare-net", "net namespace is shared"),
+        ("--unshare-ipc", "ipc namespace is shared"),
+        ("--unshare-uts", "uts namespace is shared"),
+        ("--unshare-pid", "pid namespace is shared"),
+    ],
+)
+def test_a_missing_namespace_is_found_and_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wall: str, hole: str
+) -> None:
+    whole = layout.namespaces
+
+    def without(*, can_disable_userns: bool) -> list[str]:
+        words = whole(can_disable_userns=can_disable_userns)
+        at = words.index("--hostname") if wall == "--unshare-uts" else len(words)
+        return [word for word in [*words[:at], *words[at + 2 :]] if word != wall]
+
+    monkeypatch.setattr(layout, "namespaces", without)
+    backend = BubblewrapBackend(tmp_path / "root")
+    with pytest.raises(SandboxUnavailable) as refusal:
+        backend.create(Spec("never"))
+    said = str(refusal.value)
+    assert hole in said or "pid" in wall, said
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_wrong_name_in_the_variable_is_said_plainly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TURTLES_BWRAP", "/no/such/bwrap")
+    with pytest.raises(SandboxUnavailable, match="TURTLES_BWRAP names /no/such/bwrap"):
+        BubblewrapBackend(tmp_path).create(Spec("never"))
+
+
+def test_a_bubblewrap_that_the_sandboxs_user_cannot_reach_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A virtual environment below /root: only we can open the program, and we pass it on."""
+    program = find_candidates()[0]
+    hidden = tmp_path / "hidden"
+    shutil.copytree(program.program.parent, hidden / "package" / "_bin")
+    if program.libraries is not None:
+        shutil.copytree(program.libraries, hidden / "package.libs")
+    hidden.chmod(0o700)
+    monkeypatch.setenv("TURTLES_BWRAP", str(hidden / "package" / "_bin" / "bwrap"))
+    backend = BubblewrapBackend(tmp_path / "root")
+    handle = backend.create(Spec("hidden"))
+    assert run(backend, handle, "echo fine") == b"fine\n"
+    backend.destroy(handle)
+
+
+# -- life ----------------------------------------------------------------------------------------
+
+
+def test_a_sandbox_outlives_the_thread_that_made_it(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec]
+) -> None:
+    """--die-with-parent means the parent thread; request threads end all the time."""
+    made: list[Handle] = []
+    maker = threading.Thread(target=lambda: made.append(bubblewrap.create(new_spec())))
+    maker.start()
+    maker.join()
+    assert run(bubblewrap, made[0], "echo alive") == b"alive\n"
+    bubblewrap.destroy(made[0])
+
+
+def test_sandboxes_serve_many_threads(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec]
+) -> None:
+    def serve(number: int) -> bytes:
+        handle = bubblewrap.create(new_spec())
+        try:
+            return run(bubblewrap, handle, f"echo {number}")
+        finally:
+            bubblewrap.destroy(handle)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(serve, range(12))) == [b"%d\n" % each for each in range(12)]
+
+
+def test_one_sandbox_serves_one_request_after_another(
+    bubblewrap: BubblewrapBackend, sandbox: Handle
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        texts = [f"echo {each}" for each in range(8)]
+        answers = list(pool.map(lambda text: run(bubblewrap, sandbox, text), texts))
+    assert answers == [b"%d\n" % each for each in range(8)]
+
+
+def test_destroying_ends_a_request_under_way(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec]
+) -> None:
+    handle = bubblewrap.create(new_spec())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(run, bubblewrap, handle, "sleep 600", 900)
+        while b"sleep" not in commands_of(bubblewrap):
+            assert not waiting.done()
+        bubblewrap.destroy(handle)
+        with pytest.raises(SandboxGone):
+            waiting.result(timeout=20)
+
+
+def commands_of(_backend: BubblewrapBackend) -> bytes:
+    below = processes.descendants(os.getpid())
+    names = []
+    for each in below:
+        try:
+            names.append(Path(f"/proc/{each.pid}/comm").read_bytes())
+        except OSError:
+            continue
+    return b"".join(names)
+
+
+def test_an_agent_that_goes_silent_is_given_up(
+    bubblewrap: BubblewrapBackend, sandbox: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.2)
+    with pytest.raises(SandboxGone, match="no answer"):
+        run(bubblewrap, sandbox, "kill -STOP $PPID; sleep 600", 0.2)
+
+
+def test_an_id_whose_directory_exists_is_refused(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec]
+) -> None:
+    spec = new_spec()
+    (bubblewrap._root / spec.sandbox_id).mkdir()
+    with pytest.raises(SandboxLimit, match="in use"):
+        bubblewrap.create(spec)
+    assert bubblewrap.sweep() == 1
+    bubblewrap.destroy(bubblewrap.create(spec))
+
+
+def test_directories_are_for_the_owner_only(
+    bubblewrap: BubblewrapBackend, sandbox: Handle
+) -> None:
+    for path in (bubblewrap._root, bubblewrap._root / sandbox.sandbox_id):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_stats_count_what_runs(bubblewrap: BubblewrapBackend, sandbox: Handle) -> None:
+    before = bubblewrap.stats(sandbox)
+    run(bubblewrap, sandbox, "sleep 600 >/dev/null 2>&1 & sleep 600 >/dev/null 2>&1 & true")
+    after = bubblewrap.stats(sandbox)
+    assert after.processes == before.processes + 2
+    assert after.memory_bytes > 0
+
+
+def test_without_groups_the_limits_are_per_process_and_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_spec: Callable[..., Spec]
+) -> None:
+    monkeypatch.setattr(module, "find_tree", lambda: None)
+    assert_rlimit(BubblewrapBackend(tmp_path), new_spec())
+
+
+def test_groups_that_cannot_be_made_fall_back_to_limits_per_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_spec: Callable[..., Spec]
+) -> None:
+    nowhere = Tree(2, {"memory": tmp_path / "absent", "pids": tmp_path / "absent"})
+    monkeypatch.setattr(module, "find_tree", lambda: nowhere)
+    assert_rlimit(BubblewrapBackend(tmp_path / "root"), new_spec())
+
+
+def assert_rlimit(backend: BubblewrapBackend, spec: Spec) -> None:
+    handle = backend.create(spec)
+    assert (backend.stats(handle).enforcement, backend.probe().enforcement) == ("rlimit", "rlimit")
+    assert backend.stats(handle).memory_bytes > MIB
+    bomb = Command(("python3", "-c", "print(len(b'x' * (1 << 30)))"))
+    result = backend.execute(handle, bomb)
+    assert b"MemoryError" in result.stderr
+    assert run(backend, handle, "echo alive") == b"alive\n"
+    backend.destroy(handle)
+
+
+# -- nothing is left -----------------------------------------------------------------------------
+
+
+def test_fifty_sandboxes_leave_nothing(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec]
+) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    bubblewrap.destroy(bubblewrap.create(new_spec()))
+    before = (descriptors(), processes.descendants(os.getpid()), group_directories())
+    for _ in range(50):
+        handle = bubblewrap.create(new_spec())
+        assert run(bubblewrap, handle, "sleep 600 >/dev/null 2>&1 & echo ok") == b"ok\n"
+        bubblewrap.destroy(handle)
+    assert (descriptors(), processes.descendants(os.getpid()), group_directories()) == before
+    assert list(bubblewrap._root.iterdir()) == []
+
+
+def start_owner(root: Path, scripts: Path, *words: str) -> tuple[subprocess.Popen[str], dict]:
+    owner = subprocess.Popen(
+        [sys.executable, str(scripts / "owner.py"), str(root), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout is not None
+    return owner, json.loads(owner.stdout.readline())
+
+
+def end_owner(owner: subprocess.Popen[str]) -> None:
+    owner.send_signal(signal.SIGKILL)
+    owner.communicate()
+
+
+def test_a_killed_platforms_sandboxes_are_swept(tmp_path: Path, scripts: Path) -> None:
+    owner, made = start_owner(tmp_path, scripts, "2", "--stuck")
+    living = [each for pid in made["pids"] if (each := processes.identify(pid))]
+    assert len(living) >= 9
+    end_owner(owner)
+    backend = BubblewrapBackend(tmp_path)
+    assert backend.sweep() == 2
+    assert processes.wait_until_gone(living, 10)
+    assert [each for each in made["groups"] if Path(each).exists()] == []
+    assert list(tmp_path.iterdir()) == []
+    assert backend.sweep() == 0
+
+
+def test_a_living_platforms_sandboxes_are_not_swept(tmp_path: Path, scripts: Path) -> None:
+    owner, made = start_owner(tmp_path, scripts, "1")
+    try:
+        backend = BubblewrapBackend(tmp_path)
+        assert backend.sweep() == 0
+        assert all(processes.identify(pid) for pid in made["pids"])
+    finally:
+        end_owner(owner)
+    assert backend.sweep() == 1
+
+
+def test_a_recycled_process_number_is_not_killed(tmp_path: Path) -> None:
+    bystander = subprocess.Popen(["sleep", "600"])
+    try:
+        identity = processes.identify(bystander.pid)
+        assert identity is not None
+        stranger = processes.Identity(identity.pid, identity.start_ticks - 1)
+        dead = processes.Identity(2**22 - 1, 1)
+        write_record(tmp_path / "old", Record(owner=dead, processes=(stranger,)))
+        assert BubblewrapBackend(tmp_path).sweep() == 1
+        assert bystander.poll() is None
+        assert identity.is_alive()
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_record_of_another_boot_kills_nothing(tmp_path: Path) -> None:
+    bystander = subprocess.Popen(["sleep", "600"])
+    try:
+        identity = processes.identify(bystander.pid)
+        me = processes.identify(os.getpid())
+        assert identity is not None
+        assert me is not None
+        write_record(tmp_path / "old", Record(me, (identity,), boot="another"))
+        assert BubblewrapBackend(tmp_path).sweep() == 1
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_directory_without_a_record_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "record.json").write_text("{")
+    assert BubblewrapBackend(tmp_path).sweep() == 1
+
+
+def test_a_failure_while_starting_leaves_nothing(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (processes.descendants(os.getpid()), group_directories())
+
+    def fail(*_arguments: object) -> None:
+        raise OSError("no such luck")
+
+    monkeypatch.setattr(module.Record, "__post_init__", fail, raising=False)
+    spec = new_spec()
+    with pytest.raises(OSError, match="no such luck"):
+        bubblewrap.create(spec)
+    monkeypatch.undo()
+    assert (processes.descendants(os.getpid()), group_directories()) == before
+    assert not (bubblewrap._root / spec.sandbox_id).exists()
+    bubblewrap.destroy(bubblewrap.create(spec))
+
+
+def test_the_record_names_every_process(bubblewrap: BubblewrapBackend, sandbox: Handle) -> None:
+    record = read_record(bubblewrap._root / sandbox.sandbox_id)
+    assert record is not None
+    assert len(record.processes) == 3
+    assert all(each.is_alive() for each in record.processes)

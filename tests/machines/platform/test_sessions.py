@@ -1,0 +1,210 @@
+"""Sessions: idempotent creation, expiry by the clock, death with the platform."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from machines.platform.sandbox.backend import Handle, Spec
+from machines.platform.sandbox.errors import SandboxGone, SandboxUnavailable
+from machines.platform.sandbox.fake import FakeBackend
+from machines.platform.sessions import Sessions
+
+
+class WatchedBackend(FakeBackend):
+    """Counts creations; can be slow until let go, or fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.created: list[str] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.entered = threading.Event()
+        self.failure: Exception | None = None
+        self.swept = 0
+
+    def create(self, spec: Spec) -> Handle:
+        self.created.append(spec.sandbox_id)
+        self.entered.set()
+        assert self.go.wait(30)
+        if self.failure is not None:
+            raise self.failure
+        return super().create(spec)
+
+    def sweep(self) -> int:
+        self.swept += 1
+        return super().sweep()
+
+    def alive(self, session_id: str) -> bool:
+        try:
+            self.stats(Handle(session_id))
+        except SandboxGone:
+            return False
+        return True
+
+
+@pytest.fixture
+def backend() -> WatchedBackend:
+    return WatchedBackend()
+
+
+async def create(api: Any, pair: tuple[str, str], body: Any = None, **options: Any) -> Any:
+    return await api.call(pair, "POST", "/sessions", body, **options)
+
+
+async def status(api: Any, pair: tuple[str, str], session_id: str) -> Any:
+    return (await api.call(pair, "GET", f"/sessions/{session_id}")).json()
+
+
+async def test_the_same_idempotency_key_gives_the_same_session(api: Any, backend: Any) -> None:
+    pair = api.key(tier=8)
+    first = await create(api, pair, {"ttl": 60}, once="k1")
+    again = await create(api, pair, {"ttl": 60}, once="k1")
+    other = await create(api, pair, {"ttl": 60}, once="k2")
+    assert first.json() == again.json()
+    assert other.json()["id"] != first.json()["id"]
+    assert len(backend.created) == 2
+
+
+async def test_idempotency_keys_belong_to_their_owner(api: Any, backend: Any) -> None:
+    one, two = api.key(), api.key()
+    first, second = await create(api, one, once="k"), await create(api, two, once="k")
+    assert first.json()["id"] != second.json()["id"]
+
+
+async def test_a_reused_idempotency_key_with_another_body_is_refused(api: Any) -> None:
+    pair = api.key(tier=8)
+    await create(api, pair, {"ttl": 60}, once="k")
+    answer = await create(api, pair, {"ttl": 61}, once="k")
+    assert (answer.status_code, answer.json()["error"]) == (409, "idempotency_key_reused")
+
+
+async def test_racing_creates_with_one_key_build_one_sandbox(api: Any, backend: Any) -> None:
+    pair = api.key(tier=4)
+    backend.go.clear()
+    racing = [asyncio.create_task(create(api, pair, once="k")) for _ in range(8)]
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    backend.go.set()
+    answers = await asyncio.gather(*racing)
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert {answer.json()["status"] for answer in answers} == {"running"}
+    assert len(backend.created) == 1
+
+
+async def test_a_failed_create_leaves_nothing_and_frees_its_key(api: Any, backend: Any) -> None:
+    pair = api.key(tier=4)
+    backend.failure = SandboxUnavailable("walls are gone", "mend them")
+    refused = await create(api, pair, once="k")
+    assert (refused.status_code, refused.json()["error"]) == (503, "sandbox_unavailable")
+    assert (await api.call(pair, "GET", "/sessions")).json()["count"] == 0
+    backend.failure = None
+    assert (await create(api, pair, once="k")).json()["status"] == "running"
+
+
+async def test_an_unexpected_failure_is_a_plain_500(api: Any, backend: Any) -> None:
+    pair = api.key()
+    backend.failure = RuntimeError("secret words")
+    answer = await create(api, pair)
+    assert (answer.status_code, answer.json()["error"]) == (500, "internal_error")
+    assert "secret words" not in answer.text
+    assert "date" in answer.headers
+
+
+async def test_deleting_ends_the_sandbox_and_frees_the_slot(api: Any, backend: Any) -> None:
+    pair = api.key(tier=1)
+    session_id = (await create(api, pair)).json()["id"]
+    assert backend.alive(session_id)
+    await api.call(pair, "DELETE", f"/sessions/{session_id}")
+    assert not backend.alive(session_id)
+    assert (await create(api, pair)).status_code == 200
+
+
+async def test_deleted_while_it_is_being_created(api: Any, backend: Any) -> None:
+    pair = api.key(tier=8)
+    backend.go.clear()
+    making = asyncio.create_task(create(api, pair))
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    session_id = (await api.call(pair, "GET", "/sessions")).json()["sessions"][0]["id"]
+    await api.call(pair, "DELETE", f"/sessions/{session_id}")
+    backend.go.set()
+    assert (await making).json()["status"] == "terminated"
+    assert not backend.alive(session_id)
+
+
+async def test_time_to_live_ends_a_session(api: Any, backend: Any) -> None:
+    pair = api.key()
+    session_id = (await create(api, pair, {"ttl": 60})).json()["id"]
+    api.now_ms += 59_999
+    assert (await status(api, pair, session_id))["status"] == "running"
+    api.now_ms += 1
+    ended = await status(api, pair, session_id)
+    assert (ended["status"], ended["reason"], ended["remaining_ttl"]) == ("terminated", "expired", 0)
+    assert not backend.alive(session_id)
+
+
+async def test_fifteen_idle_minutes_end_a_session_and_activity_extends_it(api: Any) -> None:
+    pair = api.key()
+    session_id = (await create(api, pair)).json()["id"]
+    for _ in range(3):
+        api.now_ms += 899_000
+        ran = await api.call(pair, "POST", f"/sessions/{session_id}/execute", {"command": "echo"})
+        assert ran.status_code == 200
+    api.now_ms += 900_000
+    assert (await status(api, pair, session_id))["status"] == "terminated"
+
+
+async def test_time_to_live_zero_means_the_cap_of_a_day(api: Any) -> None:
+    made = (await create(api, api.key(), {"ttl": 0})).json()
+    assert made["expires_at"] == "2023-11-15T22:13:20Z"
+
+
+async def test_a_dead_sandbox_ends_its_session(api: Any, backend: Any) -> None:
+    pair = api.key()
+    session_id = (await create(api, pair)).json()["id"]
+    backend.destroy(Handle(session_id))
+    answer = await api.call(pair, "POST", f"/sessions/{session_id}/execute", {"command": "echo"})
+    assert (answer.status_code, answer.json()["error"]) == (410, "session_terminated")
+    assert (await status(api, pair, session_id))["reason"] == "sandbox_died"
+
+
+async def test_sessions_die_with_the_platform_and_are_reported(api: Any, backend: Any) -> None:
+    pair = api.key(tier=4)
+    session_id = (await create(api, pair, once="k")).json()["id"]
+    swept = backend.swept
+    # What the next process does at its start, over the same database.
+    Sessions(api.context, backend).start()
+    assert backend.swept == swept + 1
+    ended = await status(api, pair, session_id)
+    assert (ended["status"], ended["reason"]) == ("terminated", "platform_restarted")
+    path = f"/sessions/{session_id}"
+    gone = await api.call(pair, "POST", path + "/execute", {"command": "echo"})
+    assert (gone.status_code, gone.json()["error"]) == (410, "session_terminated")
+    assert (await api.call(pair, "DELETE", path)).status_code == 200
+    assert (await create(api, pair, once="k")).json()["id"] == session_id
+    assert (await create(api, pair, once="k2")).json()["status"] == "running"
+
+
+async def test_a_stopping_platform_ends_sessions_and_refuses_new_ones(
+    api: Any, backend: Any
+) -> None:
+    pair = api.key()
+    session_id = (await create(api, pair)).json()["id"]
+    await asyncio.to_thread(api.app.state.api.stop)
+    assert not backend.alive(session_id)
+    answer = await create(api, pair)
+    assert (answer.status_code, answer.json()["error"]) == (503, "stopping")
+
+
+async def test_shell_and_language_choose_the_program(api: Any) -> None:
+    pair = api.key(tier=16)
+    for body, shell in (
+        ({"shell": "python3"}, "python3"),
+        ({"language": "python"}, "python3"),
+        ({"language": "bash"}, "bash"),
+        ({}, "bash"),
+    ):
+        assert (await create(api, pair, body)).json()["shell"] == shell
