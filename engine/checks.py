@@ -226,6 +226,7 @@ def _state_problems(machine: Any, state: Any, settings: Any) -> Iterable[tuple[s
     if settings.failure:
         yield "has failure=True but is not final", "Add final=True"
     has_progress = settings.effect or settings.timeout is not None or settings.child
+    has_progress = has_progress or settings.follows_child
     if not has_progress and not settings.waits:
         yield (
             "has neither an effect, a timeout, a child nor an awaited event",
@@ -240,10 +241,15 @@ def _state_problems(machine: Any, state: Any, settings: Any) -> Iterable[tuple[s
                 f"{option}={event!r} is no event that this state handles",
                 f"Add a transition from it: {event} = {state.id}.to(...)",
             )
-    if settings.child and not settings.on_child:
+    if (settings.child or settings.follows_child) and not settings.on_child:
         yield "has a child but no on_child= event", "Say what its end means: on_child='...'"
-    if (settings.on_child or settings.on_child_moved) and not settings.child:
+    if settings.follows_child and settings.child:
+        yield "both starts and follows a child", "Choose one"
+    with_child = settings.child or settings.follows_child
+    if (settings.on_child or settings.on_child_moved) and not with_child:
         yield "has on_child= without child=", "Name the method that describes the child"
+    if settings.on_parent_end not in ("cancel", "abandon"):
+        yield f"on_parent_end={settings.on_parent_end!r}", "Say 'cancel' or 'abandon'"
     if settings.effect and settings.child:
         yield "has both an effect and a child", "Split it into two states"
     if settings.every is not None and not settings.effect:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.errors import BadPayload, UnknownMachine
-from engine.events import Event
+from engine.events import Context, Event
 from engine.journal import Entry
 from engine.limits import CONTEXT_BYTES_MAX, PAYLOAD_BYTES_MAX, check_size
 from engine.run import Run
@@ -76,6 +76,22 @@ class Codec:
             raise UnknownMachine(
                 f"machine {machine!r} is not known here. Known: {known}."
             ) from None
+
+    def context(self, table: Table, given: Context | Mapping[str, Any]) -> Context:
+        """A context of the machine's type, from one or from its fields.
+
+        Raises:
+            BadPayload: names the machine and the field.
+        """
+        if not isinstance(given, Mapping):
+            return given
+        try:
+            built: Context = msgspec.convert(
+                dict(given), table.context, dec_hook=lambda _kind, value: value
+            )
+        except (msgspec.ValidationError, TypeError) as error:
+            raise BadPayload(f"context of machine {table.name}: {error}") from error
+        return built
 
     def seal_run(self, run: Run) -> Run:
         """The run with its context encoded."""

@@ -79,11 +79,7 @@ def cancel(table: Table, run: Run, now_ms: int) -> Decision | Rejection:
 
 def _child_to_wait_for(table: Table, run: Run) -> str | None:
     """The live child, unless it may outlive its parent."""
-    describe = table.places[run.state].child
-    if run.child is None or describe is None:
-        return None
-    abandon = describe({"context": run.context}).on_parent_end == "abandon"
-    return None if abandon else run.child
+    return None if table.places[run.state].on_parent_end == "abandon" else run.child
 
 
 def undone(table: Table, run: Run, now_ms: int) -> Decision:

@@ -233,6 +233,9 @@ def _enter(
 ) -> Decision:
     seq = run.seq + 1
     child = _child(run, place, context, seq)
+    if place.follows_child and run.child is None:
+        raise _Broken(f"state {place.name} follows a child, but none is alive")
+    kept = run.child if place.follows_child else None
     after = run.but(
         state=place.name,
         seq=seq,
@@ -240,7 +243,7 @@ def _enter(
         context=context,
         deadline_ms=_deadline(place, context, now_ms),
         effect=armed(place.effect, run.run_id, seq, now_ms),
-        child=child.run_id if child else None,
+        child=child.run_id if child else kept,
         closing="failed" if place.failure and run.undo else None,
     )
     if after.closing:
@@ -345,7 +348,7 @@ def _child(run: Run, place: Place, context: Any, seq: int) -> ChildStart | None:
         machine=run.machine,
         on_ended=place.on_child,
         on_moved=place.on_child_moved,
-        on_parent_end=child.on_parent_end,
+        on_parent_end=place.on_parent_end,
     )
     return ChildStart(run_id=child_run_id(run.run_id, seq), child=child, parent=parent)
 

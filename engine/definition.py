@@ -90,6 +90,8 @@ class State(statemachine.State):
         on_timeout: the event sent when the time is up.
         on_exhausted: the event sent when the effect is given up (see `events.GaveUp`).
         child: the name of a method `(context) -> Child` that names the child run to start.
+        follows_child: the child started by an earlier state goes on living here.
+        on_parent_end: `cancel` (default) or `abandon` the child when this run leaves it behind.
         on_child: the event sent when the child has ended (payload: a `ChildEnded`).
         on_child_moved: the event sent when the child passes a milestone (a `ChildMoved`).
         milestone: tell the parent run when this state is entered.
@@ -114,6 +116,8 @@ class State(statemachine.State):
         on_timeout: str | None = None,
         on_exhausted: str | None = None,
         child: str | None = None,
+        follows_child: bool = False,
+        on_parent_end: str = "cancel",
         on_child: str | None = None,
         on_child_moved: str | None = None,
         milestone: bool = False,
@@ -133,6 +137,8 @@ class State(statemachine.State):
             on_timeout=on_timeout,
             on_exhausted=on_exhausted,
             child=child,
+            follows_child=follows_child,
+            on_parent_end=on_parent_end,
             on_child=on_child,
             on_child_moved=on_child_moved,
             milestone=milestone,

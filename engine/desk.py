@@ -116,13 +116,14 @@ class Desk:
         child = decision.child
         if child is None:
             return ()
+        table = self._codec.table(child.child.machine)
         depth = decision.after.depth + 1
         if depth > CHILD_DEPTH_MAX:
             raise TurtlesError(f"child run at depth {depth}, the limit is {CHILD_DEPTH_MAX}")
         begun = begin(
-            self._codec.table(child.child.machine),
+            table,
             run_id=child.run_id,
-            context=child.child.context,
+            context=self._codec.context(table, child.child.context),
             now_ms=decision.entry.at_ms,
             parent=child.parent,
             depth=depth,
@@ -164,15 +165,12 @@ class Desk:
 
     def _orphan(self, job: Job, decision: Decision, after: Run) -> str | None:
         """The live child that this transition leaves behind, if it has to be cancelled."""
-        child, describe = job.run.child, job.place.child
-        if child is None or describe is None:
-            return None
+        child = job.run.child
         over = decision.entry.event in (job.place.on_child, control.CHILD_ENDED)
         kept = after.child == child and after.closing is None
         if over or kept or job.run.closing is not None:
             return None
-        policy = describe({"context": job.run.context}).on_parent_end
-        return None if policy == "abandon" else child
+        return None if job.place.on_parent_end == "abandon" else child
 
     def _to_parent(
         self, run: Run, event: str, key: str, body: dict[str, Any], at_ms: int

@@ -14,9 +14,9 @@ from typing import Any, dataclass_transform
 import msgspec
 
 
-# Tells type checkers that subclasses are frozen and by keyword, as msgspec makes them.
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class Context(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+# Tells type checkers that subclasses are frozen, as msgspec makes them.
+@dataclass_transform(frozen_default=True)
+class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of a run's context: typed, immutable; a change makes a copy.
 
     Actions return the new context, usually by `self.but(context, field=value)` or
@@ -24,10 +24,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class Event(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"
-):
+@dataclass_transform(frozen_default=True)
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="event"):
     """Base of an event's payload; subclasses name their event with `tag=`."""
 
 

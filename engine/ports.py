@@ -25,8 +25,8 @@ from engine.journal import Entry
 from engine.run import Run
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass_transform(frozen_default=True)
+class Record(msgspec.Struct, frozen=True):
     """Base of the values below."""
 
 
@@ -118,6 +118,7 @@ class Write(Record):
     fence: int
     before: Run
     after: Run
+    at_ms: int
     entry: Entry | None = None
     outcome: Literal["done", "given_up"] | None = None
     consumed: tuple[Consumed, ...] = ()
@@ -125,7 +126,6 @@ class Write(Record):
     sends: tuple[Delivery, ...] = ()
     output: bytes | None = None
     release: bool = False
-    at_ms: int
 
 
 class Written(Record):

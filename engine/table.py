@@ -67,6 +67,8 @@ class Place:
     on_timeout: str | None
     on_exhausted: str | None
     child: Callable[[Values], Child] | None
+    follows_child: bool
+    on_parent_end: str
     on_child: str | None
     on_child_moved: str | None
     milestone: bool
@@ -83,13 +85,12 @@ class Child:
 
     Args:
         machine: name of the child's machine.
-        context: its first context.
-        on_parent_end: `cancel` the child when the parent ends, or `abandon` it.
+        context: its first context, or the fields of it (a machine that may not import the
+            child's context type names them).
     """
 
     machine: str
-    context: Context
-    on_parent_end: str = "cancel"
+    context: Context | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,8 @@ class _Compiler:
             on_timeout=settings.on_timeout,
             on_exhausted=settings.on_exhausted,
             child=self._method("child", settings.child),
+            follows_child=settings.follows_child,
+            on_parent_end=settings.on_parent_end,
             on_child=settings.on_child,
             on_child_moved=settings.on_child_moved,
             milestone=settings.milestone,
@@ -386,6 +389,7 @@ def _shape(
                 "on_timeout": p.on_timeout,
                 "on_exhausted": p.on_exhausted,
                 "child": p.child is not None,
+                "follows_child": p.follows_child,
                 "invariants": [c.name for c in p.invariants],
             }
             for p in places.values()

@@ -6,12 +6,12 @@ Every query lists breaches, so an empty answer means that the rule holds.  The r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
 from engine.ports import Finding
-from persistence.database import Database, Session
+from persistence.database import Database, Row, Session
 
 
 class SqlInspector:
@@ -241,5 +241,10 @@ def _stranded(sql: Session) -> Iterator[Finding]:
         yield Finding(rule="stranded", run_id=row["run_id"], problem=_why_stranded(row))
 
 
-def _why_stranded(row: Session.Row) -> str:
-    pass
+def _why_stranded(row: Row) -> str:
+    where = f"{row['status']} in {row['state']}, not due and not owned"
+    if row["shape"] is None:
+        return f"{where}; version {row['version']} of {row['machine']} is not registered"
+    if row["child_ended"]:
+        return f"{where}; its child has ended and nobody told it"
+    return f"{where}; the state awaits no event and there is no child"

@@ -29,6 +29,8 @@ class SqlStore:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.name = database.name
+        path = database.path
+        self.key_file = None if path is None else path.with_name(f"{path.name}.key")
         self.runs = SqlRuns(database)
         self.journal = SqlJournal(database)
         self.inbox = SqlInbox(database)

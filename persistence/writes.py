@@ -12,7 +12,7 @@ A write is refused when the worker lost the run (other fence, or owner gone), wh
 another seq or has another pending effect than `before`, or when an event it consumes was consumed
 already.  The rows looked at cannot change before the commit, so the compare-and-set cannot miss.
 
-`Written.arrived` is *every* event of the run that is still unconsumed, oldest first: a worker
+A run that has ended is given up whether or not the write says so.  `Written.arrived` is *every* event of the run that is still unconsumed, oldest first: a worker
 replaces its list by it.
 """
 
@@ -189,7 +189,7 @@ def _move(write: Write) -> dict[str, Any]:
         "new_due_ms": write.after.due_ms,
         "new_output": write.output,
         "at": write.at_ms,
-        "release": write.release,
+        "release": write.release or write.after.status in TERMINAL,
         "moved": write.entry is not None,
     }
 

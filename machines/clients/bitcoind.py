@@ -38,7 +38,7 @@ from typing import Any
 
 from engine.secrets import Secret
 from machines.clients import bitcoind_errors as errors
-from machines.clients.fields import Fields, objects
+from machines.clients.fields import Fields, objects, text, texts
 from machines.clients.jsonrpc import JsonRpc, RpcError, RpcLogin
 from machines.clients.money import format_amount, parse_number
 from machines.clients.ports import (
@@ -122,7 +122,8 @@ class BitcoindWallet:
                 return min(known)
             # Segwit inputs keep the txid from changing: ask for bech32 where it exists.
             kind = ["bech32"] if (await self.dialect()).segwit else []
-            return str(await self._call("getnewaddress", label, *kind))
+            created = await self._call("getnewaddress", label, *kind)
+            return text(created, f"{self._name}.getnewaddress")
 
     async def balance_atomic(self) -> int:
         """Spendable now: confirmed coin and own change, without what is locked."""
@@ -181,7 +182,7 @@ class BitcoindWallet:
     async def broadcast(self, transaction: SignedTransaction) -> None:
         """Hand the bytes to the node; one it has already is no error."""
         try:
-            await self._raw_call("sendrawtransaction", transaction.payload.reveal())
+            await self._raw_call("sendrawtransaction", transaction.payload)
         except RpcError as error:
             if not errors.already_there(error):
                 raise errors.translate(error, self._name) from error
@@ -211,7 +212,7 @@ class BitcoindWallet:
     async def unlock(self, passphrase: Secret[str], *, seconds: int) -> None:
         """Unlock for a short time; a wallet without a passphrase is always unlocked."""
         try:
-            await self._raw_call("walletpassphrase", passphrase.reveal(), seconds)
+            await self._raw_call("walletpassphrase", passphrase, seconds)
         except RpcError as error:
             if error.code != errors.NOT_ENCRYPTED:
                 raise errors.translate(error, self._name) from error
@@ -236,19 +237,22 @@ class BitcoindWallet:
 
     async def _knows(self, method: str) -> bool:
         # bitcoind answers help for an unknown method with a text, not with an error.
-        text = str(await self._call("help", method))
-        return not text.strip().lower().startswith("help: unknown command")
+        shown = str(await self._call("help", method))
+        return not shown.strip().lower().startswith("help: unknown command")
 
     async def _labelled(self, label: str) -> list[str]:
         if not (await self.dialect()).labels:
-            return [str(known) for known in await self._call("getaddressesbyaccount", label)]
+            known = await self._call("getaddressesbyaccount", label)
+            return texts(known, f"{self._name}.getaddressesbyaccount")
         try:
-            found = dict(await self._raw_call("getaddressesbylabel", label))
+            found = await self._raw_call("getaddressesbylabel", label)
         except RpcError as error:
             if error.code == errors.NO_SUCH_LABEL:
                 return []
             raise errors.translate(error, self._name) from error
-        return [a for a, entry in found.items() if entry.get("purpose", "receive") == "receive"]
+        entries = Fields(found, f"{self._name}.getaddressesbylabel").entries()
+        # The address book also holds strangers' addresses under the same label: purpose "send".
+        return [address for address, entry in entries if entry.get("purpose") != "send"]
 
     async def _fund(self, raw: str, dialect: Dialect) -> Fields:
         options: dict[str, Any] = {"lockUnspents": True}

@@ -67,6 +67,10 @@ class Fields:
         """A required list of objects."""
         return objects(self.array(*names), f"{self._where} {names[0]}")
 
+    def entries(self) -> list[tuple[str, Fields]]:
+        """Name and object of every member, where all of them are objects."""
+        return [(name, Fields(value, self._where)) for name, value in self._data.items()]
+
     def inner(self, *names: str) -> Fields | None:
         """A nested object, or None when absent."""
         value = self.get(*names)
@@ -112,6 +116,22 @@ class Fields:
 
 def objects(data: Any, where: str) -> list[Fields]:
     """A reply that is itself a list of objects."""
+    return [Fields(item, where) for item in _listed(data, where)]
+
+
+def texts(data: Any, where: str) -> list[str]:
+    """A reply that is itself a list of texts."""
+    return [text(item, where) for item in _listed(data, where)]
+
+
+def text(data: Any, where: str) -> str:
+    """A reply that is itself a non-empty text."""
+    if not isinstance(data, str) or not data:
+        raise Rejected(f"{where}: expected a non-empty text, got {type(data).__name__}")
+    return data
+
+
+def _listed(data: Any, where: str) -> list[Any]:
     if not isinstance(data, list):
         raise Rejected(f"{where}: expected a list, got {type(data).__name__}")
-    return [Fields(item, where) for item in data]
+    return data

@@ -22,7 +22,7 @@ class InProcess(httpx.AsyncBaseTransport):
         """One request through the application."""
         try:
             return await self._network.handle_async_request(request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller sees a cut connection
+        except Exception as error:
             raise httpx.ReadError("the application failed while it answered") from error
 
     async def aclose(self) -> None:

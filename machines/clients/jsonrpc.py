@@ -91,6 +91,9 @@ class JsonRpc:
     async def call(self, method: str, params: list[Any] | dict[str, Any]) -> Any:
         """The `result`.
 
+        A `Secret` among the parameters is opened only into the request's bytes, and blotted out
+        of an error text that echoes it.
+
         Raises:
             RpcError: the node answered with an error.
             ClientError: no usable answer.
@@ -98,7 +101,7 @@ class JsonRpc:
         call = f"{self._name}.{method}"
         answer = await self._post(self._url, {**self._envelope, "method": method, "params": params})
         if isinstance(error := _object_of(answer).get("error"), dict):
-            raise RpcError(method, *_code_and_text(error))
+            raise RpcError(method, *_code_and_text(error, _secrets_in(params)))
         self._check_status(answer, call)
         data = parsed(answer, call)
         if not isinstance(data, dict) or "result" not in data:
@@ -113,7 +116,7 @@ class JsonRpc:
         return parsed(answer, f"{self._name}.{path}")
 
     async def _post(self, url: str, body: dict[str, Any]) -> Reply:
-        sent = json.dumps(body, separators=(",", ":")).encode()
+        sent = json.dumps(body, separators=(",", ":"), default=_reveal).encode()
         call = f"{self._name}.{body.get('method', url.rpartition('/')[2])}"
         answer = await self._transport.exchange("POST", url, call=call, body=sent, auth=self._login)
         if answer.status == 401:
@@ -144,12 +147,23 @@ def _object_of(answer: Reply) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _code_and_text(error: dict[str, Any]) -> tuple[int, str]:
+def _code_and_text(error: dict[str, Any], secrets: list[str]) -> tuple[int, str]:
     code, text = error.get("code"), error.get("message")
-    return (
-        code if isinstance(code, int) else 0,
-        readable(text) if isinstance(text, str) else "no message",
-    )
+    text = text if isinstance(text, str) else "no message"
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return code if isinstance(code, int) else 0, readable(text)
+
+
+def _secrets_in(params: list[Any] | dict[str, Any]) -> list[str]:
+    values = params.values() if isinstance(params, dict) else params
+    return [value.reveal() for value in values if isinstance(value, Secret) and value.reveal()]
+
+
+def _reveal(value: object) -> Any:
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _challenge(response: httpx.Response) -> str:

@@ -49,6 +49,7 @@ from machines.clients.ports import (
     Unavailable,
     WalletLocked,
 )
+from machines.clients.replies import readable
 from machines.clients.transport import Transport, base_of
 
 FEE_ATOMIC_MAX = 50_000_000_000  # 0.05 XMR
@@ -59,6 +60,7 @@ _FUNDS_LOCKED = -37
 _NOT_FOUND = -8
 _GENERIC = (-1, -4)
 _SPENT_IN_BLOCK = 1
+_SPENT_STATUSES = (0, _SPENT_IN_BLOCK, 2)
 _RIVAL_BLOCKS = 20  # how far back the rival is searched: twice the depth that counts
 
 
@@ -150,7 +152,7 @@ class MoneroWallet:
         if sighting.where == "conflicted":
             raise BroadcastRefused("xmr_wallet.relay_tx: not relayed: a key image is spent already")
         if sighting.where == "unseen":
-            await self._call("relay_tx", {"hex": transaction.payload.reveal()})
+            await self._call("relay_tx", {"hex": transaction.payload})
 
     async def look(self, transaction: SignedTransaction) -> Sighting:
         """Where the transaction is, by monerod (the table above)."""
@@ -185,7 +187,7 @@ class MoneroWallet:
         """Open the wallet file.  Monero has no timed unlock: it stays open."""
         if self._wallet_name is None:
             return
-        wanted = {"filename": self._wallet_name, "password": passphrase.reveal()}
+        wanted = {"filename": self._wallet_name, "password": passphrase}
         await self._call("open_wallet", wanted)
 
     def _verified(self, signed: Fields, address: str, amount_atomic: int) -> SignedTransaction:
@@ -223,19 +225,24 @@ class MoneroWallet:
         wanted = {"key_images": list(transaction.inputs)}
         reply = await self._ask("is_key_image_spent", wanted)
         statuses = reply.array("spent_status")
-        if len(statuses) != len(transaction.inputs):
-            raise reply.refusal(("spent_status",), f"expected {len(transaction.inputs)} entries")
-        return [status if isinstance(status, int) else 0 for status in statuses]
+        sane = all(status in _SPENT_STATUSES for status in statuses)
+        if len(statuses) != len(transaction.inputs) or not sane:
+            expected = f"expected {len(transaction.inputs)} entries of 0, 1 or 2"
+            raise reply.refusal(("spent_status",), expected)
+        return statuses
 
     async def _height(self) -> int:
         return (await self._call("get_block_count", {}, daemon=True)).integer("count")
 
     async def _rival_depth(self, transaction: SignedTransaction) -> int:
         """How deep the block is that spent one of our key images; a floor when not found."""
-        height = await self._height()
-        for depth in range(1, min(_RIVAL_BLOCKS, height) + 1):
-            if await self._block_spends(height - depth, set(transaction.inputs)):
-                return depth
+        height, images = await self._height(), set(transaction.inputs)
+        try:
+            for depth in range(1, min(_RIVAL_BLOCKS, height) + 1):
+                if await self._block_spends(height - depth, images):
+                    return depth
+        except Rejected:
+            return 1  # a daemon that shows no blocks; that it is in one is certain
         return _RIVAL_BLOCKS
 
     async def _block_spends(self, height: int, images: set[str]) -> bool:
@@ -249,10 +256,8 @@ class MoneroWallet:
 
     async def _ask(self, path: str, body: dict[str, Any]) -> Fields:
         fields = Fields(await self._daemon.post(path, body), f"xmr_daemon.{path}")
-        if fields.text("status") != "OK":
-            raise Unavailable(
-                f"xmr_daemon.{path}: status {fields.text('status')}", kind="not_ready"
-            )
+        if (status := fields.text("status")) != "OK":
+            raise Unavailable(f"xmr_daemon.{path}: status {readable(status)}", kind="not_ready")
         return fields
 
     async def _call(self, method: str, params: dict[str, Any], *, daemon: bool = False) -> Fields:

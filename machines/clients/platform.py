@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from machines.clients.fields import Fields
+from machines.clients.fields import Fields, objects, texts
 from machines.clients.ports import (
     ClientError,
     Credentials,
@@ -72,8 +72,8 @@ class HttpPlatform:
         """The caller's sessions that have not ended."""
         call = "platform.sessions"
         data = await self._signed(credentials, "GET", "/sessions", call)
-        items = data if isinstance(data, list) else Fields(data, call).array("sessions")
-        found = (_session(Fields(item, call)) for item in items)
+        listed = data if isinstance(data, list) else Fields(data, call).array("sessions")
+        found = [_session(item) for item in objects(listed, call)]
         return tuple(session for session in found if session.status != "terminated")
 
     async def execute(
@@ -105,7 +105,7 @@ class HttpPlatform:
         """The names of the languages the platform can run now."""
         call = "platform.languages"
         data = await self._signed(credentials, "GET", "/languages", call)
-        return tuple(str(name) for name in Fields(data, call).array("languages"))
+        return tuple(texts(Fields(data, call).array("languages"), call))
 
     async def _signed(
         self, credentials: Credentials, method: str, path: str, call: str, **options: Any

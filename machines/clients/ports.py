@@ -103,16 +103,20 @@ class Currency(Enum):
         return {"BTC": 3, "LTC": 6, "DOGE": 6, "XMR": 10}[self.value]
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass_transform(frozen_default=True)
+class Record(msgspec.Struct, frozen=True):
     """Base of the values below: immutable, by name."""
 
 
 class Credentials(Record):
-    """A key pair.  The secret never travels; only signatures made with it do."""
+    """A key pair.  The secret never travels; only signatures made with it do.
+
+    `offset_ms` is added to our clock when signing: what the server's `Date` showed ours to lack.
+    """
 
     public_key: str
     secret_key: Secret[str]
+    offset_ms: int = 0
 
 
 class Quote(Record):

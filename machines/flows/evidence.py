@@ -10,7 +10,7 @@ creates, changes or connects anything, not even a bytecode file (`-B`). Whether 
 is asked of mode bits and mount flags, never tried. Every read is bounded. A file that is missing
 or forbidden is a finding (`unreadable`), not an error; what could not be learned is null or empty.
 Only names are taken from process 1, never its arguments or environment, which may hold secrets.
-The shape is `f01_discovery.Evidence`.
+The shape is `isolation.Evidence`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 EVIDENCE_BYTES_MAX = 16 * 1024
 _READ_BYTES_MAX = 256 * 1024
@@ -69,7 +69,7 @@ class _Look:
     def path(self, path: str) -> str:
         return self.root + path
 
-    def text(self, path: str, *, expected: bool = True) -> Optional[str]:  # noqa: UP045 - runs on Python 3.9
+    def text(self, path: str, *, expected: bool = True) -> str | None:
         """The beginning of a regular file, or None. O_NONBLOCK: a pipe must not hold us."""
         try:
             descriptor = os.open(self.path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -87,7 +87,7 @@ class _Look:
     def lines(self, path: str) -> list[str]:
         return (self.text(path) or "").splitlines()
 
-    def names(self, path: str) -> Optional[list[str]]:  # noqa: UP045
+    def names(self, path: str) -> list[str] | None:
         """Names in a folder, at most `_NAMES_MAX`, or None."""
         try:
             with os.scandir(self.path(path)) as entries:
@@ -124,7 +124,7 @@ def _clean(text: str, limit: int = _TEXT_MAX) -> str:
     return "".join(c if " " <= c <= "~" and c not in '"\\' else "?" for c in text.strip()[:limit])
 
 
-def _number(text: Optional[str]) -> Optional[int]:  # noqa: UP045
+def _number(text: str | None) -> int | None:
     """A limit, or None for `max`, -1 and everything that means "no limit"."""
     word = (text or "").strip()
     value = int(word) if word.isascii() and word.isdigit() else _UNLIMITED
@@ -166,7 +166,7 @@ def _group_folders(groups: list[list[str]], mounts: list[_Mount]) -> list[str]:
     return list(found)
 
 
-def _processor_limit(look: _Look, folder: str) -> Optional[int]:  # noqa: UP045
+def _processor_limit(look: _Look, folder: str) -> int | None:
     both = (look.text(f"{folder}/cpu.max", expected=False) or "").split()
     if len(both) != 2:
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
@@ -175,7 +175,7 @@ def _processor_limit(look: _Look, folder: str) -> Optional[int]:  # noqa: UP045
     return quota * 1000 // period if quota is not None and period else None
 
 
-def _tightest(limits: list[Optional[int]]) -> Optional[int]:  # noqa: UP045
+def _tightest(limits: list[int | None]) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -185,7 +185,7 @@ def _namespaces(look: _Look) -> dict[str, Any]:
     for name in _NAMESPACES:
         path = f"/proc/self/ns/{name}"
         try:
-            digits = os.readlink(look.path(path)).partition("[")[2].rstrip("]")
+            digits = str(Path(look.path(path)).readlink()).partition("[")[2].rstrip("]")
             found[name] = int(digits)
         except (OSError, ValueError) as error:
             look.refused(path, error)
@@ -212,7 +212,7 @@ def _status(look: _Look) -> dict[str, Any]:
     pairs = [line.partition(":") for line in look.lines("/proc/self/status")]
     status = {name: value.split() for name, _, value in pairs if value.split()}
 
-    def first(name: str) -> Optional[str]:  # noqa: UP045
+    def first(name: str) -> str | None:
         return _clean(status[name][0]) if name in status else None
 
     address_space = None
@@ -294,7 +294,7 @@ def _tools(look: _Look) -> dict[str, Any]:
     }
 
 
-def _find(look: _Look, name: str, folders: list[str]) -> Optional[str]:  # noqa: UP045
+def _find(look: _Look, name: str, folders: list[str]) -> str | None:
     for folder in folders:
         path = look.path(f"{folder}/{name}")
         if os.access(path, os.X_OK) and not Path(path).is_dir():
@@ -307,8 +307,8 @@ _PROBES = (
 )
 
 
-def gather(root: str = "/", environment: Optional[Mapping[str, str]] = None) -> dict[str, Any]:  # noqa: UP045
-    """The evidence that this process sees; see `f01_discovery.Evidence` for the fields.
+def gather(root: str = "/", environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The evidence that this process sees; see `isolation.Evidence` for the fields.
 
     Args:
         root: where to look instead of "/" (a recorded tree).

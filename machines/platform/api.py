@@ -25,10 +25,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.errors import StoreBusy
-from machines.platform import auth, execution, keys, limits, sessions
+from machines.platform import auth, execution, keys, limits, orders
 from machines.platform.context import PlatformContext
-from machines.platform.execution import Caller, Executions
+from machines.platform.execution import Executions
 from machines.platform.languages import ALIASES, INTERPRETERS, SHELLS, Probing
+from machines.platform.orders import Caller
+from machines.platform.refusals import unavailable
 from machines.platform.replies import Problem, iso, parse_object, reply
 from machines.platform.sandbox.backend import Backend
 from machines.platform.sessions import Sessions
@@ -102,6 +104,7 @@ class Api:
     def stop(self) -> None:
         """End every session; running commands end with them."""
         self.sessions.stop()
+        self.executions.stop()
 
     def routes(self) -> list[Route]:
         """Everything this half answers."""
@@ -202,7 +205,7 @@ class Api:
             return
         probe = self.backend.probe()
         if not probe.ok:
-            problem = sessions.unavailable(probe.reason, probe.fix)
+            problem = unavailable(probe.reason, probe.fix)
             self._problem = problem.message
             raise problem
         self._problem = None
@@ -264,7 +267,7 @@ class Api:
 
     def _execute(self, call: Call) -> Response:
         self._require_isolation()
-        order = execution.parse_code(call.body, self._probing.language)
+        order = orders.parse_code(call.body, self._probing.language)
         return reply(execution.document(self.executions.run_code(call.caller, order)))
 
     def _jobs(self, call: Call) -> Response:
@@ -277,11 +280,8 @@ class Api:
 
     def _create(self, call: Call) -> Response:
         self._require_isolation()
-        order = sessions.parse_order(call.body, self._probing.shells)
-        row = self.sessions.create(
-            call.key.public_key, call.key.tier, order, call.idempotency_key, call.digest
-        )
-        return reply(self.sessions.document(row))
+        order = orders.parse_session(call.body, self._probing.shells)
+        return reply(self.sessions.document(self.sessions.create(call.caller, order)))
 
     def _list(self, call: Call) -> Response:
         rows = self.sessions.live(call.key.public_key)
@@ -298,7 +298,7 @@ class Api:
         return reply(self.sessions.document(row))
 
     def _command(self, call: Call) -> Response:
-        order = execution.parse_command(call.body)
+        order = orders.parse_command(call.body)
         row = self.executions.run_command(call.caller, call.path["session_id"], order)
         shown = execution.document(row)
         return reply(shown | {"output": shown["stdout"]})

@@ -13,161 +13,28 @@ before it began leaves no row, so its key may be used again.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import posixpath
 import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from machines.platform.context import PlatformContext
-from machines.platform.languages import SOURCE_DIRECTORY, Language
+from machines.platform.languages import SOURCE_DIRECTORY
 from machines.platform.limits import require_slot
-from machines.platform.replies import Problem, bad_field, int_field, iso, text_field
+from machines.platform.orders import Caller, CodeOrder, CommandOrder
+from machines.platform.refusals import require_same_request, sandbox_refusals, terminated
+from machines.platform.replies import Problem, iso
 from machines.platform.sandbox.backend import Backend, Command, Handle, Result
 from machines.platform.sandbox.errors import SandboxGone
-from machines.platform.sessions import (
-    VCPUS_MAX,
-    Sessions,
-    parse_network_mode,
-    require_same_request,
-    sandbox_refusals,
-    spec_for,
-    terminated,
-)
+from machines.platform.sessions import Sessions, spec_for
 from persistence.database import Row
 from persistence.database import Session as Sql
 
-COMMAND_TIMEOUT_MS_DEFAULT = 60_000
-COMMAND_TIMEOUT_MS_MAX = 900_000
-TTL_SECONDS_DEFAULT = 60
-TTL_SECONDS_MAX = 900
-INPUT_DIRECTORY = "/tmp/input"  # noqa: S108 - a path inside the sandbox
 KEPT_MS = 7 * 86_400_000
 # Session shells whose variables last from one command to the next.
 _CELLS = {"bash": "bash", "python": "python3", "python3": "python3"}
 # How other session programs take a command.
 _EVAL_FLAGS = {"node": "-e", "perl": "-e", "ruby": "-e", "php": "-r", "lua": "-e", "julia": "-e"}
-
-
-class CodeOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked `POST /execute` body."""
-
-    language: Language
-    code: str
-    network_mode: str
-    ttl_seconds: int
-    vcpu: int
-    environment: dict[str, str]
-    stdin: str
-    arguments: tuple[str, ...]
-    files: dict[str, bytes]
-
-
-class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked `POST /sessions/{id}/execute` or `/shell` body."""
-
-    command: str
-    timeout_ms: int
-
-
-class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks, and under which idempotency key.  `digest` is that of the request."""
-
-    public_key: str
-    tier: int
-    idempotency_key: str | None
-    digest: str
-
-
-def parse_code(body: dict[str, Any], language: Callable[[str], Language]) -> CodeOrder:
-    """Check a one-off request.
-
-    Raises:
-        Problem: 400 naming the field, the value seen and what was expected.
-    """
-    for name in ("return_artifact", "return_wasm_artifact"):
-        if body.get(name):
-            raise bad_field(name, body[name], "false: artifacts are not offered")
-    return CodeOrder(
-        language=language(text_field(body, "language", limit=40)),
-        code=text_field(body, "code", limit=16_000_000),
-        network_mode=parse_network_mode(body),
-        ttl_seconds=int_field(body, "ttl", TTL_SECONDS_DEFAULT, least=1, most=TTL_SECONDS_MAX),
-        vcpu=int_field(body, "vcpu", 1, least=1, most=VCPUS_MAX),
-        environment=_environment(body.get("env")),
-        stdin=_optional_text(body, "stdin"),
-        arguments=_arguments(body.get("args")),
-        files=_files(body.get("input_files")),
-    )
-
-
-def parse_command(body: dict[str, Any]) -> CommandOrder:
-    """Check an in-session request: `command`, else the paper's `code`; `timeout` in ms.
-
-    Raises:
-        Problem: 400.
-    """
-    name = "code" if body.get("command") is None and "code" in body else "command"
-    return CommandOrder(
-        command=text_field(body, name, limit=16_000_000),
-        timeout_ms=int_field(
-            body, "timeout", COMMAND_TIMEOUT_MS_DEFAULT, least=1, most=COMMAND_TIMEOUT_MS_MAX
-        ),
-    )
-
-
-def _environment(value: Any) -> dict[str, str]:
-    if value is None:
-        return {}
-    good = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
-    if not good or len(value) > 256:
-        raise bad_field("env", value, "an object of at most 256 strings")
-    return dict(value)
-
-
-def _optional_text(body: dict[str, Any], name: str) -> str:
-    value = body.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise bad_field(name, value, "a string")
-    return value
-
-
-def _arguments(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    good = isinstance(value, list) and all(
-        isinstance(each, str) and "\0" not in each for each in value
-    )
-    if not good or len(value) > 256:
-        raise bad_field("args", value, "an array of at most 256 strings")
-    return tuple(value)
-
-
-def _files(value: Any) -> dict[str, bytes]:
-    if value is None:
-        return {}
-    if not isinstance(value, list) or len(value) > 1000:
-        raise bad_field("input_files", value, "an array of at most 1000 {filename, content}")
-    return dict(_file(each) for each in value)
-
-
-def _file(value: Any) -> tuple[str, bytes]:
-    name = value.get("filename") if isinstance(value, dict) else None
-    if not isinstance(name, str) or not name or name != posixpath.basename(name) or "\0" in name:
-        raise bad_field("input_files", value, "a filename without a directory")
-    if name in (".", ".."):
-        raise bad_field("input_files", value, "the name of a file")
-    content = value.get("content", value.get("content_base64"))
-    try:
-        return f"{INPUT_DIRECTORY}/{name}", base64.b64decode(content, validate=True)
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise bad_field("input_files", name, "content in base64") from error
 
 
 class Executions:
@@ -187,20 +54,29 @@ class Executions:
                 old=self._context.clock_ms() - KEPT_MS,
             )
 
+    def stop(self) -> None:
+        """End the sandboxes of running one-off executions.  Call after `Sessions.stop`."""
+        with self._context.database.reading() as sql:
+            rows = sql.all(
+                "SELECT job_id FROM execution WHERE state = 'running' AND session_id IS NULL"
+            )
+        for row in rows:
+            self._backend.destroy(Handle(_own_sandbox(row["job_id"])))
+
     def run_code(self, caller: Caller, order: CodeOrder) -> Row:
         """Run code in a sandbox of its own, which ends with it.
 
         Raises:
             Problem: 429 no slot, 409, 503, 400.
         """
-        self._sessions.require_open()
         self._sessions.expire_due()
 
         def claim(sql: Sql) -> None:
+            self._sessions.require_open()
             require_slot(sql, caller.public_key, caller.tier)
 
         def perform(job_id: str) -> Result:
-            return self._in_own_sandbox(f"exec-{job_id}", order)
+            return self._in_own_sandbox(_own_sandbox(job_id), order)
 
         draft = {
             "session_id": None,
@@ -219,6 +95,8 @@ class Executions:
         )
         try:
             handle = self._backend.create(spec)
+            # `stop` may have looked for sandboxes to end before this one was there.
+            self._sessions.require_open()
             return self._backend.execute(
                 handle,
                 command,
@@ -455,6 +333,10 @@ def _outcome(row: Row) -> dict[str, Any]:
     if row["state"] == "timeout":
         shown["error"] = "stopped at its time limit"
     return shown
+
+
+def _own_sandbox(job_id: str) -> str:
+    return f"exec-{job_id}"
 
 
 def _select(sql: Sql, job_id: str) -> Row | None:

@@ -248,12 +248,9 @@ def _judge_closed(
     back = unanswered - restocking_fee_atomic(unanswered) if unanswered > 0 else 0
     owed = invoice.refund_address is not None and back >= COINS[invoice.currency].dust_atomic
     settled = all(refund.confirmations >= required for refund in returned)
-    if owed or not settled:
-        state = "refund_pending"
-    else:
-        state = "refunded" if returned else "expired"
+    final = "refunded" if returned else "expired"
     return Judgement(
-        state=state,
+        state="refund_pending" if owed or not settled else final,
         received_atomic=received,
         confirmations=lowest,
         refund_now_atomic=unanswered if owed and lowest >= required else 0,

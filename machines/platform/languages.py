@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+from machines.platform.refusals import sandbox_refusals
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend
-from machines.platform.sessions import sandbox_refusals
 
 SOURCE_DIRECTORY = "/tmp"  # noqa: S108 - a path inside the sandbox
 NOT_PACKAGED = "no package of Debian 12"

@@ -36,11 +36,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.errors import TurtlesError, UsageError
 from machines.platform.ledger import chain, transaction, wallets
 from machines.platform.ledger.coins import COINS
-from machines.platform.ledger.transaction import Outpoint, Output, Transaction
+from machines.platform.ledger.transaction import Output, Transaction
 from machines.platform.replies import Problem, parse_object, reply
 from persistence.database import Database, Session
 
-PLANS = {
+PLANS: dict[str, dict[str, type]] = {
     "stall_blocks": {"currency": str},
     "drop_reply_after_commit": {"route": str, "contains": str},
     "status": {"route": str, "contains": str, "code": int, "retry_after": int},
@@ -310,12 +310,12 @@ def _refuse(arguments: Mapping[str, Any]) -> Response:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    body = b""
+    parts: list[bytes] = []
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        parts.append(message.get("body", b""))
         if not message.get("more_body", False):
-            return body
+            return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -119,7 +119,8 @@ class Portal:
         return reply(self._invoice_body(invoice, now_ms), 200 if known else 201)
 
     def _order(self, body: Mapping[str, Any]) -> Order:
-        tier, months = body.get("tier_level"), body.get("months")
+        tier: Any = body.get("tier_level")
+        months: Any = body.get("months")
         if not _is_integer(tier) or tier not in TIERS:
             raise bad_field("tier_level", tier, "an integer from 1 to 32")
         sold = self._context.config.discount_percent

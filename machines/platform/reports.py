@@ -56,7 +56,7 @@ def ledger(data_dir: Path) -> Mapping[str, Any]:
         UsageError: no platform has run in that directory.
         StoreError: its database cannot be read.
     """
-    from machines.platform.invoices import ledger_report
+    from machines.platform.ledger.report import ledger_report
 
     database = _open(data_dir)
     try:

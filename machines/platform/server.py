@@ -103,10 +103,20 @@ def start_server(data_dir: Path, **options: object) -> ServerInfo:
     if found := find_server(data_dir):
         return found
     log_file = data_dir / "platform.log"
+    limit = time.monotonic() + START_SECONDS
+    while True:
+        child = _spawn(_command(data_dir, options), log_file)
+        if found := _wait_ready(data_dir, child, log_file, limit):
+            return found
+        # Another server held the directory: it is starting, and will be found, or stopping.
+        time.sleep(0.1)
+
+
+def _spawn(command: list[str], log_file: Path) -> subprocess.Popen[bytes]:
     descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         child = subprocess.Popen(  # noqa: S603 - our own module
-            _command(data_dir, options),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
@@ -116,7 +126,7 @@ def start_server(data_dir: Path, **options: object) -> ServerInfo:
     finally:
         os.close(descriptor)
     _CHILDREN[child.pid] = child
-    return _wait_ready(data_dir, child, log_file)
+    return child
 
 
 # Children are kept until they are stopped, so that none stays a zombie of a long-lived caller.
@@ -141,14 +151,21 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, inherited)))}
 
 
-def _wait_ready(data_dir: Path, child: subprocess.Popen[bytes], log_file: Path) -> ServerInfo:
-    limit = time.monotonic() + START_SECONDS
+def _wait_ready(
+    data_dir: Path, child: subprocess.Popen[bytes], log_file: Path, limit: float
+) -> ServerInfo | None:
+    """The live server; None when the child gave way to another one.
+
+    Raises:
+        ServerError: the child failed, or the time is over.
+    """
     while time.monotonic() < limit:
         if found := find_server(data_dir):
             return found
         code = child.poll()
-        # Another start may have won the directory: then its server is the answer, soon.
-        if code is not None and code != EXIT_TAKEN:
+        if code == EXIT_TAKEN:
+            return None
+        if code is not None:
             raise ServerError(
                 f"platform server for {data_dir}: ended with exit code {code} before it was "
                 f"ready. Its log {log_file} ends:\n{_tail(log_file)}"

@@ -27,8 +27,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from engine.secrets import load_codec
+from machines.platform import keys
 from machines.platform.app import build_app
-from machines.platform.context import PlatformConfig, open_money
+from machines.platform.context import PlatformConfig, PlatformContext, open_money
 from machines.platform.database import open_platform_database
 from machines.platform.sandbox.backend import Backend
 from machines.platform.server import DRAIN_SECONDS, ServerError, remove_ready, write_ready
@@ -56,6 +57,7 @@ def run(
     database = open_platform_database(data_dir)
     try:
         context = open_money(database, codec, clock_ms, config)
+        _check_master_key(context)
         app = build_app(
             context,
             backend,
@@ -74,6 +76,18 @@ def run(
         remove_ready(data_dir)
         database.close()
     return 0
+
+
+def _check_master_key(context: PlatformContext) -> None:
+    """Fail at the start, not at the first request, when stored secrets cannot be opened.
+
+    Raises:
+        SecretsError: another master key sealed them.
+    """
+    with context.database.reading() as sql:
+        public_key = sql.scalar("SELECT public_key FROM api_key ORDER BY created_ms LIMIT 1")
+        if public_key is not None:
+            keys.secret(sql, public_key)
 
 
 def clock_ms() -> int:

@@ -22,82 +22,24 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 import structlog
 
 from machines.platform.context import PlatformContext
 from machines.platform.limits import require_slot
-from machines.platform.replies import Problem, bad_field, int_field, iso, text_field
+from machines.platform.orders import Caller, SessionOrder
+from machines.platform.refusals import require_same_request, sandbox_refusals
+from machines.platform.replies import Problem, iso
 from machines.platform.sandbox.backend import MIB, Backend, Handle, Spec
-from machines.platform.sandbox.errors import SandboxError, SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.errors import SandboxError, SandboxGone
 from persistence.database import Row
 from persistence.database import Session as Sql
 
-TTL_SECONDS_DEFAULT = 3600
-TTL_SECONDS_MAX = 86_400
 IDLE_SECONDS = 900
-VCPUS_MAX = 8
 MEMORY_BYTES_PER_VCPU = 2048 * MIB
 
 log = structlog.get_logger("turtles.platform.sessions")
-
-
-class SessionOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked `POST /sessions` body."""
-
-    shell: str
-    network_mode: str
-    ttl_seconds: int
-    vcpu: int
-
-
-def parse_order(body: dict[str, Any], shells: Callable[[], frozenset[str]]) -> SessionOrder:
-    """Check a create request.
-
-    Raises:
-        Problem: 400 naming the field, the value seen and what was expected.
-    """
-    shell = text_field(body, "shell", _shell_of(body), limit=40)
-    offered = shells()
-    if shell not in offered:
-        raise bad_field("shell", shell, "one of " + ", ".join(sorted(offered)))
-    ttl_seconds = int_field(body, "ttl", TTL_SECONDS_DEFAULT, least=0, most=TTL_SECONDS_MAX)
-    return SessionOrder(
-        shell=shell,
-        network_mode=parse_network_mode(body),
-        # 0 asks for "no limit"; the platform's cap is 24 h.
-        ttl_seconds=ttl_seconds or TTL_SECONDS_MAX,
-        vcpu=int_field(body, "vcpu", 1, least=1, most=VCPUS_MAX),
-    )
-
-
-def _shell_of(body: dict[str, Any]) -> str:
-    language = body.get("language")
-    return {"python": "python3"}.get(language, language) if isinstance(language, str) else "bash"
-
-
-def parse_network_mode(body: dict[str, Any]) -> str:
-    """`zerotrust`, the only mode this platform offers.
-
-    Raises:
-        Problem: 400, another mode.
-    """
-    mode = text_field(body, "network_mode", "zerotrust", limit=40)
-    if mode == "semitrusted":
-        raise Problem(
-            400,
-            "network_mode_unavailable",
-            "network_mode 'semitrusted' (egress through a proxy) is not offered by this platform; "
-            "use 'zerotrust' (no network).",
-            fields={"field": "network_mode"},
-        )
-    if mode != "zerotrust":
-        raise bad_field("network_mode", mode, "'zerotrust'")
-    return mode
 
 
 def spec_for(sandbox_id: str, vcpu: int, environment: dict[str, str] | None = None) -> Spec:
@@ -107,38 +49,6 @@ def spec_for(sandbox_id: str, vcpu: int, environment: dict[str, str] | None = No
         vcpus=vcpu,
         memory_bytes=MEMORY_BYTES_PER_VCPU * vcpu,
         environment=environment or {},
-    )
-
-
-@contextmanager
-def sandbox_refusals() -> Iterator[None]:
-    """Translate what a backend refuses before anything ran: 503 with the remedy, or 400."""
-    try:
-        yield
-    except SandboxUnavailable as error:
-        raise unavailable(error.reason, error.fix) from error
-    except SandboxLimit as error:
-        raise Problem(400, "sandbox_limit", str(error)) from error
-
-
-def unavailable(reason: str, fix: str) -> Problem:
-    """503: this machine cannot isolate, so nothing is run."""
-    return Problem(
-        503,
-        "sandbox_unavailable",
-        f"{reason.rstrip('.')}. Untrusted code will not be run without isolation. "
-        f"Fix: {fix.rstrip('.')}.",
-        fields={"fix": fix},
-    )
-
-
-def terminated(session_id: str, reason: str | None) -> Problem:
-    """410 for a session that has ended."""
-    return Problem(
-        410,
-        "session_terminated",
-        f"session {session_id} has ended ({reason or 'terminated'}). Create a new one.",
-        fields={"session_id": session_id, "reason": reason},
     )
 
 
@@ -186,21 +96,14 @@ class Sessions:
                 headers={"Retry-After": "2"},
             )
 
-    def create(
-        self,
-        public_key: str,
-        tier: int,
-        order: SessionOrder,
-        idempotency_key: str | None,
-        digest: str,
-    ) -> Row:
+    def create(self, caller: Caller, order: SessionOrder) -> Row:
         """A new session, or the one this idempotency key made before.
 
         Raises:
             Problem: 429 no slot, 409 key reused for another request, 503, 400.
         """
         while True:
-            row, is_new = self._reserve(public_key, tier, order, idempotency_key, digest)
+            row, is_new = self._reserve(caller, order)
             session_id = row["session_id"]
             if is_new:
                 return self._build(session_id, order)
@@ -211,24 +114,18 @@ class Sessions:
             if settled is not None:
                 return settled
 
-    def _reserve(
-        self,
-        public_key: str,
-        tier: int,
-        order: SessionOrder,
-        idempotency_key: str | None,
-        digest: str,
-    ) -> tuple[Row, bool]:
-        self.require_open()
+    def _reserve(self, caller: Caller, order: SessionOrder) -> tuple[Row, bool]:
         self.expire_due()
         now_ms = self._context.clock_ms()
         session_id = f"unsb-session-{secrets.token_hex(8)}"
         with self._context.database.transaction() as sql:
-            known = _by_idempotency_key(sql, public_key, idempotency_key)
+            known = _by_idempotency_key(sql, caller)
             if known is not None:
-                require_same_request(known["digest"], digest)
+                require_same_request(known["digest"], caller.digest)
                 return known, False
-            require_slot(sql, public_key, tier)
+            # Inside the transaction: what commits before `stop` is ended by it.
+            self.require_open()
+            require_slot(sql, caller.public_key, caller.tier)
             # Known to waiters before its row can be seen.
             self._starting[session_id] = threading.Event()
             sql.run(
@@ -237,14 +134,14 @@ class Sessions:
                 "(:id, :key, :shell, :mode, :vcpu, 'starting', :now, :expires, :now, :once, "
                 ":digest)",
                 id=session_id,
-                key=public_key,
+                key=caller.public_key,
                 shell=order.shell,
                 mode=order.network_mode,
                 vcpu=order.vcpu,
                 now=now_ms,
                 expires=now_ms + order.ttl_seconds * 1000,
-                once=idempotency_key,
-                digest=digest,
+                once=caller.idempotency_key,
+                digest=caller.digest,
             )
             return _require(_select(sql, session_id)), True
 
@@ -261,6 +158,11 @@ class Sessions:
             if not kept:
                 self._destroy(handle)
             return _require(self._row(session_id))
+        except SandboxGone as error:
+            self._forget(session_id)
+            raise Problem(
+                503, "sandbox_died", f"the new sandbox ended at once: {error}. Try again."
+            ) from error
         except BaseException:
             # Nothing of it may be seen again: the same key may then create it afresh.
             self._forget(session_id)
@@ -386,28 +288,13 @@ _DUE = (
 )
 
 
-def require_same_request(stored_digest: str, digest: str) -> None:
-    """Refuse an idempotency key that was used for another request.
-
-    Raises:
-        Problem: 409.
-    """
-    if stored_digest != digest:
-        raise Problem(
-            409,
-            "idempotency_key_reused",
-            "Idempotency-Key was used before with another request. "
-            "Repeat the same request, or choose a new key.",
-        )
-
-
-def _by_idempotency_key(sql: Sql, public_key: str, idempotency_key: str | None) -> Row | None:
-    if idempotency_key is None:
+def _by_idempotency_key(sql: Sql, caller: Caller) -> Row | None:
+    if caller.idempotency_key is None:
         return None
     return sql.one(
         "SELECT * FROM session WHERE public_key = :key AND idempotency_key = :once",
-        key=public_key,
-        once=idempotency_key,
+        key=caller.public_key,
+        once=caller.idempotency_key,
     )
 
 

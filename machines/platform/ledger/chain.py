@@ -155,7 +155,8 @@ def confirmations(sql: Session, currency: str, txid: str) -> int | None:
 
 
 def _rival_height(sql: Session, currency: str, txid: str) -> int:
-    heights = [row["height"] for row in rivals(sql, currency, txid) if row["state"] == "mined"]
+    mined = [row for row in rivals(sql, currency, txid) if row["state"] == "mined"]
+    heights: list[int] = [row["height"] for row in mined]
     parents = sql.all(
         """
         SELECT t.txid FROM ledger_input i

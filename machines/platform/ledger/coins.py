@@ -123,5 +123,5 @@ def parse_coins(currency: str, value: object) -> int:
     sign, digits, places = Decimal(text).as_tuple()
     if not isinstance(places, int) or -places > exponent or places > 12:
         raise UsageError(f"amount: got {text}, expected at most {exponent} decimal places")
-    magnitude = int("".join(map(str, digits))) * 10 ** (exponent + places)
+    magnitude = int("".join(map(str, digits))) * int(10 ** (exponent + places))
     return -magnitude if sign else magnitude

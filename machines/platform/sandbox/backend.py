@@ -39,6 +39,7 @@ __all__ = [
     "Result",
     "Spec",
     "Stats",
+    "check_cell",
     "check_request",
 ]
 
@@ -54,6 +55,7 @@ Enforcement = Literal["cgroup", "rlimit", "none"]
 """What holds memory and process counts down: "cgroup" (whole sandbox), "rlimit" (memory per
 process, processes per sandbox), "none" (nothing is running here at all)."""
 
+_TEXT = "valid Unicode text without NUL characters"
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -79,7 +81,7 @@ class Spec:
             raise SandboxLimit(
                 f"sandbox_id {self.sandbox_id!r}: expected 1 to 64 of letters, digits, _ and -"
             )
-        _check_range("memory_bytes", self.memory_bytes, 64 * MIB, 1024 * 1024 * MIB)
+        _check_range("memory_bytes", self.memory_bytes, 128 * MIB, 1024 * 1024 * MIB)
         _check_range("pids", self.pids, 16, 4096)
         _check_range("vcpus", self.vcpus, 1, 64)
         # More would let files alone use up the memory that programs were promised.
@@ -100,12 +102,12 @@ class Command:
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.argv or any("\0" in word for word in self.argv):
-            raise SandboxLimit("argv: expected at least one word and no NUL character")
-        if not self.cwd.startswith("/") or "\0" in self.cwd:
+        if not self.argv or not all(map(_is_text, self.argv)):
+            raise SandboxLimit(f"argv: expected at least one word, and {_TEXT}")
+        if not self.cwd.startswith("/") or not _is_text(self.cwd):
             raise SandboxLimit(f"cwd {self.cwd!r}: expected an absolute path inside the sandbox")
-        if any(not path or "\0" in path for path in self.files):
-            raise SandboxLimit("files: expected non-empty paths without NUL characters")
+        if not all(path and _is_text(path) for path in self.files):
+            raise SandboxLimit(f"files: expected non-empty paths, and {_TEXT}")
         if (size := sum(map(len, self.files.values()))) > FILES_BYTES_MAX:
             raise SandboxLimit(f"files hold {size} bytes, at most {FILES_BYTES_MAX} are accepted")
         _check_environment(self.environment)
@@ -191,7 +193,8 @@ class Backend(Protocol):
     ) -> Result:
         """Run code in the sandbox's lasting interpreter; variables persist between calls.
 
-        A cell that ends its interpreter (`exit`, a time limit it ignores) loses the variables.
+        A cell that ends its interpreter loses the variables: `exit`, a time limit that Python
+        code ignores (it is interrupted first), any time limit in bash.
         """
 
     def available_programs(self, names: Iterable[str]) -> frozenset[str]:
@@ -206,6 +209,9 @@ class Backend(Protocol):
     def sweep(self) -> int:
         """Remove what dead owners left below the root; the number of sandboxes removed."""
 
+    def close(self) -> None:
+        """Destroy every sandbox of this process. Idempotent."""
+
 
 def check_request(timeout_seconds: float, max_output_bytes: int) -> None:
     """Refuse limits outside what any backend serves."""
@@ -216,6 +222,14 @@ def check_request(timeout_seconds: float, max_output_bytes: int) -> None:
     _check_range("max_output_bytes", max_output_bytes, 0, OUTPUT_BYTES_MAX)
 
 
+def check_cell(language: str, code: str) -> None:
+    """Refuse a language without cells, and code that is no text."""
+    if language not in CELL_LANGUAGES:
+        raise SandboxLimit(f"language {language!r}: cells exist for {CELL_LANGUAGES}")
+    if not _is_text(code):
+        raise SandboxLimit(f"code: expected {_TEXT}")
+
+
 def _check_range(name: str, value: int, minimum: int, maximum: int) -> None:
     if not minimum <= value <= maximum:
         raise SandboxLimit(f"{name} {value}: expected {minimum} to {maximum}")
@@ -223,8 +237,16 @@ def _check_range(name: str, value: int, minimum: int, maximum: int) -> None:
 
 def _check_environment(environment: Mapping[str, str]) -> None:
     for name, value in environment.items():
-        if not _ENVIRONMENT_NAME.fullmatch(name) or "\0" in value:
+        if not _ENVIRONMENT_NAME.fullmatch(name) or not _is_text(value):
             raise SandboxLimit(
-                f"environment variable {name!r}: expected a name of letters, digits and _ "
-                "and a value without NUL characters"
+                f"environment variable {name!r}: expected a name of letters, digits and _, "
+                f"and a value of {_TEXT}"
             )
+
+
+def _is_text(value: str) -> bool:
+    """Whether `value` can be an argument or a line of code: no NUL, no half surrogates."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False

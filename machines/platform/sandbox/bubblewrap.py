@@ -27,7 +27,6 @@ import structlog
 
 from machines.platform.sandbox import layout, processes, remedies, walls
 from machines.platform.sandbox.backend import (
-    CELL_LANGUAGES,
     OUTPUT_BYTES_DEFAULT,
     REQUEST_BYTES_MAX,
     Command,
@@ -37,6 +36,7 @@ from machines.platform.sandbox.backend import (
     Result,
     Spec,
     Stats,
+    check_cell,
     check_request,
 )
 from machines.platform.sandbox.cgroups import PREFIX, Cgroup, Tree, find_tree, remove_groups
@@ -144,8 +144,9 @@ class BubblewrapBackend:
         try:
             command = Command((ready.interpreter.program, "-I", "-S", "-c", walls.INSPECTION))
             result = self.execute(handle, command, timeout_seconds=_START_SECONDS)
-            agent = self._find(handle).inside[-1]
-            holes = walls.find_holes(result.stdout, agent.pid)
+            live = self._find(handle)
+            agent_pid = live.inside[-1].pid if live.inside else live.process.pid
+            holes = walls.find_holes(result.stdout, agent_pid)
         except SandboxGone as gone:
             raise remedies.unavailable(str(gone)) from gone
         finally:
@@ -179,6 +180,12 @@ class BubblewrapBackend:
             live = self._launch(spec, ready, directory, cgroup, user_id)
             with self._lock:
                 self._live[spec.sandbox_id] = live
+        except (OSError, subprocess.SubprocessError) as error:
+            self._erase(directory, cgroup)
+            raise SandboxUnavailable(
+                f"a sandbox could not be started below {self._root} ({error})",
+                "free what the error names (space, processes, open files) and try again",
+            ) from error
         except BaseException:
             self._erase(directory, cgroup)
             raise
@@ -234,15 +241,12 @@ class BubblewrapBackend:
         user_id: int | None,
     ) -> _Live:
         plan = Plan(ready.interpreter, spec.disk_bytes, ready.can_disable_userns, user_id)
-        try:
-            with ready.program.opened() as program:
-                started = start_behind_gate(plan, program)
-                self._admit(started, directory, cgroup)
-                channel = Channel(started.connection)
-                live = _Live(spec, directory, started.process, channel, cgroup, user_id)
-                self._greet_or_explain(live, ready, started)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise remedies.unavailable(f"{type(error).__name__}: {error}") from error
+        with ready.program.opened() as program:
+            started = start_behind_gate(plan, program)
+            self._admit(started, directory, cgroup)
+            channel = Channel(started.connection)
+            live = _Live(spec, directory, started.process, channel, cgroup, user_id)
+            self._greet_or_explain(live, ready, started)
         return live
 
     def _admit(self, started: Started, directory: Path, cgroup: Cgroup | None) -> None:
@@ -320,10 +324,7 @@ class BubblewrapBackend:
         max_output_bytes: int = OUTPUT_BYTES_DEFAULT,
     ) -> Result:
         """Run code in the sandbox's lasting interpreter of `language` (CELL_LANGUAGES)."""
-        if language not in CELL_LANGUAGES:
-            raise SandboxLimit(f"language {language!r}: cells exist for {CELL_LANGUAGES}")
-        if "\0" in code:
-            raise SandboxLimit("code: expected no NUL characters")
+        check_cell(language, code)
         fields = {"language": language, "code": code}
         return self._ask(handle, "cell", fields, timeout_seconds, max_output_bytes)
 
@@ -414,6 +415,13 @@ class BubblewrapBackend:
             remove_directory(directory)
         else:
             _log.warning("sandbox.groups_left", directory=str(directory))
+
+    def close(self) -> None:
+        """Destroy every sandbox of this process. Idempotent."""
+        with self._lock:
+            handles = [Handle(sandbox_id) for sandbox_id in self._live]
+        for handle in handles:
+            self.destroy(handle)
 
     def sweep(self) -> int:
         """Kill and remove what dead platform processes left below the root."""

@@ -30,6 +30,7 @@ from machines.platform.sandbox.backend import (
     Result,
     Spec,
     Stats,
+    check_cell,
     check_request,
 )
 from machines.platform.sandbox.errors import SandboxGone, SandboxLimit, SandboxUnavailable
@@ -119,10 +120,7 @@ class FakeBackend:
     ) -> Result:
         """The same four statements, with variables that persist."""
         check_request(timeout_seconds, max_output_bytes)
-        if language not in CELL_LANGUAGES:
-            raise SandboxLimit(f"language {language!r}: cells exist for {CELL_LANGUAGES}")
-        if "\0" in code:
-            raise SandboxLimit("code: expected no NUL characters")
+        check_cell(language, code)
         sandbox = self._find(handle)
         variables = sandbox.variables[language]
         step = _python if language == "python3" else _shell
@@ -145,6 +143,11 @@ class FakeBackend:
     def sweep(self) -> int:
         """An earlier process left nothing: always 0."""
         return 0
+
+    def close(self) -> None:
+        """Forget every sandbox."""
+        with self._lock:
+            self._sandboxes.clear()
 
     def _find(self, handle: Handle) -> _Sandbox:
         with self._lock:

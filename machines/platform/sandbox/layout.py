@@ -35,6 +35,7 @@ __all__ = [
 
 AGENT_PATH = "/run/turtles/agent.py"
 _PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin")
+_SYSTEM_PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
 _BESIDE_USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _PUBLIC_ETC = (
     "/etc/alternatives",
@@ -50,7 +51,11 @@ _MADE_UP_ETC = {
     "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
-_NEEDS = "import base64, ctypes, json, os, selectors, subprocess, sys; os.pidfd_open"
+_NEEDS = (
+    "import base64, ctypes, json, os, selectors, subprocess, sys\n"
+    "os.pidfd_open\n"
+    "sys.exit(sys.version_info < (3, 10))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,12 @@ class Interpreter:
 
 @cache
 def find_interpreter() -> Interpreter:
-    """A Python 3.9 or newer that can be seen inside, the distribution's if there is one.
+    """A Python 3.10 or newer that can be seen inside, the distribution's if there is one.
 
     Never a virtual environment's: only the base installation is shown inside, so that nothing of
     the platform's own packages is.
     """
-    for program in ("/usr/bin/python3", "/usr/local/bin/python3"):
+    for program in _SYSTEM_PYTHONS:
         if Path(program).resolve().is_relative_to("/usr") and _can_run_agent(program):
             return Interpreter(program, None)
     base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
@@ -76,7 +81,7 @@ def find_interpreter() -> Interpreter:
     if prefix.count("/") >= 2 and Path(base).is_relative_to(prefix) and _can_run_agent(base):
         return Interpreter(base, prefix)
     raise SandboxUnavailable(
-        "no Python 3.9 or newer that a sandbox may see was found "
+        "no Python 3.10 or newer that a sandbox may see was found "
         f"(looked for /usr/bin/python3, /usr/local/bin/python3, {base})",
         "install the distribution's Python (`apt-get install python3`)",
     )

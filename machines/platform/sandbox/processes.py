@@ -71,17 +71,36 @@ def kill(identity: Identity, wait_seconds: float = 2.0) -> bool:
 
 def descendants(pid: int) -> list[Identity]:
     """Children, their children and so on of `pid`, parents first."""
-    children: dict[int, list[Identity]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
-            identity = Identity(int(entry.name), int(fields[19]))
-            children.setdefault(int(fields[1]), []).append(identity)
-    found, queue = [], [pid]
+    found: list[Identity] = []
+    queue = [pid]
     while queue:
-        below = children.get(queue.pop(0), [])
+        below = [each for child in _children(queue.pop(0)) if (each := identify(child))]
         found += below
-        queue += [identity.pid for identity in below]
+        queue += [each.pid for each in below]
     return found
+
+
+def _children(pid: int) -> list[int]:
+    """Numbers of the children of all threads of `pid`; empty when it is gone."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+    children: list[int] = []
+    for thread in threads:
+        try:
+            children += map(int, (thread / "children").read_text().split())
+        except FileNotFoundError:
+            if thread.exists():  # a kernel without CONFIG_PROC_CHILDREN
+                return _children_by_scan(pid)
+        except OSError:
+            continue
+    return children
+
+
+def _children_by_scan(pid: int) -> list[int]:
+    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [each for each in numbers if (fields := _stat(each)) and int(fields[1]) == pid]
 
 
 def resident_bytes(pid: int) -> int:

@@ -49,7 +49,7 @@ class Bubblewrap:
                 [str(self.program), "--help"],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=10,
+                timeout=5,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired):

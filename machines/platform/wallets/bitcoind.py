@@ -36,6 +36,7 @@ def bitcoind_routes(context: PlatformContext) -> list[Route]:
     """The nodes and wallets of the three bitcoin-like coins."""
     daemon = Bitcoind(context)
     return [
+        Route("/rpc/{coin:str}", daemon.handle, methods=["POST"]),
         Route("/rpc/{coin:str}/", daemon.handle, methods=["POST"]),
         Route("/rpc/{coin:str}/wallet/{wallet}", daemon.handle, methods=["POST"]),
     ]

@@ -118,3 +118,19 @@ async def test_a_refused_answer_ends_it(served: Serve) -> None:
     login = RpcLogin("user", Secret("hunter2"), eager=False)
     with pytest.raises(Unavailable):
         await rpc(served, handler, login).call("m", [])
+
+
+@pytest.mark.parametrize("params", [["open sesame", 30], {"password": "open sesame"}])
+async def test_an_error_that_echoes_a_secret_is_blotted_out(served: Serve, params: Any) -> None:
+    def echo(request: httpx.Request) -> httpx.Response:
+        text = f"cannot use {request.content.decode()}"
+        return httpx.Response(500, json={"error": {"code": -1, "message": text}})
+
+    if isinstance(params, list):
+        hidden: Any = [Secret(params[0]), *params[1:]]
+    else:
+        hidden = {name: Secret(value) for name, value in params.items()}
+    with pytest.raises(RpcError) as caught:
+        await rpc(served, echo).call("unlock", hidden)
+    assert "***" in caught.value.text
+    assert "sesame" not in caught.value.text

@@ -24,6 +24,7 @@ from machines.clients.ports import (
 
 Serve = Callable[..., Transport]
 SECRET = "unsb-sk-aaaaa-bbbbb-ccccc-ddddd"
+SANDBOX = {"shell": "bash", "network_mode": "zerotrust"}
 CREDENTIALS = Credentials(public_key="unsb-pk-1", secret_key=Secret(SECRET))
 
 
@@ -130,7 +131,7 @@ async def test_a_stale_clock_is_unauthorized(platform: Make) -> None:
 async def test_create_session(platform: Make) -> None:
     api = Api({"session_id": "unsb-session-1", "id": "x", "status": "running"}, 201)
     session = await platform(api).create_session(
-        CREDENTIALS, shell="bash", network_mode="zerotrust", ttl_seconds=600, key="run-1:7"
+        CREDENTIALS, **SANDBOX, ttl_seconds=600, key="run-1:7"
     )
     assert session == SessionInfo(session_id="unsb-session-1", status="running")
     assert api.requests[0].headers["Idempotency-Key"] == "run-1:7"
@@ -193,7 +194,5 @@ async def test_languages(platform: Make) -> None:
 async def test_limits(platform: Make) -> None:
     api = Api({"error": "concurrency_limit_reached", "concurrency_limit": 1}, 429)
     with pytest.raises(Unavailable) as caught:
-        await platform(api).create_session(
-            CREDENTIALS, shell="bash", network_mode="zerotrust", ttl_seconds=60, key="k"
-        )
+        await platform(api).create_session(CREDENTIALS, **SANDBOX, ttl_seconds=60, key="k")
     assert caught.value.kind == "concurrency"

@@ -80,7 +80,8 @@ def backend() -> FakeBackend:
 async def api(tmp_path: Path, backend: Any) -> AsyncIterator[Api]:
     """A started platform, stopped after the test."""
     data_dir = tmp_path / "platform"
-    data_dir.mkdir(mode=0o700)
+    data_dir.mkdir(exist_ok=True)
+    data_dir.chmod(0o700)
     started = Api(data_dir, backend)
     async with started.app.router.lifespan_context(started.app), started.http:
         yield started

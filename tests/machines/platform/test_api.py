@@ -169,7 +169,11 @@ async def test_another_tenants_session_is_not_found(api: Any) -> None:
         ("/execute", {"language": "python", "code": "x", "ttl": 0}, "ttl"),
         ("/execute", {"language": "python", "code": "x", "env": {"A": 1}}, "env"),
         ("/execute", {"language": "python", "code": "x", "args": "a"}, "args"),
-        ("/execute", {"language": "python", "code": "x", "return_artifact": True}, "return_artifact"),
+        (
+            "/execute",
+            {"language": "python", "code": "x", "return_artifact": True},
+            "return_artifact",
+        ),
         (
             "/execute",
             {"language": "python", "code": "x", "input_files": [{"filename": "../x"}]},

@@ -165,7 +165,9 @@ def test_unknown_and_missing_keys_are_refused() -> None:
         assert refusal(made).error == "invalid_key"
 
 
-@pytest.mark.parametrize(("status", "expected"), [("suspended", "suspended"), ("active", "expired")])
+@pytest.mark.parametrize(
+    ("status", "expected"), [("suspended", "suspended"), ("active", "expired")]
+)
 def test_standing(status: str, expected: str) -> None:
     row = KeyRow(
         public_key="unsb-pk-x",

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from machines.platform.languages import SOURCE_DIRECTORY
+from machines.platform.orders import INPUT_DIRECTORY
 from machines.platform.sandbox.backend import Command, Handle, Result
 from machines.platform.sandbox.fake import FakeBackend
 from machines.platform.sessions import Sessions
@@ -55,7 +57,7 @@ async def opened(api: Any, tier: int = 8, **body: Any) -> tuple[tuple[str, str],
 
 
 async def test_variables_last_in_a_session(api: Any) -> None:
-    pair, path = await opened(api, shell="python3")
+    pair, path = await opened(api, language="python")
     await api.call(pair, "POST", path + "/execute", {"code": "x = 41"})
     ran = await api.call(pair, "POST", path + "/execute", {"code": "print(x)"})
     assert ran.json()["stdout"] == "41\n"
@@ -180,8 +182,9 @@ async def test_arguments_stdin_and_files_arrive(api: Any, backend: Any) -> None:
     }
     await api.call(api.key(), "POST", "/execute", body)
     command, stdin = backend.last
-    assert command.argv == ("python3", "/tmp/code.py", "one", "two")
-    assert command.files == {"/tmp/code.py": b"print(1)", "/tmp/input/data.txt": b"hello"}
+    source, data = SOURCE_DIRECTORY + "/code.py", INPUT_DIRECTORY + "/data.txt"
+    assert command.argv == ("python3", source, "one", "two")
+    assert command.files == {source: b"print(1)", data: b"hello"}
     assert stdin == b"typed"
 
 

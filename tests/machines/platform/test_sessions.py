@@ -142,7 +142,11 @@ async def test_time_to_live_ends_a_session(api: Any, backend: Any) -> None:
     assert (await status(api, pair, session_id))["status"] == "running"
     api.now_ms += 1
     ended = await status(api, pair, session_id)
-    assert (ended["status"], ended["reason"], ended["remaining_ttl"]) == ("terminated", "expired", 0)
+    assert (ended["status"], ended["reason"], ended["remaining_ttl"]) == (
+        "terminated",
+        "expired",
+        0,
+    )
     assert not backend.alive(session_id)
 
 

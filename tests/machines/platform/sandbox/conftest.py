@@ -17,12 +17,19 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> BubblewrapBackend:
+def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BubblewrapBackend]:
     """One real backend for the session; a machine that cannot isolate fails, it never skips."""
     backend = BubblewrapBackend(tmp_path_factory.mktemp("sandboxes"))
     probe = backend.probe()
     assert probe.ok, f"{probe.reason}. Fix: {probe.fix}"
-    return backend
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(params=["fake", "bubblewrap"])
+def new_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Backend]:
+    """Makes a backend of its own, of every implementation."""
+    return FakeBackend if request.param == "fake" else lambda: BubblewrapBackend(tmp_path)
 
 
 @pytest.fixture(params=["fake", "bubblewrap"])

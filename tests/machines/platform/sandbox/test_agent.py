@@ -111,9 +111,7 @@ def test_python_variables_outlive_a_time_limit(
 def test_a_cell_that_ignores_its_limit_is_replaced(
     bubblewrap: BubblewrapBackend, sandbox: Handle
 ) -> None:
-    stubborn = (
-        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
-    )
+    stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
     assert bubblewrap.cell(sandbox, "python3", stubborn, timeout_seconds=0.2).timed_out
     assert bubblewrap.cell(sandbox, "python3", "print(1)").stdout == b"1\n"
 
@@ -126,8 +124,12 @@ def test_a_cell_has_no_standard_input(bubblewrap: BubblewrapBackend, sandbox: Ha
 def test_a_large_cell_arrives_whole(bubblewrap: BubblewrapBackend, sandbox: Handle) -> None:
     code = "x = '" + "y" * 1_000_000 + "'\nprint(len(x))"
     assert bubblewrap.cell(sandbox, "python3", code).stdout == b"1000000\n"
-    assert bubblewrap.cell(sandbox, "bash", code.replace("x = ", "x=").replace(
-        "print(len(x))", "echo ${#x}")).stdout == b"1000000\n"
+    assert (
+        bubblewrap.cell(
+            sandbox, "bash", code.replace("x = ", "x=").replace("print(len(x))", "echo ${#x}")
+        ).stdout
+        == b"1000000\n"
+    )
 
 
 def test_code_that_kills_the_agent_loses_its_sandbox(

@@ -36,13 +36,13 @@ def test_a_missing_program_is_exit_code_127(backend: Backend, handle: Handle) ->
 
 
 def test_files_are_there_before_the_command_starts(backend: Backend, handle: Handle) -> None:
-    command = Command(("python3", "main.py"), cwd="/tmp", files={"main.py": b"print('from file')"})
+    command = Command(("python3", "main.py"), files={"main.py": b"print('from file')"})
     assert backend.execute(handle, command).stdout == b"from file\n"
 
 
 def test_files_stay_for_the_next_command(backend: Backend, handle: Handle) -> None:
-    backend.execute(handle, Command(("true",), files={"/tmp/a/later.py": b"print(7)"}))
-    assert backend.execute(handle, Command(("python3", "/tmp/a/later.py"))).stdout == b"7\n"
+    backend.execute(handle, Command(("true",), files={"/root/a/later.py": b"print(7)"}))
+    assert backend.execute(handle, Command(("python3", "/root/a/later.py"))).stdout == b"7\n"
 
 
 def test_variables_persist_between_python_cells(backend: Backend, handle: Handle) -> None:
@@ -66,9 +66,7 @@ def test_variables_do_not_reach_another_sandbox(
         backend.destroy(other)
 
 
-def test_the_sessions_environment_is_seen(
-    backend: Backend, new_spec: Callable[..., Spec]
-) -> None:
+def test_the_sessions_environment_is_seen(backend: Backend, new_spec: Callable[..., Spec]) -> None:
     handle = backend.create(new_spec(environment={"GREETING": "good day"}))
     try:
         command = Command(("sh", "-c", 'echo "$GREETING"'))
@@ -98,6 +96,16 @@ def test_a_destroyed_sandbox_is_gone(backend: Backend, new_spec: Callable[..., S
     ):
         with pytest.raises(SandboxGone, match=handle.sandbox_id):
             use()
+
+
+def test_closing_destroys_what_is_left(new_backend: Callable[[], Backend]) -> None:
+    backend = new_backend()
+    handles = [backend.create(Spec(name)) for name in ("one", "two")]
+    backend.close()
+    backend.close()
+    for handle in handles:
+        with pytest.raises(SandboxGone):
+            backend.stats(handle)
 
 
 def test_destroying_what_never_was_does_nothing(backend: Backend) -> None:
@@ -140,9 +148,11 @@ def test_cells_exist_for_two_languages(backend: Backend, handle: Handle) -> None
         backend.cell(handle, "cobol", "x")
 
 
-def test_a_cell_with_a_nul_is_refused(backend: Backend, handle: Handle) -> None:
-    with pytest.raises(SandboxLimit, match="NUL"):
-        backend.cell(handle, "bash", "echo a\0b")
+@pytest.mark.parametrize("code", ["echo a\0b", "echo \ud800"])
+def test_a_cell_that_is_no_text_is_refused(backend: Backend, handle: Handle, code: str) -> None:
+    with pytest.raises(SandboxLimit, match="Unicode text without NUL"):
+        backend.cell(handle, "bash", code)
+    assert backend.execute(handle, Command(("true",))).exit_code == 0
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e9])
@@ -183,6 +193,7 @@ def test_a_spec_out_of_range_is_refused(changes: dict[str, object]) -> None:
     [
         {"argv": ()},
         {"argv": ("a\0b",)},
+        {"argv": ("a\udfff",)},
         {"cwd": "relative"},
         {"files": {"": b""}},
         {"files": {"big": bytes(9 * MIB)}},

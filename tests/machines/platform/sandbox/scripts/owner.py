@@ -3,6 +3,7 @@
 Prints one JSON line: the processes and cgroup directories of its sandboxes. With `--stuck`, it
 also pretends to be a sandbox's leftover: a process in the record that does not end by itself.
 """
+# ruff: noqa: E402 - the checkout must be importable, and logging off standard output, first
 
 import json
 import subprocess
@@ -36,7 +37,10 @@ def main() -> None:
         pids += [each.pid for each in processes.descendants(record.processes[-1].pid)]
         groups += record.cgroups
     if "--stuck" in sys.argv:
-        left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        nothing = subprocess.DEVNULL
+        left = subprocess.Popen(
+            ["sleep", "600"], stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+        )
         identity = processes.identify(left.pid)
         directory = root / "orphan-0"
         record = read_record(directory)

@@ -1,0 +1,147 @@
+"""Log lines: how they are written, and the one list of what may be in them.
+
+::
+
+    log = structlog.get_logger("turtles.worker")
+    log.info("worker.reaped", runs=3)
+        -> {"runs": 3, "event": "worker.reaped", "level": "info", "timestamp": "2026-..."}
+
+Lines go to stderr, so that stdout belongs to a command's answer.  `CATALOGUE` names every event
+with its fields; a test reads the source and refuses a call that is not in it, so a reader of logs
+can rely on the names.  Whatever the caller does, `redact` lets no secret through.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+from engine.errors import UsageError
+from engine.secrets import Secret
+
+CATALOGUE: Mapping[str, tuple[str, ...]] = {
+    # the engine: runs, effects, workers
+    "effect.retry": ("run_id", "effect", "attempt", "delay_ms", "reason"),
+    "effect.unknown": ("run_id", "effect", "reason"),
+    "event.rejected": ("run_id", "event_name", "reason"),
+    "run.lost": ("run_id", "reason"),
+    "run.moved": ("run_id", "machine", "seq", "event_name", "source", "target", "status"),
+    "run.quarantined": ("run_id", "state", "reason"),
+    "worker.beat_missed": ("reason",),
+    "worker.job_failed": ("exc_info",),
+    "worker.reaped": ("runs",),
+    # the store
+    "send.dropped": ("event_name", "receiver", "why"),
+    "store.busy": ("reason",),
+    # the clients
+    "http_call": ("call", "method", "elapsed_ms", "status", "outcome"),
+    # the embedded platform
+    "block_skipped": ("reason",),
+    "destroy_failed": ("sandbox_id", "error"),
+    "expiry_failed": ("error",),
+    "listening": ("base_url", "pid"),
+    "mining_failed": ("error",),
+    "rate_limit_changed": ("requests_per_minute_per_tier",),
+    "refund_not_resent": ("invoice", "reason"),
+    "refund_waits": ("invoice", "reason"),
+    "request": ("method", "route", "status", "duration_ms"),
+    "sandbox.cgroup_refused": ("reason", "enforcement"),
+    "sandbox.created": ("sandbox_id", "enforcement"),
+    "sandbox.destroyed": ("sandbox_id",),
+    "sandbox.groups_left": ("directory",),
+    "sandbox.program_refused": ("program", "reason"),
+    "sandbox.swept": ("sandbox_id",),
+    "sandbox_unavailable": ("problem",),
+    "sessions_start": ("swept_sandboxes", "lost_sessions"),
+    "stopped": (),
+    "unexpected_error": ("route", "error", "where"),
+}
+"""Every event that is logged, with the only fields it may carry."""
+
+Level = Literal["debug", "info", "warning", "error", "critical"]
+LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error", "critical")
+SECRET_ENDINGS = ("secret", "passphrase", "password", "key_hex", "private_key", "token")
+"""A field whose name is or ends with one of these is never shown."""
+HIDDEN = "***"
+
+
+def configure(*, json: bool, level: Level = "warning") -> None:
+    """Set structlog up for this process; may be called again.
+
+    Args:
+        json: one JSON object a line; otherwise lines for a person.
+        level: the least serious lines that are written.
+    """
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact,
+            *_renderers(json),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=_Stderr,
+        cache_logger_on_first_use=False,
+    )
+
+
+def configure_from(environment: Mapping[str, str]) -> None:
+    """Set up as `TURTLES_LOG` (json, text) and `TURTLES_LOG_LEVEL` say.
+
+    The default is warnings, for a person on a terminal and as JSON elsewhere.
+
+    Raises:
+        UsageError: another value; names it and the allowed ones.
+    """
+    level = environment.get("TURTLES_LOG_LEVEL", "").lower() or "warning"
+    form = environment.get("TURTLES_LOG", "").lower()
+    if level not in LEVELS:
+        raise UsageError(f"TURTLES_LOG_LEVEL: expected one of {', '.join(LEVELS)}, got {level!r}.")
+    if form not in ("", "json", "text"):
+        raise UsageError(f"TURTLES_LOG: expected json or text, got {form!r}.")
+    configure(json=form == "json" or (not form and not sys.stderr.isatty()), level=level)
+
+
+def _renderers(json: bool) -> list[Any]:
+    if json:
+        # Tracebacks as text: the structured form would show local variables.
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+class _Stderr:
+    """Writes to what `sys.stderr` is at that moment: a live display or a test may replace it."""
+
+    def __init__(self, *_args: Any) -> None:
+        pass
+
+    def msg(self, line: str) -> None:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    debug = info = warning = error = critical = exception = log = msg
+
+
+def redact(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """structlog processor: hide every `Secret` and every field that is named like one."""
+    for name, value in event.items():
+        event[name] = _hidden(name, value)
+    return event
+
+
+def _hidden(name: str, value: Any) -> Any:
+    if isinstance(value, Secret) or name.lower().endswith(SECRET_ENDINGS):
+        return HIDDEN
+    if isinstance(value, Mapping):
+        return {key: _hidden(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and name != "exc_info":
+        return [_hidden("", inner) for inner in value]
+    return value

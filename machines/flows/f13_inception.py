@@ -1,0 +1,601 @@
+"""Flow 13, inception: a sandbox that buys a sandbox, and again, as deep as the money goes.
+
+::
+
+    inside_sandbox -> discover_tools -> fetch_pricing -> create_invoice -> send_payment
+         (child: Discovery)               (child: Payment, followed by its milestones)
+    -> poll_confirmation -> receive_keys -> prove_identity -> install_tools -> create_child
+                                            (child: Authentication)
+    -> execute_in_child --+--> descend --> release_child -> done | cut_short
+         |                |    (child: Inception, depth + 1)
+         |                +--> release_child          (the deepest layer)
+         +--> bury_child -> create_child              (the sandbox died with its platform)
+
+The ten named states are the paper's (Flow 13).  One run is one layer.  What a layer executes in
+its child sandbox is the inspection that the next layer's Discovery weighs: the next layer knows
+where it is from evidence gathered there.  No key is handed down; every layer buys its own.
+
+Bounds, each with a refusal of its own: `too_deep`, `unaffordable` (the subtree's budget, in
+cents), `no_slot` (concurrency), and latency, which is measured and reported.
+
+Promise: every layer has a key of its own and paid for it once; a sandbox that was created is
+owned by a live run or has been destroyed, whatever crashed in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from typing import Any
+
+from engine.clock import hours, minutes, seconds
+from engine.contracts import ensures, invariant, requires
+from engine.definition import Machine, State
+from engine.effects import Call, effect
+from engine.errors import OutcomeUnknown, Permanent, Transient
+from engine.events import ChildEnded, ChildMoved, Context, Event, GaveUp
+from engine.retry import Retry
+from engine.secrets import Secret
+from engine.table import Child
+from machines.clients.ports import (
+    ClientError,
+    Credentials,
+    NotFound,
+    Platform,
+    Record,
+    ReplyLost,
+    Unavailable,
+)
+from machines.flows import evidence
+
+PAYMENT_MILESTONES = ("invoicing", "paying", "confirming", "settling")
+"""States of Payment that end fetch_pricing, create_invoice, send_payment, poll_confirmation."""
+
+DEPTH_MAX = 8
+"""The deepest chain that one run may be asked for (paper, Flow 13: 8 slots at tier 32)."""
+
+PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
+
+
+class KeyReceipt(Record):
+    """What a finished Payment reports, as far as a layer needs it."""
+
+    public_key: str
+    secret_key: Secret[str]
+    paid_cents: int
+    txids: tuple[str, ...]
+
+
+class Surroundings(Record):
+    """What a finished Discovery reports, as far as a layer needs it."""
+
+    awareness: str
+    profile: str | None
+    tools: tuple[str, ...]
+
+
+class Proof(Record):
+    """What a finished Authentication reports."""
+
+    offset_ms: int
+    concurrency: int
+
+
+class LayerReport(Record):
+    """One finished layer, without its secret."""
+
+    depth: int
+    public_key: str
+    paid_cents: int
+    txids: tuple[str, ...]
+    session_id: str
+    stdout: str
+    latency_ms: int
+    awareness: str
+    profile: str | None
+
+
+class Layers(Record):
+    """The output of a layer's run: its own report and those of the layers below it."""
+
+    layers: tuple[LayerReport, ...]
+    complete: bool
+    refusal: str
+
+
+class Layer(Context):
+    """What a layer is asked for, and what it has so far.
+
+    `budget_cents` is what this layer and all below it may spend; `inspection` is the evidence
+    gathered in the sandbox this layer lives in (None: look around here).
+    """
+
+    depth: int
+    max_depth: int
+    currency: str
+    budget_cents: int
+    tier: int = 1
+    months: int = 1
+    poll_ms: int = seconds(14)
+    inspection: str | None = None
+    session_ttl_seconds: int = 3600
+    awareness: str = "unknown"
+    profile: str | None = None
+    tools: tuple[str, ...] = ()
+    public_key: str = ""
+    secret_key: Secret[str] | None = None
+    paid_cents: int = 0
+    txids: tuple[str, ...] = ()
+    offset_ms: int = 0
+    concurrency: int = 0
+    tool_digest: str = ""
+    session_id: str = ""
+    last_session_id: str = ""
+    stdout: str = ""
+    latency_ms: int = 0
+    inner: tuple[LayerReport, ...] = ()
+    refusal: str = ""
+
+
+class Looked(ChildMoved, tag="looked"):
+    """Discovery knows where it is and is looking for tools."""
+
+
+class Discovered(ChildEnded, tag="discovered"):
+    """Discovery has ended."""
+
+    output: Surroundings | None = None
+
+
+class PaymentMoved(ChildMoved, tag="payment_moved"):
+    """The purchase has come a step further."""
+
+
+class Bought(ChildEnded, tag="bought"):
+    """The purchase has ended."""
+
+    output: KeyReceipt | None = None
+
+
+class Proven(ChildEnded, tag="proven"):
+    """Authentication has ended."""
+
+    output: Proof | None = None
+
+
+class Equipped(Event, tag="equipped"):
+    """The tool that goes into the child is at hand, and the platform can run it."""
+
+    digest: str
+
+
+class EquippedNot(GaveUp, tag="equipped_not"):
+    """The platform cannot run what the child needs."""
+
+
+class Created(Event, tag="created"):
+    """A child sandbox exists."""
+
+    session_id: str
+
+
+class NoSlot(GaveUp, tag="no_slot_left"):
+    """The platform gave no sandbox."""
+
+
+class Executed(Event, tag="executed"):
+    """The inspection ran inside the child."""
+
+    stdout: str
+    latency_ms: int
+
+
+class ChildLost(Event, tag="child_lost"):
+    """The sandbox is gone; it died with its platform or was ended."""
+
+
+class ExecutionFailed(Event, tag="execution_failed"):
+    """The command ran and failed."""
+
+    exit_code: int
+
+
+class Released(Event, tag="let_go"):
+    """The child sandbox is gone, on purpose."""
+
+
+class InnerEnded(ChildEnded, tag="inner_ended"):
+    """The next layer has ended."""
+
+    output: Layers | None = None
+
+
+def _credentials(context: Layer) -> Credentials:
+    if context.secret_key is None:
+        raise Permanent("this layer has no secret key")
+    return Credentials(
+        public_key=context.public_key, secret_key=context.secret_key, offset_ms=context.offset_ms
+    )
+
+
+def _later(error: ClientError) -> Exception:
+    """What a failed call means when performing it again with its key is harmless."""
+    if isinstance(error, Unavailable):
+        return Transient(str(error), retry_after_ms=error.retry_after_ms)
+    if isinstance(error, ReplyLost):
+        return OutcomeUnknown(str(error))
+    return Permanent(str(error))
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def equip(context: Layer, call: Call) -> Equipped:
+    """Take the inspection script along, if the platform can run it."""
+    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    try:
+        languages = await platform.languages(_credentials(context))
+    except ClientError as error:
+        raise _later(error) from error
+    if "python" not in languages:
+        raise Permanent(f"the platform has no python; it has {', '.join(languages)}")
+    return Equipped(digest=hashlib.sha256(evidence.command().encode()).hexdigest())
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def create_session(context: Layer, call: Call) -> Created:
+    """Create the child sandbox; the same key gives the same one."""
+    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    try:
+        session = await platform.create_session(
+            _credentials(context),
+            shell="bash",  # noqa: S604 - the name of a shell, not a flag
+            network_mode="zerotrust",
+            ttl_seconds=context.session_ttl_seconds,
+            key=call.key,
+        )
+    except ClientError as error:
+        raise _later(error) from error
+    return Created(session_id=session.session_id)
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def delete_session(context: Layer, call: Call) -> Released:
+    """End the child sandbox; one that is gone already is no error."""
+    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    try:
+        await platform.delete_session(_credentials(context), context.session_id)
+    except ClientError as error:
+        raise _later(error) from error
+    return Released()
+
+
+@effect(idempotent=True, retry=PATIENT, timeout_ms=minutes(3))
+async def inspect_child(context: Layer, call: Call) -> Executed | ChildLost | ExecutionFailed:
+    """Look around inside the child; the same key runs the command once."""
+    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    try:
+        done = await platform.execute(
+            _credentials(context), context.session_id, greeting(context), key=call.key
+        )
+    except NotFound:
+        return ChildLost()
+    except ClientError as error:
+        raise _later(error) from error
+    if done.exit_code != 0:
+        return ExecutionFailed(exit_code=done.exit_code)
+    return Executed(stdout=done.stdout, latency_ms=done.duration_ms)
+
+
+def greeting(context: Layer) -> str:
+    """The command of a layer: a line for people, then the evidence as one line of JSON."""
+    return f"echo {shlex.quote(_line(context))}; {evidence.command()}"
+
+
+def _line(context: Layer) -> str:
+    return f"turtle {context.depth} of {context.max_depth} was here"
+
+
+def _split(stdout: str) -> tuple[str, str]:
+    """(the line for people, the evidence) of a greeting's output."""
+    line, _, rest = stdout.partition("\n")
+    return line.strip(), rest.strip()
+
+
+def released(context: Layer) -> bool:
+    """No sandbox is left behind."""
+    return context.session_id == ""
+
+
+class Inception(Machine[Layer]):
+    """One layer of sandboxes all the way down."""
+
+    inside_sandbox = State(
+        initial=True, child="look_around", on_child="discovered", on_child_moved="looked"
+    )
+    discover_tools = State(follows_child=True, on_child="discovered")
+    fetch_pricing = State(
+        child="purchase",
+        on_child="bought",
+        on_child_moved="payment_moved",
+        on_parent_end="cancel",
+    )
+    create_invoice = State(follows_child=True, on_child="bought", on_child_moved="payment_moved")
+    send_payment = State(follows_child=True, on_child="bought", on_child_moved="payment_moved")
+    poll_confirmation = State(follows_child=True, on_child="bought", on_child_moved="payment_moved")
+    receive_keys = State(follows_child=True, on_child="bought")
+    prove_identity = State(child="authentication", on_child="proven")
+    install_tools = State(effect=equip, on_exhausted="equipped_not")
+    create_child = State(
+        effect=create_session, compensation=delete_session, on_exhausted="no_slot_left"
+    )
+    execute_in_child = State(effect=inspect_child, timeout=hours(1), on_timeout="execution_stuck")
+    bury_child = State(effect=delete_session, undoes="create_child")
+    descend = State(child="next_layer", on_child="inner_ended")
+    release_child = State(effect=delete_session, undoes="create_child")
+    done = State(final=True, invariant=released)
+    too_deep = State(final=True, failure=True)
+    unaware = State(final=True, failure=True)
+    unaffordable = State(final=True, failure=True)
+    payment_failed = State(final=True, failure=True)
+    unproven = State(final=True, failure=True)
+    no_tools = State(final=True, failure=True)
+    no_slot = State(final=True, failure=True)
+    execution_refused = State(final=True, failure=True)
+    cut_short = State(final=True, failure=True, invariant=released)
+
+    looked = inside_sandbox.to(discover_tools)
+    discovered = (
+        inside_sandbox.to(unaware, unless="succeeded")
+        | discover_tools.to(unaware, unless="succeeded")
+        | discover_tools.to(too_deep, cond="below_the_bound")
+        | discover_tools.to(fetch_pricing)
+    )
+    payment_moved = (
+        fetch_pricing.to(create_invoice, cond="reached_invoicing")
+        | create_invoice.to(send_payment, cond="reached_paying")
+        | send_payment.to(poll_confirmation, cond="reached_confirming")
+        | poll_confirmation.to(receive_keys, cond="reached_settling")
+    )
+    bought = (
+        receive_keys.to(prove_identity, cond="succeeded")
+        | fetch_pricing.to(unaffordable, cond="lacked_money")
+        | create_invoice.to(unaffordable, cond="lacked_money")
+        | send_payment.to(unaffordable, cond="lacked_money")
+        | fetch_pricing.to(payment_failed)
+        | create_invoice.to(payment_failed)
+        | send_payment.to(payment_failed)
+        | poll_confirmation.to(payment_failed)
+        | receive_keys.to(payment_failed)
+    )
+    proven = prove_identity.to(install_tools, cond="succeeded") | prove_identity.to(unproven)
+    equipped = install_tools.to(create_child)
+    equipped_not = install_tools.to(no_tools)
+    created = create_child.to(execute_in_child)
+    no_slot_left = create_child.to(no_slot)
+    executed = execute_in_child.to(descend, cond="goes_deeper") | execute_in_child.to(release_child)
+    child_lost = execute_in_child.to(bury_child)
+    execution_failed = execute_in_child.to(execution_refused)
+    execution_stuck = execute_in_child.to(execution_refused)
+    inner_ended = descend.to(release_child)
+    let_go = (
+        bury_child.to(create_child)
+        | release_child.to(cut_short, cond="fell_short")
+        | release_child.to(done)
+    )
+
+    # -- children -------------------------------------------------------------------------------
+
+    def look_around(self, context: Layer) -> Child:
+        """Discovery, of this process or of the evidence from inside the parent's sandbox."""
+        return Child("Discovery", {"evidence": context.inspection})
+
+    def purchase(self, context: Layer) -> Child:
+        """One key of this layer's own."""
+        return Child(
+            "Payment",
+            {
+                "tier": context.tier,
+                "months": context.months,
+                "currency": context.currency,
+                "budget_cents": context.budget_cents,
+                "poll_ms": context.poll_ms,
+            },
+        )
+
+    def authentication(self, context: Layer) -> Child:
+        """The proof that the new key works."""
+        fields: dict[str, Any] = {
+            "public_key": context.public_key,
+            "secret_key": context.secret_key,
+        }
+        return Child("Authentication", fields)
+
+    def next_layer(self, context: Layer) -> Child:
+        """The same, one layer down, with what is left of the budget."""
+        _, inspection = _split(context.stdout)
+        return Child(
+            "Inception",
+            {
+                "depth": context.depth + 1,
+                "max_depth": context.max_depth,
+                "currency": context.currency,
+                "budget_cents": context.budget_cents - context.paid_cents,
+                "tier": context.tier,
+                "months": context.months,
+                "poll_ms": context.poll_ms,
+                "inspection": inspection,
+                "session_ttl_seconds": context.session_ttl_seconds,
+            },
+        )
+
+    # -- guards ---------------------------------------------------------------------------------
+
+    def succeeded(self, event: Discovered | Bought | Proven) -> bool:
+        """The child reached its purpose and reports it."""
+        return event.succeeded and event.output is not None
+
+    def below_the_bound(self, context: Layer) -> bool:
+        """This layer is deeper than was asked for, or than anybody may ask for."""
+        return context.depth > min(context.max_depth, DEPTH_MAX)
+
+    def reached_invoicing(self, event: PaymentMoved) -> bool:
+        """A price was accepted."""
+        return event.state == PAYMENT_MILESTONES[0]
+
+    def reached_paying(self, event: PaymentMoved) -> bool:
+        """An invoice is open."""
+        return event.state == PAYMENT_MILESTONES[1]
+
+    def reached_confirming(self, event: PaymentMoved) -> bool:
+        """The coins are on their way."""
+        return event.state == PAYMENT_MILESTONES[2]
+
+    def reached_settling(self, event: PaymentMoved) -> bool:
+        """The payment is deep enough."""
+        return event.state == PAYMENT_MILESTONES[3]
+
+    def lacked_money(self, event: Bought) -> bool:
+        """The price is over the budget, or the wallet is short."""
+        return event.state in ("over_budget", "unfunded")
+
+    def goes_deeper(self, context: Layer) -> bool:
+        """There is a layer below this one."""
+        return context.depth < context.max_depth
+
+    def fell_short(self, context: Layer) -> bool:
+        """A layer below did not reach the bottom."""
+        return bool(context.refusal)
+
+    # -- actions --------------------------------------------------------------------------------
+
+    def on_discovered(self, context: Layer, event: Discovered) -> Layer:
+        """Keep what the place is."""
+        if event.output is None or not event.succeeded:
+            return self.but(context, refusal="discovery found no way to orchestrate")
+        return self.but(
+            context,
+            awareness=event.output.awareness,
+            profile=event.output.profile,
+            tools=event.output.tools,
+        )
+
+    def on_bought(self, context: Layer, event: Bought) -> Layer:
+        """Keep the key, or why there is none."""
+        if event.output is None or not event.succeeded:
+            return self.but(context, refusal=f"the purchase ended as {event.state}")
+        return self.but(
+            context,
+            public_key=event.output.public_key,
+            secret_key=event.output.secret_key,
+            paid_cents=event.output.paid_cents,
+            txids=event.output.txids,
+        )
+
+    def on_proven(self, context: Layer, event: Proven) -> Layer:
+        """Keep what the key allows."""
+        if event.output is None or not event.succeeded:
+            return self.but(context, refusal=f"the new key is {event.state}")
+        return self.but(
+            context, offset_ms=event.output.offset_ms, concurrency=event.output.concurrency
+        )
+
+    def on_equipped(self, context: Layer, event: Equipped) -> Layer:
+        """Keep the digest of what goes into the child."""
+        return self.but(context, tool_digest=event.digest)
+
+    def on_equipped_not(self, context: Layer, event: EquippedNot) -> Layer:
+        """Keep why."""
+        return self.but(context, refusal=event.reason)
+
+    def on_created(self, context: Layer, event: Created) -> Layer:
+        """Keep which sandbox is ours."""
+        return self.but(context, session_id=event.session_id, last_session_id=event.session_id)
+
+    def on_no_slot_left(self, context: Layer, event: NoSlot) -> Layer:
+        """Keep why."""
+        return self.but(context, refusal=event.reason)
+
+    def on_executed(self, context: Layer, event: Executed) -> Layer:
+        """Keep what the child said."""
+        return self.but(context, stdout=event.stdout, latency_ms=event.latency_ms)
+
+    def on_execution_failed(self, context: Layer, event: ExecutionFailed) -> Layer:
+        """Keep how it failed."""
+        return self.but(context, refusal=f"the command in the child exited {event.exit_code}")
+
+    def on_execution_stuck(self, context: Layer) -> Layer:
+        """Keep that it never ended."""
+        return self.but(context, refusal="the command in the child did not end in time")
+
+    def on_inner_ended(self, context: Layer, event: InnerEnded) -> Layer:
+        """Keep the reports from below."""
+        inner = event.output.layers if event.output else ()
+        refusal = ""
+        if not event.succeeded or event.output is None or not event.output.complete:
+            below = event.output.refusal if event.output else ""
+            refusal = f"layer {context.depth + 1} ended as {event.state}: {below}"
+        return self.but(context, inner=inner, refusal=refusal)
+
+    def on_let_go(self, context: Layer) -> Layer:
+        """The sandbox is nobody's any more."""
+        return self.but(context, session_id="")
+
+    def on_enter_too_deep(self, context: Layer) -> Layer:
+        """Say which bound."""
+        bound = min(context.max_depth, DEPTH_MAX)
+        return self.but(context, refusal=f"depth {context.depth} is below the bound {bound}")
+
+    # -- contracts ------------------------------------------------------------------------------
+
+    @requires(bought)
+    def never_more_than_the_budget(self, context: Layer, event: Bought) -> bool:
+        """The subtree's money is a hard bound."""
+        return event.output is None or event.output.paid_cents <= context.budget_cents
+
+    @ensures(bought)
+    def a_key_was_paid_for(self, new: Layer) -> bool:
+        """No key for nothing, and no payment without its transactions."""
+        return not new.public_key or (new.paid_cents > 0 and len(new.txids) > 0)
+
+    @ensures(inner_ended)
+    def keys_are_pairwise_different(self, new: Layer) -> bool:
+        """Every layer holds a key of its own."""
+        keys = [new.public_key, *(layer.public_key for layer in new.inner)]
+        return len(set(keys)) == len(keys)
+
+    @ensures(inner_ended)
+    def subtree_within_budget(self, new: Layer) -> bool:
+        """All layers from here down together."""
+        return new.paid_cents + sum(x.paid_cents for x in new.inner) <= new.budget_cents
+
+    @requires(created)
+    def one_sandbox_at_a_time(self, context: Layer) -> bool:
+        """A layer owns at most one child sandbox."""
+        return context.session_id == ""
+
+    @ensures(executed)
+    def the_child_answered(self, new: Layer) -> bool:
+        """What comes back is this layer's own greeting, with evidence behind it."""
+        line, inspection = _split(new.stdout)
+        return line == _line(new) and inspection.startswith("{")
+
+    @invariant
+    def a_sandbox_needs_a_key(self, context: Layer) -> bool:
+        """No sandbox without a key that was paid for."""
+        return context.session_id == "" or context.secret_key is not None
+
+    def output(self, context: Layer) -> Layers:
+        """This layer's report and those from below."""
+        own = LayerReport(
+            depth=context.depth,
+            public_key=context.public_key,
+            paid_cents=context.paid_cents,
+            txids=context.txids,
+            session_id=context.last_session_id,
+            stdout=_split(context.stdout)[0],
+            latency_ms=context.latency_ms,
+            awareness=context.awareness,
+            profile=context.profile,
+        )
+        layers = (own, *context.inner) if context.public_key else context.inner
+        complete = not context.refusal and bool(context.stdout)
+        return Layers(layers=layers, complete=complete, refusal=context.refusal)

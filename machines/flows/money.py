@@ -1,0 +1,205 @@
+"""What the payment machines share: the times and fees of each coin, legs, and errors of the ports.
+
+A *leg* is one exactly-once spend on an invoice.  The first pays all of it; a further one pays the
+gap when the portal counts less than is due, or replaces a leg that was double-spent::
+
+    open ──► sent ──► deep            in flight while open or sent; live until dead or unsent
+      │        │
+      ▼        ▼
+    unsent    dead                    unsent: no node ever saw it; dead: its rival is buried
+
+Source: payments.md section 4 (times per currency), 4.3 (integer arithmetic).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+from engine.clock import hours, minutes, seconds
+from engine.effects import Call
+from engine.errors import OutcomeUnknown, Permanent, Transient
+from engine.retry import Retry
+from machines.clients.ports import (
+    ClientError,
+    Currency,
+    Platform,
+    Portal,
+    Record,
+    ReplyLost,
+    SignedTransaction,
+    Unavailable,
+    Wallet,
+)
+
+RESTOCKING_PERCENT = 9
+"""What the portal keeps of a payment it sends back (paper, Flow 3)."""
+
+LEGS_MAX = 5
+"""More legs than this on one invoice mean that something is wrong: no further top-up."""
+
+UNLOCK_SECONDS = 60
+"""How long a wallet stays open after we unlocked it."""
+
+FEE_ATOMIC_MAX: Mapping[Currency, int] = {
+    Currency.BTC: 200_000,  # 0.002 BTC
+    Currency.LTC: 10_000_000,  # 0.1 LTC
+    Currency.DOGE: 1_000_000_000,  # 10 DOGE
+    Currency.XMR: 50_000_000_000,  # 0.05 XMR
+}
+"""The most a leg may cost in network fees, unless the context says otherwise."""
+
+PATIENT = Retry(attempts=1_000_000_000, first_ms=500, max_ms=15_000)
+"""For calls that a deadline of the state ends, not a number of attempts."""
+
+
+class Times(Record):
+    """How long things take in one coin, milliseconds.
+
+    Args:
+        poll_ms: pause between two looks at the chain, the wallet or the portal.
+        cut_ms: no first broadcast later than this before the invoice's expiry.
+        stall_ms: no new confirmation for so long is worth a name.
+        follow_ms: a transaction is followed so long before a person must look.
+        settle_ms: how long the portal may take to answer after the invoice has expired.
+        refund_ms: how long a refund may take to arrive, deep enough.
+        silence_ms: how long the portal may be unreachable before anything is paid.
+    """
+
+    poll_ms: int
+    cut_ms: int
+    stall_ms: int
+    follow_ms: int
+    settle_ms: int
+    refund_ms: int
+    silence_ms: int
+
+
+_MINUTES: Mapping[Currency, tuple[int, int]] = {  # cut, stall
+    Currency.BTC: (35, 90),
+    Currency.LTC: (20, 30),
+    Currency.DOGE: (10, 15),
+    Currency.XMR: (25, 45),
+}
+
+
+def times_of(currency: Currency, *, divisor: int = 1) -> Times:
+    """The times of a coin.
+
+    Args:
+        divisor: for chains that run faster than the real ones (tests, the demo): what depends on
+            blocks gets shorter by it.  `silence_ms` is about the portal's process and stays.
+    """
+    cut, stall = _MINUTES[currency]
+    return Times(
+        poll_ms=max(seconds(14) // divisor, 1),
+        cut_ms=minutes(cut) // divisor,
+        stall_ms=max(minutes(stall) // divisor, 1),
+        follow_ms=hours(72) // divisor,
+        settle_ms=hours(24) // divisor,
+        refund_ms=hours(72) // divisor,
+        silence_ms=hours(1),
+    )
+
+
+class Wallets(Mapping[Currency, Wallet]):
+    """The wallets a program has, by coin: `call.resource(Wallets)[currency]`."""
+
+    def __init__(self, wallets: Mapping[Currency, Wallet]) -> None:
+        self._wallets = dict(wallets)
+
+    def __getitem__(self, currency: Currency) -> Wallet:
+        """The wallet of a coin.
+
+        Raises:
+            Permanent: there is none; an effect that needs it can never succeed.
+        """
+        try:
+            return self._wallets[currency]
+        except KeyError:
+            known = ", ".join(sorted(one.value for one in self._wallets)) or "none"
+            raise Permanent(
+                f"no wallet for {currency.value}; this program has: {known}. Configure one."
+            ) from None
+
+    def __iter__(self) -> Iterator[Currency]:
+        return iter(self._wallets)
+
+    def __len__(self) -> int:
+        return len(self._wallets)
+
+
+def portal_of(call: Call) -> Portal:
+    """The portal this program talks to."""
+    # mypy cannot say "a Protocol used as a key"; the program registers one implementation.
+    return call.resource(Portal)  # type: ignore[type-abstract]
+
+
+def platform_of(call: Call) -> Platform:
+    """The API host this program talks to."""
+    return call.resource(Platform)  # type: ignore[type-abstract]
+
+
+class Leg(Record):
+    """One exactly-once spend on an invoice.
+
+    Args:
+        received_before_atomic: what the portal had counted when this leg was opened.
+        transaction: kept while the chain must be asked about it.
+        depth: the last depth the node reported.
+    """
+
+    number: int
+    amount_atomic: int
+    received_before_atomic: int
+    status: Literal["open", "sent", "deep", "dead", "unsent"] = "open"
+    txid: str | None = None
+    fee_atomic: int = 0
+    transaction: SignedTransaction | None = None
+    depth: int = 0
+
+    @property
+    def in_flight(self) -> bool:
+        """Its outcome is not known yet."""
+        return self.status in ("open", "sent")
+
+    @property
+    def live(self) -> bool:
+        """It pays, or may still pay."""
+        return self.status in ("open", "sent", "deep")
+
+
+def restocking_fee_atomic(paid_atomic: int) -> int:
+    """What the portal keeps of `paid_atomic`: 9 %, rounded up; the refund is the exact rest."""
+    return -(-RESTOCKING_PERCENT * paid_atomic // 100)
+
+
+@contextmanager
+def asking(what: str, *, repeatable: bool = True) -> Iterator[None]:
+    """Translate the ports' passing errors; their other errors are the caller's to name.
+
+    Args:
+        what: named in the message.
+        repeatable: asking twice equals asking once; otherwise a lost reply is `OutcomeUnknown`.
+    """
+    try:
+        yield
+    except Unavailable as error:
+        raise Transient(f"{what}: {error}", retry_after_ms=error.retry_after_ms) from error
+    except ReplyLost as error:
+        lost = Transient if repeatable else OutcomeUnknown
+        raise lost(f"{what}: {error}") from error
+
+
+@contextmanager
+def watching(what: str) -> Iterator[None]:
+    """Translate every error of a port to "try again": for reads that a deadline ends.
+
+    With money on its way, an odd reply (a page of HTML, an unknown field) must not end the run.
+    """
+    try:
+        with asking(what):
+            yield
+    except ClientError as error:
+        raise Transient(f"{what}: {error}") from error

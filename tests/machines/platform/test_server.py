@@ -1,0 +1,308 @@
+"""The server as a process: found, stopped, killed in the middle, started again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import select
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from engine.secrets import load_codec
+from machines.platform import keys, server
+from machines.platform.database import open_platform_database
+from machines.platform.reports import platform_doctor
+from machines.platform.sandbox.processes import descendants
+from machines.platform.server import ServerInfo
+from persistence.database import Database
+
+ROOT = Path(server.__file__).resolve().parents[2]
+
+
+class Running:
+    """A started server, a key bought behind its back, and signed calls over a real socket."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.info = server.start_server(data_dir)
+        database = open_platform_database(data_dir)
+        keys.bind(database, load_codec(data_dir / "master.key", os.environ))
+        with database.transaction() as sql:
+            self.public_key = keys.issue(sql, 8, 1, time.time_ns() // 1_000_000)
+            self.secret_key = keys.secret(sql, self.public_key)
+        database.close()
+
+    def restart(self) -> None:
+        self.info = server.start_server(self.data_dir)
+
+    def kill(self) -> None:
+        descriptor = os.pidfd_open(self.info.pid)
+        os.kill(self.info.pid, signal.SIGKILL)
+        assert select.select([descriptor], [], [], 10)[0]
+        os.close(descriptor)
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        content = b"" if body is None else json.dumps(body).encode()
+        timestamp = str(int(time.time()))
+        message = f"{timestamp}:{method}:{path}:".encode() + content
+        signed = {
+            "Authorization": f"Bearer {self.public_key}",
+            "X-Timestamp": timestamp,
+            "X-Signature": hmac.new(self.secret_key.encode(), message, hashlib.sha256).hexdigest(),
+            **headers,
+        }
+        with httpx.Client(base_url=self.info.base_url, timeout=60) as client:
+            return client.request(method, path, content=content, headers=signed)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    started = Running(tmp_path / "data")
+    yield started
+    if found := server.find_server(started.data_dir):
+        server.stop_server(found)
+
+
+def test_first_to_last(running: Running) -> None:
+    health = httpx.get(running.info.base_url + "/health")
+    assert health.json() == {"status": "ok", "sandbox": "available"}
+    session_id = running.call("POST", "/sessions", {}).json()["id"]
+    path = f"/sessions/{session_id}"
+    ran = running.call("POST", path + "/execute", {"command": "echo hi"}).json()
+    assert (ran["stdout"], ran["exit_code"]) == ("hi\n", 0)
+    body = {"language": "python", "code": "print(6 * 7)"}
+    assert running.call("POST", "/execute", body).json()["stdout"] == "42\n"
+    assert running.call("DELETE", path).json()["status"] == "terminated"
+    assert list((running.data_dir / "sandboxes").iterdir()) == []
+    assert platform_doctor(running.data_dir) == []
+    assert server.stop_server(running.info)
+    assert server.find_server(running.data_dir) is None
+    assert not (running.data_dir / "ready.json").exists()
+    assert not server.stop_server(running.info)
+
+
+def test_killed_in_the_middle(running: Running) -> None:
+    session_id = running.call("POST", "/sessions", {}, **{"Idempotency-Key": "k"}).json()["id"]
+    path = f"/sessions/{session_id}"
+    once = {"Idempotency-Key": "e1"}
+    ran = running.call("POST", path + "/execute", {"command": "echo hi"}, **once).json()
+    inside = descendants(running.info.pid)
+    assert inside
+    first_pid = running.info.pid
+    running.kill()
+    assert server.find_server(running.data_dir) is None
+    checks = {finding.check for finding in platform_doctor(running.data_dir)}
+    assert checks <= {"sessions", "sandboxes"}
+    assert "sessions" in checks
+
+    running.restart()
+    assert running.info.pid != first_pid
+    assert not any(identity.is_alive() for identity in inside)
+    assert list((running.data_dir / "sandboxes").iterdir()) == []
+    shown = running.call("GET", path).json()
+    assert (shown["status"], shown["reason"]) == ("terminated", "platform_restarted")
+    again = running.call("POST", path + "/execute", {"command": "echo hi"}, **once)
+    assert again.json() == ran
+    gone = running.call("POST", path + "/execute", {"command": "echo new"})
+    assert (gone.status_code, gone.json()["error"]) == (410, "session_terminated")
+    assert running.call("DELETE", path).status_code == 200
+    assert running.call("POST", "/sessions", {}).json()["status"] == "running"
+    assert platform_doctor(running.data_dir) == []
+
+
+def test_killed_during_a_command(running: Running) -> None:
+    path = f"/sessions/{running.call('POST', '/sessions', {}).json()['id']}"
+    outcome: list[Exception] = []
+
+    def run() -> None:
+        try:
+            running.call("POST", path + "/execute", {"command": "sleep 50"}, **once)
+        except httpx.HTTPError as error:
+            outcome.append(error)
+
+    once = {"Idempotency-Key": "e1"}
+    caller = threading.Thread(target=run)
+    caller.start()
+    _wait_for_running_command(running)
+    running.kill()
+    caller.join(20)
+    assert len(outcome) == 1
+    running.restart()
+    again = running.call("POST", path + "/execute", {"command": "sleep 50"}, **once)
+    assert (again.status_code, again.json()["error"]) == (410, "session_terminated")
+
+
+@pytest.mark.parametrize("one_off", [True, False])
+def test_a_stop_does_not_wait_for_a_long_command(running: Running, one_off: bool) -> None:
+    if one_off:
+        path, body, expected = "/execute", {"language": "bash", "code": "sleep 50"}, 500
+    else:
+        session_id = running.call("POST", "/sessions", {}).json()["id"]
+        path, body, expected = f"/sessions/{session_id}/execute", {"command": "sleep 50"}, 410
+    answers: list[httpx.Response] = []
+    caller = threading.Thread(target=lambda: answers.append(running.call("POST", path, body)))
+    caller.start()
+    _wait_for_running_command(running)
+    began = time.monotonic()
+    assert server.stop_server(running.info)
+    caller.join(20)
+    assert time.monotonic() - began < 10
+    error = {500: "sandbox_died", 410: "session_terminated"}[expected]
+    assert (answers[0].status_code, answers[0].json()["error"]) == (expected, error)
+    assert platform_doctor(running.data_dir) == []
+
+
+def _wait_for_running_command(running: Running) -> None:
+    # By the database, not by GET /jobs: polling would use up the key's requests.
+    database = Database(running.data_dir / "platform.db")
+    limit = time.monotonic() + 20
+    count = 0
+    while not count:
+        assert time.monotonic() < limit
+        with database.reading() as sql:
+            count = sql.scalar("SELECT count(*) FROM execution WHERE state = 'running'")
+    database.close()
+
+
+def test_no_secret_reaches_the_log_and_all_files_are_private(running: Running) -> None:
+    body = {"language": "bash", "code": "echo body-secret"}
+    running.call("POST", "/execute", body)
+    running.call("GET", "/sessions?token=query-secret")
+    httpx.get(running.info.base_url + "/payment/invoice-secret/status")
+    httpx.get(running.info.base_url + "/path-secret")
+    text = (running.data_dir / "platform.log").read_text()
+    assert '"route": "/execute"' in text
+    for secret in (running.secret_key, "body-secret", "query-secret", "invoice-secret"):
+        assert secret not in text
+    assert "path-secret" not in text
+    for path in running.data_dir.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_one_server_for_one_data_directory(running: Running) -> None:
+    assert server.start_server(running.data_dir) == running.info
+    command = [sys.executable, "-m", "machines.platform.server", "--data-dir"]
+    second = subprocess.run(
+        [*command, str(running.data_dir)], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert second.returncode == 4
+    assert "another platform server has it" in second.stderr
+    assert running.info.base_url in second.stderr
+    assert server.find_server(running.data_dir) == running.info
+
+
+def test_sigint_stops_with_exit_code_zero(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "machines.platform.server", "--data-dir"]
+    child = subprocess.Popen(
+        [*command, str(tmp_path / "data")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout is not None
+    lines = [child.stdout.readline(), child.stdout.readline()]
+    assert lines[0].startswith("portal and API: http://127.0.0.1:")
+    assert lines[1].startswith("ready http://127.0.0.1:")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 0
+    child.stdout.close()
+
+
+def test_a_cut_reply_and_the_same_key_give_one_session(running: Running) -> None:
+    server.stop_server(running.info)
+    running.info = server.start_server(running.data_dir, allow_faults=True)
+    fault = {"name": "drop_reply_after_commit", "route": "POST /sessions"}
+    assert httpx.post(running.info.base_url + "/_test/faults", json=fault).status_code == 200
+    once = {"Idempotency-Key": "k"}
+    with pytest.raises(httpx.RemoteProtocolError):
+        running.call("POST", "/sessions", {}, **once)
+    made = running.call("POST", "/sessions", {}, **once).json()
+    listed = running.call("GET", "/sessions").json()
+    assert [each["id"] for each in listed["sessions"]] == [made["id"]]
+
+
+def test_another_master_key_is_refused_at_the_start(running: Running) -> None:
+    server.stop_server(running.info)
+    key_file = running.data_dir / "master.key"
+    key_file.write_bytes(base64.b64encode(b"x" * 32))
+    with pytest.raises(server.ServerError, match="sealed with master key"):
+        running.restart()
+
+
+def test_parallel_starts_give_one_server(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    found: list[ServerInfo] = []
+    starts = [
+        threading.Thread(target=lambda: found.append(server.start_server(data_dir)))
+        for _ in range(4)
+    ]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert server.stop_server(found[0])
+
+
+def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(server.DataDirectoryRefused, match=f"chmod 700 {tmp_path}"):
+        server.start_server(tmp_path)
+
+
+def test_a_failed_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "platform.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(server.ServerError, match="exit code 3") as caught:
+        server.start_server(tmp_path)
+    assert "not a readable SQLite database" in str(caught.value)
+
+
+@pytest.mark.parametrize("option", [{"host": "0.0.0.0"}, {"backend": "none"}])  # noqa: S104
+def test_a_wrong_option_is_refused(tmp_path: Path, option: dict[str, object]) -> None:
+    with pytest.raises(server.ServerError, match="exit code 2"):
+        server.start_server(tmp_path / "data", **option)
+
+
+def test_an_old_announcement_is_not_believed(tmp_path: Path) -> None:
+    announced = server.write_ready(tmp_path, "127.0.0.1", 80)
+    assert server.find_server(tmp_path) == announced
+    boot, _, ticks = announced.start_time.partition("/")
+    for changed in (f"{boot}/{int(ticks) + 1}", f"other-boot/{ticks}", "nonsense"):
+        stale = msgspec.structs.replace(announced, start_time=changed)
+        (tmp_path / "ready.json").write_bytes(msgspec.json.encode(stale))
+        assert server.find_server(tmp_path) is None
+    (tmp_path / "ready.json").write_text("{")
+    assert server.find_server(tmp_path) is None
+
+
+def test_a_stranger_process_is_never_signalled(tmp_path: Path) -> None:
+    mine = server.write_ready(tmp_path, "127.0.0.1", 80)
+    recycled = msgspec.structs.replace(mine, start_time=mine.start_time + "0")
+    assert isinstance(recycled, ServerInfo)
+    assert not server.stop_server(recycled)
+
+
+def test_finding_and_starting_need_no_web_framework() -> None:
+    code = (
+        "import sys, machines.platform.server\n"
+        "heavy = {'starlette', 'uvicorn', 'sqlalchemy', 'alembic'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)

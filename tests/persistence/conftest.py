@@ -1,0 +1,180 @@
+"""The stores that the conformance tests run over, and short ways to make what a store is given.
+
+Every test that takes `store` runs once for each backend; another one joins by a line in
+`OPENERS`, and in `SHARED` if several processes can open it.  When such a test ends, the storage
+rules are checked: a test that breaks them on purpose takes `breakable` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.contracts import Verdict
+from engine.journal import Entry
+from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, WorkerIdentity, Write
+from engine.run import Parent, Pending, Run
+from persistence.store import SqlStore, open_store
+
+Opener = Callable[[], SqlStore]
+OPENERS: dict[str, Callable[[Path], str]] = {
+    "sqlite-file": lambda folder: f"sqlite:///{folder / 'runs.db'}",
+    "sqlite-memory": lambda folder: "sqlite://",
+}
+SHARED = ("sqlite-file",)
+SHAPE = msgspec.json.encode(
+    {
+        "machine": "M",
+        "states": [
+            {"name": "idle", "waits": True},
+            {"name": "busy", "waits": False},
+            {"name": "done", "waits": False},
+        ],
+        "edges": [{"source": "idle", "event": "go", "target": "busy"}],
+    }
+)
+
+
+class Make:
+    """Runs, entries and writes of a made-up machine with the states idle, busy and done."""
+
+    version = "v1"
+    machine = "M"
+
+    def worker(self, worker_id: str = "w1", pid: int = 1) -> WorkerIdentity:
+        return WorkerIdentity(worker_id=worker_id, host="here", pid=pid, process_start="0")
+
+    def run(self, run_id: str = "r1", **changes: Any) -> Run:
+        run = Run(
+            run_id=run_id,
+            machine=self.machine,
+            version=self.version,
+            key=None,
+            state="idle",
+            status="waiting",
+            seq=1,
+            entered_seq=1,
+            context=b'{"n":0}',
+            created_ms=1000,
+        )
+        return run.but(**changes)
+
+    def start(self, run_id: str = "r1", **changes: Any) -> Start:
+        run = self.run(run_id, **changes)
+        return Start(run=run, entry=self.entry(None, run, "$start", run.created_ms))
+
+    def due(self, run_id: str = "r1", due_ms: int = 1000, **changes: Any) -> Start:
+        """A run in `busy` whose effect is due."""
+        effect = self.effect(run_id, 1, next_ms=due_ms)
+        return self.start(run_id, state="busy", status="pending", effect=effect, **changes)
+
+    def effect(self, run_id: str, seq: int, **changes: Any) -> Pending:
+        effect = Pending(
+            seq=seq, name="call", key=f"{run_id}/{seq}", attempts=0, open=False, next_ms=1000
+        )
+        return msgspec.structs.replace(effect, **changes)
+
+    def parent(self, run_id: str) -> Parent:
+        return Parent(run_id=run_id, machine="M", on_ended="ended", on_moved=None, on_parent_end="cancel")
+
+    def entry(self, before: Run | None, after: Run, event: str, at_ms: int, **more: Any) -> Entry:
+        return Entry(
+            run_id=after.run_id,
+            seq=after.seq,
+            event=event,
+            source=before.state if before else "",
+            target=after.state,
+            payload=more.get("payload"),
+            verdicts=more.get("verdicts", (Verdict("enough", "guard", True, {"n": 3}),)),
+            context=after.context,
+            status=after.status,
+            at_ms=at_ms,
+            worker=more.get("worker", "w1"),
+        )
+
+    def step(self, run: Run, fence: int, *, at_ms: int = 2000, **changes: Any) -> Write:
+        """A transition of `run`; keywords that `Write` knows go there, the rest to the run."""
+        settings = {
+            name: changes.pop(name) for name in Write.__struct_fields__ if name in changes
+        }
+        event = changes.pop("event", "go")
+        after = run.but(seq=run.seq + 1, entered_seq=run.seq + 1, **changes)
+        entry = self.entry(run, after, event, at_ms)
+        return Write(
+            fence=fence, before=run, after=after, entry=entry, at_ms=at_ms, **settings
+        )
+
+    def note(self, run: Run, fence: int, *, at_ms: int = 2000, **changes: Any) -> Write:
+        """Bookkeeping: a write that is no transition."""
+        settings = {
+            name: changes.pop(name) for name in Write.__struct_fields__ if name in changes
+        }
+        after = run.but(**changes)
+        return Write(fence=fence, before=run, after=after, at_ms=at_ms, **settings)
+
+    def delivery(self, run_id: str = "r1", key: str = "k1", event: str = "go", **more: Any) -> Delivery:
+        return Delivery(
+            run_id=run_id,
+            key=key,
+            event=event,
+            payload=more.get("payload", b"{}"),
+            at_ms=more.get("at_ms", 1500),
+        )
+
+    def applied(self, *events: InboxEvent) -> tuple[Consumed, ...]:
+        return tuple(Consumed(number=event.number, status="applied") for event in events)
+
+    def claim(self, store: SqlStore, run_id: str, *, worker_id: str = "w1") -> Claimed:
+        """Register the worker and take this run, due or not."""
+        store.workers.beat(self.worker(worker_id), 1000, lease_until_ms=9_000_000)
+        (claimed,) = store.runs.claim(
+            worker_id, 1000, limit=1, versions=[self.version], run_id=run_id
+        )
+        return claimed
+
+
+@pytest.fixture
+def make() -> Make:
+    return Make()
+
+
+@pytest.fixture(params=sorted(OPENERS))
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens a new store of one backend; where it is a file, the same file each time."""
+    url = OPENERS[request.param](tmp_path)
+    return lambda: _registered(url)
+
+
+@pytest.fixture(params=SHARED)
+def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The url of a store that several processes can open at once."""
+    url = OPENERS[request.param](tmp_path)
+    _registered(url).close()
+    return url
+
+
+@pytest.fixture
+def store(opener: Opener) -> Iterator[SqlStore]:
+    """A store; when the test ends, every storage rule must hold."""
+    opened = opener()
+    yield opened
+    assert opened.inspector.findings() == []
+    opened.close()
+
+
+@pytest.fixture
+def breakable(opener: Opener) -> Iterator[SqlStore]:
+    """A store that the test may damage."""
+    opened = opener()
+    yield opened
+    opened.close()
+
+
+def _registered(url: str) -> SqlStore:
+    store = open_store(url)
+    store.machines.register(Make.machine, Make.version, SHAPE, 1)
+    return store

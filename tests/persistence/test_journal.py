@@ -1,0 +1,49 @@
+"""The journal: what was written, in order, and folding to the stored run."""
+
+from __future__ import annotations
+
+from engine.contracts import Verdict
+from engine.journal import fold
+
+
+def test_entries_read_back_in_order_and_fold_to_the_run(store, make):
+    store.runs.start([make.start("r1")])
+    claimed = make.claim(store, "r1")
+    run, written = claimed.run, []
+    for number in range(5):
+        write = make.step(run, claimed.fence, context=b"%d" % number, at_ms=2000 + number)
+        assert store.runs.commit([write])[0].ok
+        run = write.after
+        written.append(write.entry)
+    entries = store.journal.read("r1")
+    assert entries[1:] == written
+    folded = fold(entries)
+    assert (folded.seq, folded.state, folded.status, folded.context) == (
+        run.seq,
+        run.state,
+        run.status,
+        run.context,
+    )
+
+
+def test_reading_pages(store, make):
+    store.runs.start([make.start("r1")])
+    claimed = make.claim(store, "r1")
+    run = claimed.run
+    for _ in range(4):
+        write = make.step(run, claimed.fence)
+        store.runs.commit([write])
+        run = write.after
+    assert [entry.seq for entry in store.journal.read("r1", after_seq=1, limit=2)] == [2, 3]
+    assert [entry.seq for entry in store.journal.read("r1", after_seq=3)] == [4, 5]
+    assert store.journal.read("r1", after_seq=5) == []
+    assert store.journal.read("nobody") == []
+
+
+def test_verdicts_keep_the_values_they_saw(store, make):
+    saw = {"n": 3, "big": 2**80, "text": "é", "none": None, "list": [1, {"a": True}]}
+    verdicts = (Verdict("enough", "guard", True, saw), Verdict("never", "ensures", False, {}))
+    start = make.start("r1")
+    entry = make.entry(None, start.run, "$start", 1000, verdicts=verdicts, payload=b"\x00")
+    store.runs.start([type(start)(run=start.run, entry=entry)])
+    assert store.journal.read("r1") == [entry]
