@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.app import App, Outcome, Permission, RunRef
     from engine.blocking import BlockingApp
-    from engine.clock import Clock, SystemClock, hours, minutes, seconds
+    from engine.clock import Clock, hours, minutes, seconds
     from engine.contracts import ensures, invariant, requires
     from engine.definition import Machine, State
     from engine.effects import Again, Call, NotDone, effect
     from engine.errors import OutcomeUnknown, Permanent, Transient, TurtlesError
     from engine.events import ChildEnded, ChildMoved, Context, Event, GaveUp
     from engine.retry import FOREVER, Retry
-    from engine.secrets import Secret
+    from engine.secret import Secret
+    from engine.system import SystemClock
     from engine.table import Child
 
 _HOMES = {
@@ -39,9 +40,9 @@ _HOMES = {
     "Permission": "app",
     "Retry": "retry",
     "RunRef": "app",
-    "Secret": "secrets",
+    "Secret": "secret",
     "State": "definition",
-    "SystemClock": "clock",
+    "SystemClock": "system",
     "Transient": "errors",
     "TurtlesError": "errors",
     "effect": "effects",

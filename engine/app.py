@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from engine.clock import Clock, SystemClock, seconds
+from engine.clock import Clock, seconds
 from engine.codec import Codec
 from engine.committer import Committer, InlineIo, Io, ThreadIo
 from engine.control import CANCEL, PAUSE, RESUME
@@ -33,7 +33,6 @@ from engine.definition import Machine
 from engine.desk import Desk
 from engine.errors import BadPayload, KeyConflict, Refused, UnknownMachine, UnknownRun
 from engine.events import Event, event_id
-from engine.ids import new_run_id
 from engine.journal import Entry
 from engine.limits import check_key
 from engine.performing import OutsideWorld, Performer, World
@@ -42,6 +41,7 @@ from engine.process import this_worker
 from engine.run import Run
 from engine.runner import Runner
 from engine.secrets import SecretsCodec, load_codec
+from engine.system import SystemClock, new_run_id
 from engine.table import Table, compile_table
 from engine.worker import Lease, Worker
 

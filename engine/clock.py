@@ -5,8 +5,6 @@ Durations are written with the helpers below and are integers of milliseconds.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Protocol
 
 
@@ -33,15 +31,3 @@ class Clock(Protocol):
 
     async def sleep(self, duration_ms: int) -> None:
         """Wait; may return early, never matters for correctness."""
-
-
-class SystemClock:
-    """The machine's own clock."""
-
-    def now_ms(self) -> int:
-        """Milliseconds since the epoch, UTC."""
-        return time.time_ns() // 1_000_000
-
-    async def sleep(self, duration_ms: int) -> None:
-        """Wait on the event loop."""
-        await asyncio.sleep(max(duration_ms, 0) / 1000)

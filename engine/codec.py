@@ -17,7 +17,8 @@ from engine.events import Context, Event
 from engine.journal import Entry
 from engine.limits import CONTEXT_BYTES_MAX, PAYLOAD_BYTES_MAX, check_size
 from engine.run import Run
-from engine.secrets import Secret, SecretsCodec, is_secret_type
+from engine.secret import Secret, is_secret_type
+from engine.secrets import SecretsCodec
 from engine.table import Table
 
 T = TypeVar("T")

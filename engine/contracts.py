@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from engine.secrets import Secret
+from engine.secret import Secret
 
 Kind = Literal["guard", "requires", "ensures", "invariant"]
 F = TypeVar("F", bound=Callable[..., Any])

@@ -153,12 +153,12 @@ class State(statemachine.State):
         )
 
     @property
-    def to(self) -> _ToState:
+    def to(self) -> _To:
         """Transitions from this state."""
         return _To(self)
 
     @property
-    def from_(self) -> _FromState:
+    def from_(self) -> _From:
         """Transitions to this state."""
         return _From(self)
 

@@ -1,4 +1,4 @@
-"""Names of things.  A run's id is random and ordered by time; everything below it is derived.
+"""Names of things.  A run's id is random (`engine.system`); everything below it is derived.
 
 Derived means: the same run, the same step and the same effect give the same key for ever, so a
 repeated attempt is recognised by whoever receives it.
@@ -7,12 +7,6 @@ repeated attempt is recognised by whoever receives it.
 from __future__ import annotations
 
 import hashlib
-import secrets
-
-
-def new_run_id(now_ms: int) -> str:
-    """`r` and 25 hex digits: 11 of time in milliseconds, 14 random."""
-    return f"r{now_ms:011x}{secrets.token_hex(7)}"
 
 
 def derived(*parts: object) -> str:

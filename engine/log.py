@@ -128,9 +128,7 @@ class _Stderr:
     debug = info = warning = error = critical = exception = log = msg
 
 
-def redact(
-    _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """structlog processor: hide every `Secret` and every field that is named like one."""
     for name, value in event.items():
         event[name] = _hidden(name, value)

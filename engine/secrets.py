@@ -1,8 +1,8 @@
-"""`Secret[T]`: a value that no log, journal, repr or traceback may show.
+"""Secrets at rest: AES-256-GCM, with a key that lives outside the database.
 
-A field typed `Secret[str]` is stored as AES-256-GCM ciphertext; `SecretsCodec` is the only place
-that opens it.  The stored form is ``turtles:1:<key id>:<base64 nonce+ciphertext>``; the key id is
-the first 8 hex digits of the key's SHA-256, kept so that keys can rotate and a lost key is named.
+A field typed `Secret[str]` is stored as ciphertext; `SecretsCodec` is the only place that opens it.
+The stored form is ``turtles:1:<key id>:<base64 nonce+ciphertext>``; the key id is the first 8 hex
+digits of the key's SHA-256, kept so that keys can rotate and a lost key is named.
 The master key is 32 bytes from `TURTLES_MASTER_KEY` (base64) or a 0600 file made on first use.
 
 The nonce is derived from the key and the text (a synthetic IV), so equal secrets have equal
@@ -19,49 +19,13 @@ import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from engine.errors import SecretsError
+from engine.secret import Secret, is_secret_type
 
-T = TypeVar("T")
+__all__ = ["Secret", "SecretsCodec", "is_secret_type", "load_codec"]
+
 _PREFIX = "turtles:1:"
-
-
-class Secret(Generic[T]):
-    """Holds a value and shows it to nobody; `reveal()` is the one way in."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: T) -> None:
-        self._value = value
-
-    def reveal(self) -> T:
-        """The value itself.  Never pass the result to a logger or an exception."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(("Secret", self._value))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Secret[T]:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a Secret cannot be pickled; store it through the secrets codec")
-
-
-def is_secret_type(kind: Any) -> bool:
-    """Whether a field annotation is `Secret` or `Secret[...]`, also inside a union."""
-    if kind is Secret or get_origin(kind) is Secret:
-        return True
-    return any(is_secret_type(argument) for argument in get_args(kind))
 
 
 class SecretsCodec:

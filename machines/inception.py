@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.clock import SystemClock, seconds
+from engine.clock import seconds
 from engine.errors import TurtlesError, UsageError
 from engine.secrets import Secret
+from engine.system import SystemClock
 from machines.platform import server
 
 if TYPE_CHECKING:

@@ -18,12 +18,15 @@ done.
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 from engine.errors import SchemaMismatch, StoreError
 from persistence.database import Database, Session
 
 _REVISION = re.compile(r'^revision(?:\s*:[^=]+)?\s*=\s*"([^"]+)"', re.MULTILINE)
+# Alembic keeps the environment it is running in a global.
+_ONE_AT_A_TIME = threading.Lock()
 _DOWN = re.compile(r'^down_revision(?:\s*:[^=]+)?\s*=\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -125,6 +128,7 @@ def _run_alembic(sql: Session, script_location: str, name: str) -> None:
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = sql.connection
     try:
-        command.upgrade(config, "head")
+        with _ONE_AT_A_TIME:
+            command.upgrade(config, "head")
     except CommandError as error:
         raise StoreError(f"database {name}: migration failed ({error})") from error

@@ -128,7 +128,7 @@ class BitcoindWallet:
     async def balance_atomic(self) -> int:
         """Spendable now: confirmed coin and own change, without what is locked."""
         coins = await self._objects("listunspent", 0, _DEPTH_MAX)
-        spendable = (coin for coin in coins if _is_spendable(coin))
+        spendable = (coin for coin in coins if is_spendable(coin))
         return sum(coin.number("amount", currency=self._currency) for coin in spendable)
 
     async def build(self, *, address: str, amount_atomic: int) -> SignedTransaction:
@@ -140,7 +140,7 @@ class BitcoindWallet:
         raw = await self._call("createrawtransaction", [], outputs)
         funded = await self._fund(raw, dialect)
         fee_atomic = funded.number("fee", currency=self._currency)
-        inputs = _inputs(await self._decode(funded.text("hex")))
+        inputs = inputs_of(await self._decode(funded.text("hex")))
         try:
             signed = await self._sign(funded.text("hex"), dialect)
             decoded = await self._decode(signed)
@@ -174,7 +174,7 @@ class BitcoindWallet:
         funding and the caller's commit, its locks look like orphans.
         """
         kept = {outpoint for transaction in live for outpoint in transaction.inputs}
-        locked = [_outpoint_text(coin) for coin in await self._objects("listlockunspent")]
+        locked = [outpoint_text(coin) for coin in await self._objects("listlockunspent")]
         orphans = [outpoint for outpoint in locked if outpoint not in kept]
         await self._unlock_inputs(orphans)
         return len(orphans)
@@ -192,7 +192,7 @@ class BitcoindWallet:
         known = await self._transaction(transaction.txid)
         depth = known.integer("confirmations") if known else 0
         if known and depth >= 1:
-            return _mined(known, depth)
+            return mined(known, depth)
         if depth == 0:
             if await self._in_mempool(transaction.txid):
                 return Sighting(where="mempool")
@@ -275,11 +275,11 @@ class BitcoindWallet:
         fee_atomic: int,
         dialect: Dialect,
     ) -> None:
-        paid = _paid(decoded, self._currency)
+        paid = paid_by(decoded, self._currency)
         change = [payee for payee, amount in paid if (payee, amount) != payment]
         if paid.count(payment) != 1 or len(change) > 1:
             raise Rejected(f"{self._name}: expected one output {payment} and change, built {paid}")
-        if _inputs(decoded) != inputs:
+        if inputs_of(decoded) != inputs:
             raise Rejected(f"{self._name}: signing changed the inputs; not using the result")
         if fee_atomic > self._fee_atomic_max:
             limit = f"expected at most {self._fee_atomic_max}"
@@ -294,7 +294,7 @@ class BitcoindWallet:
 
     async def _all_unspent(self, inputs: tuple[str, ...], *, mempool: bool) -> bool:
         for outpoint in inputs:
-            if await self._call("gettxout", *_outpoint(outpoint), mempool) is None:
+            if await self._call("gettxout", *outpoint_of(outpoint), mempool) is None:
                 return False
         return True
 
@@ -303,13 +303,13 @@ class BitcoindWallet:
             return Sighting(where="conflicted", confirmations=depth)
         for rival in await self._recent_spends():
             decoded = await self._decode(rival.text("hex"))
-            shared = set(_inputs(decoded)) & set(transaction.inputs)
+            shared = set(inputs_of(decoded)) & set(transaction.inputs)
             if not shared or decoded.text("txid") == transaction.txid:
                 continue
             confirmations = rival.integer("confirmations")
-            if _same_payment(decoded, transaction, self._currency):
+            if same_payment(decoded, transaction, self._currency):
                 mempool = Sighting(where="mempool")
-                return _mined(rival, confirmations) if confirmations else mempool
+                return mined(rival, confirmations) if confirmations else mempool
             depth = max(depth, confirmations)
         if depth == 0 and not await self._all_unspent(transaction.inputs, mempool=False):
             depth = 1  # spent in a block by a transaction this wallet does not list
@@ -331,7 +331,7 @@ class BitcoindWallet:
 
     async def _lock(self, outpoint: str, *, unlock: bool) -> None:
         # One at a time: bitcoind refuses a whole list when one of it is spent or in that state.
-        txid, output = _outpoint(outpoint)
+        txid, output = outpoint_of(outpoint)
         try:
             await self._raw_call("lockunspent", unlock, [{"txid": txid, "vout": output}])
         except RpcError as error:
@@ -365,50 +365,3 @@ class BitcoindWallet:
 
     async def _raw_call(self, method: str, *params: Any) -> Any:
         return await self._rpc.call(method, list(params))
-
-
-def _outpoint(text: str) -> tuple[str, int]:
-    txid, _, output = text.partition(":")
-    return txid, int(output)
-
-
-def _outpoint_text(source: Fields) -> str:
-    return f"{source.text('txid')}:{source.integer('vout')}"
-
-
-def _inputs(decoded: Fields) -> tuple[str, ...]:
-    return tuple(_outpoint_text(source) for source in decoded.items("vin"))
-
-
-def _paid(decoded: Fields, currency: Currency) -> list[tuple[str, int]]:
-    return [
-        (_payee(output), output.number("value", currency=currency))
-        for output in decoded.items("vout")
-    ]
-
-
-def _payee(output: Fields) -> str:
-    script = output.inner("scriptPubKey")
-    if script is None:
-        raise output.refusal(("scriptPubKey",), "expected an object")
-    addresses = [script.get("address")] if script.get("address") else script.get("addresses") or []
-    # A script of several addresses pays nobody alone; it can match no expected output.
-    return str(addresses[0]) if len(addresses) == 1 else ""
-
-
-def _is_spendable(coin: Fields) -> bool:
-    # Dogecoin does not say "safe"; there, a stranger's unconfirmed coin is told by its depth.
-    safe = coin.get("safe")
-    certain = safe is True or (safe is None and coin.integer("confirmations") >= 1)
-    return certain and coin.get("spendable") is not False
-
-
-def _same_payment(decoded: Fields, transaction: SignedTransaction, currency: Currency) -> bool:
-    same_inputs = set(_inputs(decoded)) == set(transaction.inputs)
-    payment = (transaction.address, transaction.amount_atomic)
-    return same_inputs and payment in _paid(decoded, currency)
-
-
-def _mined(known: Fields, confirmations: int) -> Sighting:
-    block_hash = known.optional_text("blockhash")
-    return Sighting(where="mined", confirmations=confirmations, block_hash=block_hash)

@@ -215,7 +215,11 @@ class Discovery(Machine[Findings]):
     sandboxed = State(effect=understand, on_exhausted="inspection_failed")
     not_sandboxed = State(effect=understand, on_exhausted="inspection_failed")
     searching_tools = State(
-        effect=probe_platform, every=seconds(2), timeout=hours(1), on_timeout="outdated"
+        effect=probe_platform,
+        every=seconds(2),
+        timeout=hours(1),
+        on_timeout="outdated",
+        milestone=True,
     )
     capable = State(final=True, invariant=aware_and_able)
     unaware = State(final=True, failure=True, invariant=says_why)

@@ -2,20 +2,21 @@
 
 ::
 
-    pricing ── priced ──► invoicing ── invoiced ──► paying ── spent ──► confirming ◄──────────┐
-       │                      │                       │ (child Spend)      │ (child Confirmation)
-       ├► over_budget         ├► price_changed        ├► unfunded          ├► unconfirmed     │ sank,
-       ├► not_offered         ├► invoice_refused      ├► wallet_refused    │ followed         │ topped
-       └► unavailable         ├► unavailable          ├► expired_unpaid    ▼                  │
-                              └► expired_unpaid       └─ double-spent ─► settling ── fell_short ──► topping_up
-                                                                          │   │  ◄─ not topped ──  (child Spend)
-                              completed ◄── key_stored ◄──── issued ──────┘   │
-                                               ▲   │                          │ ran_out, overdue
-                                 regenerated   │   ▼ denied                   ▼
-                                              secret_lost ◄── gone ──  expired_partial, late
-                                                                              │ refunding
-                            unsettled ◄── settle_ms ──────────────────────────┤
-                            refund_disputed ◄── refund_ms ── refund_pending ◄─┘ ──► refunded
+    pricing ─ priced ─► invoicing ─ invoiced ─► paying ─ spent ─► confirming ◄───────────┐
+      │                   │                       │ child Spend     │ child Confirmation  │
+      ├► over_budget      ├► price_changed        ├► unfunded       ├► unconfirmed        │ topped,
+      ├► not_offered      ├► invoice_refused      ├► wallet_refused │ followed            │ sank
+      └► unavailable      ├► unavailable          ├► expired_unpaid ▼                     │
+                          ├► wallet_refused       └ conflicted ─► settling ─ fell_short ─► topping_up
+                          └► expired_unpaid                         │   │ ◄── not topped ── child
+                                                                    │   │                   Spend
+            completed ◄─ proven ─ key_stored ◄─────────── issued ───┘   │
+                                    ▲     │ denied                      │ ran_out, overdue
+                        regenerated │     ▼                             ▼
+            unsettled ◄──────── secret_lost ◄── secret_gone ── expired_partial, late
+                                                                        │ refunding
+                        refund_disputed ◄── refund_pending ◄────────────┘
+                                                 └─► refunded
 
 States that a parent is told of: `invoicing` (priced), `paying` (invoiced), `confirming`
 (broadcast), `settling` (deep enough), `key_stored`.
@@ -42,455 +43,46 @@ import msgspec
 
 from engine.contracts import ensures, invariant, requires
 from engine.definition import Machine, State
-from engine.effects import Again, Call, effect
-from engine.errors import Transient
-from engine.events import ChildEnded, Context, Event, GaveUp
-from engine.retry import Retry
-from engine.secrets import Secret
 from engine.table import Child
-from machines.clients.ports import (
-    Credentials,
-    Currency,
-    Invoice,
-    KeyInfo,
-    NotFound,
-    PaymentStatus,
-    Platform,
-    Record,
-    Rejected,
-    SignedTransaction,
-    Unauthorized,
-    Wallet,
-    WalletLocked,
+from machines.clients.ports import SignedTransaction
+from machines.flows.money import STALL_MS, Leg, restocking_fee_atomic
+from machines.flows.purchase import (
+    Declined,
+    Denied,
+    FellShort,
+    Followed,
+    Invoiced,
+    Issued,
+    NotOffered,
+    NoWallet,
+    Priced,
+    Purchase,
+    RanOut,
+    Receipt,
+    Refunding,
+    RefundSeen,
+    Regenerated,
+    SankAgain,
+    SecretGone,
+    Spent,
+    Topped,
+    Unproven,
+    fee_atomic_max,
+    pay_by_ms,
 )
-from machines.flows.f03c_confirmation import Following, FollowReport
-from machines.flows.f03w_wallet import SpendOrder, SpendReport
-from machines.flows.money import (
-    FEE_ATOMIC_MAX,
-    LEGS_MAX,
-    PATIENT,
-    UNLOCK_SECONDS,
-    Leg,
-    Times,
-    Wallets,
-    asking,
-    platform_of,
-    portal_of,
-    restocking_fee_atomic,
-    times_of,
-    watching,
+from machines.flows.purchase_calls import (
+    claim,
+    claim_after_expiry,
+    fetch_price,
+    open_invoice,
+    prove_key,
+    regenerate,
+    top_up_allowed,
+    watch_refund,
 )
 
 GENERATIONS_MAX = 3
 """So many new secrets that do not work mean that another will not either."""
-
-
-class Purchase(Context):
-    """What to buy, with what, for how much; and what has happened so far.
-
-    Args:
-        budget_cents: a dearer key is not bought.
-        amount_atomic_max: an invoice that asks for more coin is not paid, whatever its cents say.
-        tolerance_percent: how much of the amount due may be sent on top when the portal counts
-            less than it was sent.
-        passphrase: opens the wallet; without it somebody else must.
-        times: how long things take; by default the coin's own times.
-        fee_atomic_max: the most one leg may cost in network fees; by default the coin's.
-        received_atomic: what the portal last said it had counted.
-        unmatched_atomic: what is deep in the chain and not counted by the portal, when the last
-            leg was opened (negative: counted, but not from us).
-        sent_ms: when the payment that is being followed was handed out, or began to be doubted.
-        refund_base_atomic: what the refund is computed from: `received_atomic` at that time.
-        generation: how many secrets were asked for after the first.
-    """
-
-    tier: int
-    months: int
-    currency: Currency
-    budget_cents: int
-    amount_atomic_max: int | None = None
-    tolerance_percent: int = 10
-    passphrase: Secret[str] | None = None
-    times: Times | None = None
-    fee_atomic_max: int | None = None
-    price_cents: int = 0
-    invoice: Invoice | None = None
-    refund_address: str = ""
-    legs: tuple[Leg, ...] = ()
-    received_atomic: int = 0
-    unmatched_atomic: int = 0
-    overpaid_atomic: int = 0
-    top_ups_closed: bool = False
-    sent_ms: int = 0
-    refund_base_atomic: int = 0
-    refund_atomic: int = 0
-    public_key: str | None = None
-    secret_key: Secret[str] | None = None
-    generation: int = 0
-    proven: bool = False
-    reason: str = ""
-
-    @property
-    def due_atomic(self) -> int:
-        """What the invoice asks for; 0 before there is one."""
-        return self.invoice.amount_atomic if self.invoice else 0
-
-    @property
-    def pledged_atomic(self) -> int:
-        """What was sent, or may still be: every leg that is not dead or unsent."""
-        return sum(leg.amount_atomic for leg in self.legs if leg.live)
-
-    @property
-    def required(self) -> int:
-        """The depth at which a payment counts: the coin's, or the invoice's if that is more."""
-        asked = self.invoice.confirmations_required if self.invoice else 0
-        return max(self.currency.confirmations, asked)
-
-    @property
-    def pace(self) -> Times:
-        """How long things take."""
-        return self.times or times_of(self.currency)
-
-    @property
-    def pay_by_ms(self) -> int:
-        """No first broadcast at or after this moment."""
-        return self.invoice.expires_ms - self.pace.cut_ms if self.invoice else 0
-
-    @property
-    def tolerance_atomic(self) -> int:
-        """What may be sent beyond the amount due."""
-        return self.due_atomic * self.tolerance_percent // 100
-
-    @property
-    def all_deep(self) -> bool:
-        """Every leg that pays is at the required depth."""
-        return all(leg.depth >= self.required for leg in self.legs if leg.live)
-
-
-class Receipt(Record):
-    """What was bought, and what it cost."""
-
-    public_key: str
-    secret_key: Secret[str]
-    paid_cents: int
-    paid_atomic: int
-    fee_atomic: int
-    currency: Currency
-    txids: tuple[str, ...]
-    tier: int
-    months: int
-    invoice_id: str
-
-
-class Priced(Event, tag="priced"):
-    """The portal's price for the tier and duration wanted."""
-
-    price_cents: int
-
-
-class NotOffered(Event, tag="no_such_quote"):
-    """The portal sells no such tier and duration."""
-
-    offers: int
-
-
-class Invoiced(Event, tag="invoiced"):
-    """What to pay, and the address of ours that a refund would go to."""
-
-    invoice: Invoice
-    refund_address: str
-
-
-class Declined(Event, tag="declined"):
-    """The portal will not open this invoice."""
-
-    reason: str
-
-
-class NoWallet(GaveUp, tag="no_wallet"):
-    """There is no wallet to pay with."""
-
-
-class Spent(ChildEnded, tag="spent"):
-    """How the first leg ended."""
-
-    output: SpendReport | None = None
-
-
-class Topped(ChildEnded, tag="topped"):
-    """How a further leg ended."""
-
-    output: SpendReport | None = None
-
-
-class Followed(ChildEnded, tag="followed"):
-    """How following a leg ended."""
-
-    output: FollowReport | None = None
-
-
-class SankAgain(Event, tag="sank"):
-    """A leg that was deep enough no longer is."""
-
-    number: int
-    confirmations: int
-
-
-class Issued(Event, tag="issued"):
-    """The key, with its secret: shown this once."""
-
-    public_key: str
-    secret_key: Secret[str]
-    received_atomic: int
-
-
-class SecretGone(Event, tag="secret_gone"):
-    """The key exists, but its secret was shown before, and nobody here has it."""
-
-    public_key: str | None
-    received_atomic: int
-
-
-class FellShort(Event, tag="fell_short"):
-    """The portal counts less than is due, and there is time to send the rest."""
-
-    received_atomic: int
-
-
-class RanOut(Event, tag="ran_out"):
-    """The invoice has expired at the portal."""
-
-    received_atomic: int
-
-
-class Refunding(Event, tag="refunding"):
-    """The portal sends the money back, less its fee."""
-
-    received_atomic: int
-
-
-class RefundSeen(Event, tag="refund_seen"):
-    """What has arrived at our refund address, deep enough."""
-
-    refund_atomic: int
-
-
-class Regenerated(Event, tag="regenerated"):
-    """A new secret; every older one is dead."""
-
-    public_key: str
-    secret_key: Secret[str]
-
-
-class Proven(Event, tag="proven"):
-    """The platform accepts a signature made with the secret."""
-
-    tier: int
-
-
-class Denied(Event, tag="denied"):
-    """The platform does not accept the key."""
-
-    reason: str
-
-
-class Unproven(GaveUp, tag="unproven"):
-    """The platform did not answer; the key is stored, and its first use will tell."""
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def fetch_price(context: Purchase, call: Call) -> Priced | NotOffered:
-    """The price of one tier and duration."""
-    with watching("pricing"):
-        quotes = await portal_of(call).quotes()
-    for quote in quotes:
-        if (quote.tier, quote.months) == (context.tier, context.months):
-            return Priced(price_cents=quote.price_cents)
-    return NotOffered(offers=len(quotes))
-
-
-@effect(idempotent=True, retry=PATIENT)  # the same key gives the same invoice
-async def open_invoice(context: Purchase, call: Call) -> Invoiced | Declined:
-    """Open an invoice that would be refunded to a fresh address of our own wallet."""
-    wallet = call.resource(Wallets)[context.currency]
-    refund_address = await _refund_address(wallet, context, f"refund-{call.key}")
-    with asking("invoice"):
-        try:
-            invoice = await portal_of(call).create_invoice(
-                tier=context.tier,
-                months=context.months,
-                currency=context.currency,
-                refund_address=refund_address,
-                key=call.key,
-            )
-        except (Rejected, NotFound, Unauthorized) as error:
-            return Declined(reason=str(error))
-    return Invoiced(invoice=invoice, refund_address=refund_address)
-
-
-async def _refund_address(wallet: Wallet, context: Purchase, label: str) -> str:
-    with watching("refund address"):
-        try:
-            return await wallet.new_address(label)
-        except WalletLocked:
-            if context.passphrase is None:
-                raise
-            await wallet.unlock(context.passphrase, seconds=UNLOCK_SECONDS)
-            return await wallet.new_address(label)
-
-
-Settlement = Issued | SecretGone | FellShort | RanOut
-
-
-# Reading twice is not the same as reading once, hence not `idempotent`; but a lost secret is asked
-# for anew, so the way to find out what a lost reply said is to read again.
-@effect(retry=PATIENT)
-async def claim(context: Purchase, call: Call) -> Settlement | SankAgain | Again:
-    """Check the depth at our own node, then read the portal's status."""
-    sunk = await _sunk(context, call)
-    if sunk is not None:
-        return sunk
-    return _settlement(context, await _status(context, call), call.now_ms) or Again()
-
-
-@claim.reconcile
-async def claim_again(context: Purchase, call: Call) -> Settlement | SankAgain | Again:
-    """The same read."""
-    return await claim.perform(context, call)  # type: ignore[return-value]
-
-
-@effect(retry=PATIENT)
-async def claim_after_expiry(
-    context: Purchase, call: Call
-) -> Issued | SecretGone | Refunding | Again:
-    """Read the status of an invoice that has expired with our money in it."""
-    status = await _status(context, call)
-    key = _key(status)
-    if key is not None:
-        return key
-    if status.status in ("refund_pending", "refunded") and status.received_atomic > 0:
-        return Refunding(received_atomic=status.received_atomic)
-    return Again()
-
-
-@claim_after_expiry.reconcile
-async def claim_after_expiry_again(
-    context: Purchase, call: Call
-) -> Issued | SecretGone | Refunding | Again:
-    """The same read."""
-    return await claim_after_expiry.perform(context, call)  # type: ignore[return-value]
-
-
-async def _sunk(context: Purchase, call: Call) -> SankAgain | None:
-    wallet = call.resource(Wallets)[context.currency]
-    for leg in context.legs:
-        if leg.live and leg.transaction is not None:
-            with watching("look"):
-                sighting = await wallet.look(leg.transaction)
-            depth = sighting.confirmations if sighting.where == "mined" else 0
-            if depth < context.required:
-                return SankAgain(number=leg.number, confirmations=depth)
-    return None
-
-
-async def _status(context: Purchase, call: Call) -> PaymentStatus:
-    if context.invoice is None:
-        raise Transient("status: no invoice in the context")
-    with watching("status"):
-        return await portal_of(call).payment_status(context.invoice.invoice_id)
-
-
-def _key(status: PaymentStatus) -> Issued | SecretGone | None:
-    if status.status != "completed":
-        return None
-    received = status.received_atomic
-    if status.secret_key is None or status.public_key is None:
-        return SecretGone(public_key=status.public_key, received_atomic=received)
-    return Issued(
-        public_key=status.public_key, secret_key=status.secret_key, received_atomic=received
-    )
-
-
-def _settlement(context: Purchase, status: PaymentStatus, now_ms: int) -> Settlement | None:
-    """What a status means while the invoice may still be paid; None for nothing.  Pure."""
-    key = _key(status)
-    if key is not None:
-        return key
-    received = status.received_atomic
-    if status.status in ("expired", "refund_pending", "refunded"):
-        return RanOut(received_atomic=received)
-    short = status.status in ("pending", "partial")
-    if short and top_up_allowed(context, received, now_ms):
-        return FellShort(received_atomic=received)
-    return None
-
-
-def top_up_allowed(context: Purchase, received_atomic: int, now_ms: int) -> bool:
-    """Whether another leg may be opened for what the portal does not count.  Pure.
-
-    Never for money that is on its way, and never twice for the same count: a portal that has not
-    yet noticed a leg looks like one that was paid too little.
-    """
-    gap = context.due_atomic - received_atomic
-    last = context.legs[-1] if context.legs else None
-    answered = (
-        last is None or last.status == "dead" or received_atomic > last.received_before_atomic
-    )
-    return (
-        not context.top_ups_closed
-        and now_ms < context.pay_by_ms
-        and len(context.legs) < LEGS_MAX
-        and not any(leg.in_flight for leg in context.legs)
-        and answered
-        and gap > 0
-        and context.pledged_atomic + gap <= context.due_atomic + context.tolerance_atomic
-    )
-
-
-@effect(idempotent=True, retry=PATIENT)  # only the newest secret lives
-async def regenerate(context: Purchase, call: Call) -> Regenerated:
-    """Ask for a new secret; free of charge."""
-    if context.invoice is None:
-        raise Transient("regenerate: no invoice in the context")
-    with watching("regenerate"):
-        made = await portal_of(call).regenerate_secret(context.invoice.invoice_id)
-    return Regenerated(public_key=made.public_key, secret_key=made.secret_key)
-
-
-@effect(idempotent=True, retry=Retry(attempts=8, max_ms=15_000))
-async def prove_key(context: Purchase, call: Call) -> Proven | Denied:
-    """Sign one call with the stored secret.  Our clock may be wrong: then by the server's."""
-    if context.public_key is None or context.secret_key is None:
-        return Denied(reason="no secret is stored")
-    credentials = Credentials(public_key=context.public_key, secret_key=context.secret_key)
-    with asking("key test"):
-        try:
-            known = await _validated(platform_of(call), credentials, call.now_ms)
-        except Unauthorized as error:
-            return Denied(reason=error.reason)
-        except (Rejected, NotFound) as error:
-            raise Transient(f"key test: {error}") from error
-    return Proven(tier=known.tier) if known.valid else Denied(reason=known.reason or "not valid")
-
-
-async def _validated(platform: Platform, credentials: Credentials, now_ms: int) -> KeyInfo:
-    try:
-        return await platform.validate_key(credentials)
-    except Unauthorized as error:
-        if error.reason != "invalid_timestamp" or error.server_ms is None:
-            raise
-        offset_ms = error.server_ms - now_ms
-        return await platform.validate_key(credentials, offset_ms=offset_ms)
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def watch_refund(context: Purchase, call: Call) -> RefundSeen | Again:
-    """Look at our own address, at the depth that counts."""
-    with watching("refund"):
-        arrived = await call.resource(Wallets)[context.currency].received_atomic(
-            context.refund_address, confirmations=context.required
-        )
-    return Again() if arrived == context.refund_atomic else RefundSeen(refund_atomic=arrived)
 
 
 class Payment(Machine[Purchase]):
@@ -597,7 +189,7 @@ class Payment(Machine[Purchase]):
     )
     sank = settling.to(confirming)
     fell_short = settling.to(topping_up, cond="may_top_up", on="open_next_leg") | (
-        settling.to.itself()
+        settling.to(settling)
     )
     topped = (
         topping_up.to(confirming, cond="was_broadcast", on="leg_sent")
@@ -613,13 +205,11 @@ class Payment(Machine[Purchase]):
     )
     overdue = settling.to(expired_unpaid, cond="sent_nothing") | settling.to(late)
     refunding = late.to(refund_pending) | expired_partial.to(refund_pending)
-    no_settlement = (
-        late.to(unsettled) | expired_partial.to(unsettled) | secret_lost.to(unsettled)
-    )
+    no_settlement = late.to(unsettled) | expired_partial.to(unsettled) | secret_lost.to(unsettled)
     refund_seen = (
         refund_pending.to(refunded, cond="refund_is_exact")
         | refund_pending.to(refund_disputed, cond="refund_is_more")
-        | refund_pending.to.itself()
+        | refund_pending.to(refund_pending)
     )
     refund_overdue = refund_pending.to(refund_disputed)
     regenerated = secret_lost.to(key_stored)
@@ -631,57 +221,57 @@ class Payment(Machine[Purchase]):
     # -- durations ------------------------------------------------------------------------------
 
     def poll(self, context: Purchase) -> int:
-        return context.pace.poll_ms
+        return context.poll_ms
 
     def silence(self, context: Purchase) -> int:
-        return context.pace.silence_ms
+        return context.silence_ms
 
     def until_expiry(self, context: Purchase, now_ms: int) -> int:
         """The portal decides about expiry; when it says nothing, we begin to wonder."""
         left = context.invoice.expires_ms - now_ms if context.invoice else 0
-        return max(left, 3 * context.pace.poll_ms)
+        return max(left, 3 * context.poll_ms)
 
     def settling_time(self, context: Purchase) -> int:
-        return context.pace.settle_ms
+        return context.settle_ms
 
     def refund_time(self, context: Purchase) -> int:
-        return context.pace.refund_ms
+        return context.refund_ms
 
     # -- children -------------------------------------------------------------------------------
 
     def order(self, context: Purchase) -> Child:
         """The spend of the leg that was opened last."""
-        leg = context.legs[-1]
+        assert context.invoice is not None
         return Child(
-            machine="Spend",
-            context=SpendOrder(
-                currency=context.currency,
-                address=context.invoice.address if context.invoice else "",
-                amount_atomic=leg.amount_atomic,
-                pay_by_ms=context.pay_by_ms,
-                confirmations=context.required,
-                poll_ms=context.pace.poll_ms,
-                fee_atomic_max=_fee_atomic_max(context),
-                passphrase=context.passphrase,
-            ),
+            "Spend",
+            {
+                "currency": context.currency.value,
+                "address": context.invoice.address,
+                "amount_atomic": context.legs[-1].amount_atomic,
+                "pay_by_ms": context.pay_by_ms,
+                "confirmations": context.required,
+                "poll_ms": context.poll_ms,
+                "fee_atomic_max": fee_atomic_max(context),
+                "passphrase": context.passphrase,
+            },
         )
 
     def following(self, context: Purchase) -> Child:
         """The one leg that is on its way."""
         leg = next(leg for leg in context.legs if leg.status == "sent")
-        assert leg.transaction is not None
+        stall_ms = STALL_MS[context.currency] if context.stall_ms is None else context.stall_ms
         return Child(
-            machine="Confirmation",
-            context=Following(
-                currency=context.currency,
-                transaction=leg.transaction,
-                required=context.required,
-                poll_ms=context.pace.poll_ms,
-                stall_ms=context.pace.stall_ms,
-                since_ms=context.sent_ms,
-                give_up_ms=context.sent_ms + context.pace.follow_ms,
-                passphrase=context.passphrase,
-            ),
+            "Confirmation",
+            {
+                "currency": context.currency.value,
+                "transaction": leg.transaction,
+                "required": context.required,
+                "poll_ms": context.poll_ms,
+                "stall_ms": stall_ms,
+                "since_ms": context.sent_ms,
+                "give_up_ms": context.sent_ms + context.follow_ms,
+                "passphrase": context.passphrase,
+            },
         )
 
     # -- guards ---------------------------------------------------------------------------------
@@ -704,7 +294,7 @@ class Payment(Machine[Purchase]):
         )
 
     def leaves_time(self, context: Purchase, event: Invoiced, now_ms: int) -> bool:
-        return now_ms < event.invoice.expires_ms - context.pace.cut_ms
+        return now_ms < pay_by_ms(context, event.invoice)
 
     def was_broadcast(self, event: Spent | Topped) -> bool:
         return event.state == "broadcast" and _transaction(event) is not None
@@ -881,7 +471,7 @@ class Payment(Machine[Purchase]):
         fees = sum(leg.fee_atomic for leg in context.legs)
         return (
             context.pledged_atomic <= context.due_atomic + context.tolerance_atomic
-            and fees <= len(context.legs) * _fee_atomic_max(context)
+            and fees <= len(context.legs) * fee_atomic_max(context)
         )
 
     @invariant
@@ -928,7 +518,7 @@ class Payment(Machine[Purchase]):
             and paid.address == new.invoice.address
             and paid.amount_atomic == leg.amount_atomic
         )
-        return as_ordered and len(new.legs) == len(old.legs) and not leg.status == "open"
+        return as_ordered and len(new.legs) == len(old.legs) and leg.status != "open"
 
     @ensures(fell_short)
     def top_up_is_the_gap(self, old: Purchase, new: Purchase, event: FellShort) -> bool:
@@ -990,12 +580,6 @@ class Payment(Machine[Purchase]):
             months=invoice.months,
             invoice_id=invoice.invoice_id,
         )
-
-
-def _fee_atomic_max(context: Purchase) -> int:
-    if context.fee_atomic_max is not None:
-        return context.fee_atomic_max
-    return FEE_ATOMIC_MAX[context.currency]
 
 
 def _is_paid_exactly(context: Purchase) -> bool:

@@ -1,3 +1,4 @@
+# ruff: noqa: A003 - `reversed` is the flow's own name of a state
 """Flow 3c: follow one transaction to the depth at which it counts.
 
 ::
@@ -11,14 +12,15 @@
                             │  ▲      ▲
                        sank │  │mined │mined                 from each of them:
                             ▼  │      │                        stalled_for ──► stalled
-                         reversed   stalled                    rival_won   ──► replaced
-                                                               give_up     ──► given_up
+                         reversed   stalled ── time_up ──►     rival_won   ──► replaced
+                                               given_up        time_up     ──► stalled
 
 Promise: the depth told is never above what the node says at that moment, a fall of it is always
 named (`reversed`, counted, goes on following), and a transaction that vanished is broadcast again:
 the same bytes, so following can never pay twice.  `stalled` is a name for no progress in
 `stall_ms`; it keeps polling and resending.  `replaced` needs the rival to be buried as deep as a
-payment must be; a shallower rival may still lose.  `give_up_ms` bounds all of it.
+payment must be; a shallower rival may still lose.  `give_up_ms` bounds all of it, but nothing is
+given up without a last look: a program that was stopped for days first sees what happened.
 
 Source: payments.md 4.1 (SEEN to CONFLICTED), paper Flow 3 (poll every 14 s).
 """
@@ -42,6 +44,10 @@ from machines.clients.ports import (
     WalletLocked,
 )
 from machines.flows.money import PATIENT, UNLOCK_SECONDS, Wallets, asking, watching
+
+
+LAST_LOOKS = 10
+"""How many looks without progress there are between the end of the time and giving up."""
 
 
 class Following(Context):
@@ -219,12 +225,12 @@ class Confirmation(Machine[Following]):
     """Follow one transaction until it is deep enough, replaced, or time is up."""
 
     unseen = State(
-        initial=True, effect=find, every="poll", timeout="time_left", on_timeout="give_up"
+        initial=True, effect=find, every="poll", timeout="time_left", on_timeout="time_up"
     )
-    mempool = State(effect=watch_pool, every="poll", timeout="time_left", on_timeout="give_up")
-    confirming = State(effect=count, every="poll", timeout="time_left", on_timeout="give_up")
-    reversed = State(effect=find_again, every="poll", timeout="time_left", on_timeout="give_up")
-    stalled = State(effect=nudge, every="poll", timeout="time_left", on_timeout="give_up")
+    mempool = State(effect=watch_pool, every="poll", timeout="time_left", on_timeout="time_up")
+    confirming = State(effect=count, every="poll", timeout="time_left", on_timeout="time_up")
+    reversed = State(effect=find_again, every="poll", timeout="time_left", on_timeout="time_up")
+    stalled = State(effect=nudge, every="poll", timeout="last_chance", on_timeout="time_up")
     deep_enough = State(final=True, invariant="has_required_depth")
     replaced = State(final=True, failure=True, invariant="rival_is_buried")
     given_up = State(final=True, failure=True)
@@ -237,13 +243,13 @@ class Confirmation(Machine[Following]):
         | mempool.to(deep_enough, cond="is_deep")
         | mempool.to(confirming)
         | confirming.to(deep_enough, cond="is_deep")
-        | confirming.to.itself()
+        | confirming.to(confirming)
         | reversed.to(deep_enough, cond="is_deep")
         | reversed.to(confirming)
         | stalled.to(deep_enough, cond="is_deep")
         | stalled.to(confirming)
     )
-    sank = confirming.to(reversed) | stalled.to(reversed) | reversed.to.itself()
+    sank = confirming.to(reversed) | stalled.to(reversed) | reversed.to(reversed)
     stalled_for = (
         unseen.to(stalled) | mempool.to(stalled) | confirming.to(stalled) | reversed.to(stalled)
     )
@@ -254,11 +260,11 @@ class Confirmation(Machine[Following]):
         | reversed.to(replaced)
         | stalled.to(replaced)
     )
-    give_up = (
-        unseen.to(given_up)
-        | mempool.to(given_up)
-        | confirming.to(given_up)
-        | reversed.to(given_up)
+    time_up = (
+        unseen.to(stalled)
+        | mempool.to(stalled)
+        | confirming.to(stalled)
+        | reversed.to(stalled)
         | stalled.to(given_up)
     )
 
@@ -267,6 +273,10 @@ class Confirmation(Machine[Following]):
 
     def time_left(self, context: Following, now_ms: int) -> int:
         return context.give_up_ms - now_ms
+
+    def last_chance(self, context: Following, now_ms: int) -> int:
+        """At least a few looks, however late it is."""
+        return max(context.give_up_ms - now_ms, LAST_LOOKS * context.poll_ms)
 
     def is_deep(self, context: Following, event: Mined) -> bool:
         return event.confirmations >= context.required
@@ -295,7 +305,7 @@ class Confirmation(Machine[Following]):
             reversals=context.reversals + 1,
         )
 
-    def on_stalled_for(self, context: Following) -> Following:
+    def on_enter_stalled(self, context: Following) -> Following:
         return self.but(context, stalls=context.stalls + 1)
 
     def on_rival_won(self, context: Following, event: RivalWon) -> Following:

@@ -148,9 +148,7 @@ async def build(context: SpendOrder, call: Call) -> Signed | Locked | Short | Re
     wallet = call.resource(Wallets)[context.currency]
     with asking("build"):
         try:
-            built = await wallet.build(
-                address=context.address, amount_atomic=context.amount_atomic
-            )
+            built = await wallet.build(address=context.address, amount_atomic=context.amount_atomic)
         except WalletLocked:
             return Locked()
         except InsufficientFunds:

@@ -31,6 +31,7 @@ from engine.definition import Machine, State
 from engine.effects import Call, effect
 from engine.events import Context, Event, GaveUp
 from engine.retry import Retry
+from engine.secrets import Secret
 from machines.clients.ports import (
     Credentials,
     KeyInfo,
@@ -53,7 +54,8 @@ class Proof(Context):
         offset_ms: server's time less ours, as measured; added to our time when signing.
     """
 
-    credentials: Credentials
+    public_key: str
+    secret_key: Secret[str]
     proven_before: bool = False
     offset_ms_max: int = OFFSET_MS_MAX
     timeout_ms: int = minutes(10)
@@ -103,11 +105,10 @@ class Unanswered(GaveUp, tag="unanswered"):
 @effect(idempotent=True, retry=Retry(attempts=30, first_ms=500, max_ms=15_000))
 async def prove(context: Proof, call: Call) -> Accepted | OutOfStep | Denied:
     """Sign a call and let the platform judge it."""
+    credentials = Credentials(public_key=context.public_key, secret_key=context.secret_key)
     with asking("validate key"):
         try:
-            known = await platform_of(call).validate_key(
-                context.credentials, offset_ms=context.offset_ms
-            )
+            known = await platform_of(call).validate_key(credentials, offset_ms=context.offset_ms)
         except Unauthorized as error:
             if error.reason == "invalid_timestamp":
                 return OutOfStep(server_ms=error.server_ms, local_ms=call.now_ms)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
-from engine.clock import hours, minutes, seconds
+from engine.clock import minutes, seconds
 from engine.effects import Call
 from engine.errors import OutcomeUnknown, Permanent, Transient
 from engine.retry import Retry
@@ -54,53 +54,24 @@ PATIENT = Retry(attempts=1_000_000_000, first_ms=500, max_ms=15_000)
 """For calls that a deadline of the state ends, not a number of attempts."""
 
 
-class Times(Record):
-    """How long things take in one coin, milliseconds.
+POLL_MS = seconds(14)
+"""Pause between two looks at the chain, the wallet or the portal (paper, Flow 3)."""
 
-    Args:
-        poll_ms: pause between two looks at the chain, the wallet or the portal.
-        cut_ms: no first broadcast later than this before the invoice's expiry.
-        stall_ms: no new confirmation for so long is worth a name.
-        follow_ms: a transaction is followed so long before a person must look.
-        settle_ms: how long the portal may take to answer after the invoice has expired.
-        refund_ms: how long a refund may take to arrive, deep enough.
-        silence_ms: how long the portal may be unreachable before anything is paid.
-    """
-
-    poll_ms: int
-    cut_ms: int
-    stall_ms: int
-    follow_ms: int
-    settle_ms: int
-    refund_ms: int
-    silence_ms: int
-
-
-_MINUTES: Mapping[Currency, tuple[int, int]] = {  # cut, stall
-    Currency.BTC: (35, 90),
-    Currency.LTC: (20, 30),
-    Currency.DOGE: (10, 15),
-    Currency.XMR: (25, 45),
+CUT_MS: Mapping[Currency, int] = {
+    Currency.BTC: minutes(35),
+    Currency.LTC: minutes(20),
+    Currency.DOGE: minutes(10),
+    Currency.XMR: minutes(25),
 }
+"""No first broadcast later than this before the invoice's expiry: it might be seen too late."""
 
-
-def times_of(currency: Currency, *, divisor: int = 1) -> Times:
-    """The times of a coin.
-
-    Args:
-        divisor: for chains that run faster than the real ones (tests, the demo): what depends on
-            blocks gets shorter by it.  `silence_ms` is about the portal's process and stays.
-    """
-    cut, stall = _MINUTES[currency]
-    return Times(
-        poll_ms=max(seconds(14) // divisor, 1),
-        cut_ms=minutes(cut) // divisor,
-        stall_ms=max(minutes(stall) // divisor, 1),
-        follow_ms=hours(72) // divisor,
-        settle_ms=hours(24) // divisor,
-        refund_ms=hours(72) // divisor,
-        silence_ms=hours(1),
-    )
+STALL_MS: Mapping[Currency, int] = {
+    Currency.BTC: minutes(90),
+    Currency.LTC: minutes(30),
+    Currency.DOGE: minutes(15),
+    Currency.XMR: minutes(45),
+}
+"""No new confirmation for so long deserves a name."""
 
 
 class Wallets(Mapping[Currency, Wallet]):

@@ -141,9 +141,10 @@ class Api:
                 key = await anyio.to_thread.run_sync(
                     self._enter, signed, any_standing, limiter=self._short
                 )
-                call = _call(request, signed, key)
                 limiter = self._long if long else self._short
-                return await anyio.to_thread.run_sync(handler, call, limiter=limiter)
+                return await anyio.to_thread.run_sync(
+                    lambda: handler(_call(request, signed, key)), limiter=limiter
+                )
             except Problem as problem:
                 return problem.response()
             except StoreBusy:

@@ -9,6 +9,7 @@ in a path is as good as a password.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -32,6 +33,8 @@ from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend
 
 EXPIRY_SECONDS = 1.0
+# Looking for dead sandboxes reads all of /proc, so it is done less often.
+REAP_EVERY = 10
 # Path parameters that are no capability and help to read the log.
 _SHOWN = frozenset({"session_id", "job_id", "currency"})
 
@@ -87,10 +90,12 @@ def _lifespan(api: Api) -> Lifespan[Starlette]:
 
 
 async def _expire(api: Api) -> None:
-    while True:
+    for tick in itertools.count(1):
         await asyncio.sleep(EXPIRY_SECONDS)
         try:
             await asyncio.to_thread(api.sessions.expire_due)
+            if tick % REAP_EVERY == 0:
+                await asyncio.to_thread(api.sessions.reap)
         except TurtlesError as error:
             log.warning("expiry_failed", error=str(error))
 

@@ -281,26 +281,45 @@ def evaluate(sql: Session, config: PlatformConfig, invoice: Invoice, now_ms: int
         public_key = keys.issue(sql, invoice.tier, invoice.months, now_ms)
     if verdict.refund_now_atomic:
         _send_refund(sql, invoice, verdict.refund_now_atomic, now_ms)
+    judged = msgspec.structs.replace(
+        invoice,
+        state=verdict.state,
+        received_atomic=verdict.received_atomic,
+        confirmations=verdict.confirmations,
+        overpaid_atomic=verdict.overpaid_atomic,
+        public_key=public_key,
+    )
+    if judged != invoice:
+        _write(sql, judged)
+    return judged
+
+
+def _write(sql: Session, invoice: Invoice) -> None:
     sql.run(
         """
         UPDATE invoice SET state = :state, received_atomic = :received,
             confirmations = :confirmations, overpaid_atomic = :overpaid, public_key = :public_key
         WHERE invoice_id = :id
         """,
-        state=verdict.state,
-        received=verdict.received_atomic,
-        confirmations=verdict.confirmations,
-        overpaid=verdict.overpaid_atomic,
-        public_key=public_key,
+        state=invoice.state,
+        received=invoice.received_atomic,
+        confirmations=invoice.confirmations,
+        overpaid=invoice.overpaid_atomic,
+        public_key=invoice.public_key,
         id=invoice.invoice_id,
     )
-    return _existing(sql, invoice.invoice_id)
 
 
 def evaluate_open(sql: Session, config: PlatformConfig, currency: str, now_ms: int) -> None:
-    """Evaluate every invoice of a coin that can still change."""
+    """Evaluate every invoice of a coin that can still change by a block or by time."""
     rows = sql.all(
-        "SELECT * FROM invoice WHERE currency = :currency AND state <> 'completed'",
+        """
+        SELECT * FROM invoice WHERE currency = :currency AND (
+          state IN ('pending', 'partial', 'confirming', 'refund_pending')
+          OR state IN ('expired', 'refunded') AND EXISTS (
+            SELECT 1 FROM ledger_output o
+            WHERE o.currency = invoice.currency AND o.address = invoice.address))
+        """,
         currency=currency,
     )
     for row in rows:

@@ -44,12 +44,15 @@ def admit(sql: Session, public_key: str, allowed: int, now_ms: int) -> None:
         old=now_ms - WINDOW_MS,
         future=now_ms + WINDOW_MS,
     )
-    times = sql.all(
-        "SELECT at_ms FROM api_request WHERE public_key = :key ORDER BY at_ms", key=public_key
-    )
-    if len(times) >= allowed:
+    used = sql.scalar("SELECT count(*) FROM api_request WHERE public_key = :key", key=public_key)
+    if used >= allowed:
         # The request that must leave the window before one more fits.
-        leaving_ms = times[len(times) - allowed]["at_ms"]
+        leaving_ms = sql.scalar(
+            "SELECT at_ms FROM api_request WHERE public_key = :key ORDER BY at_ms "
+            "LIMIT 1 OFFSET :earlier",
+            key=public_key,
+            earlier=used - allowed,
+        )
         raise rate_exceeded(leaving_ms + WINDOW_MS - now_ms, allowed)
     sql.run(
         "INSERT INTO api_request (public_key, at_ms) VALUES (:key, :now)",

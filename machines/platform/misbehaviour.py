@@ -51,7 +51,7 @@ class ReplyDropped(TurtlesError):
     """Raised to the server on purpose: it cuts the connection in the middle of a reply."""
 
 
-def inject(sql: Session, name: str, *, count: int = 1, **arguments: Any) -> None:
+def inject(sql: Session, name: str, /, *, count: int = 1, **arguments: Any) -> None:
     """Do a deed now, or plan a fault for its next `count` occasions.
 
     Raises:
@@ -62,7 +62,7 @@ def inject(sql: Session, name: str, *, count: int = 1, **arguments: Any) -> None
         return
     if name not in PLANS:
         raise UsageError(f"fault {name!r}: unknown; expected one of {sorted([*_DEEDS, *PLANS])}")
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 2**31:
         raise UsageError(f"fault {name}: count is {count!r}, expected an integer of at least 1")
     wanted = {key: value for key, value in arguments.items() if key != "now_ms"}
     _check_plan(name, wanted)
@@ -183,12 +183,14 @@ def _evict(sql: Session, arguments: Mapping[str, Any]) -> None:
         "SELECT txid FROM ledger_tx WHERE currency = :currency AND state = 'mempool' ORDER BY id",
         currency=currency,
     )
-    for txid in [arguments["txid"]] if "txid" in arguments else [row["txid"] for row in rows]:
-        chain.evict(sql, currency, txid)
+    only = _text(arguments, "txid")
+    for txid in [row["txid"] for row in rows]:
+        if only in (None, txid):
+            chain.evict(sql, currency, txid)
 
 
 def _lock_wallet(sql: Session, arguments: Mapping[str, Any]) -> None:
-    currency, wallet = _currency(arguments), arguments.get("wallet", "payer")
+    currency, wallet = _currency(arguments), _text(arguments, "wallet") or "payer"
     if wallets.find(sql, currency, wallet) is None:
         raise UsageError(f"fault lock_wallet: no wallet {wallet!r} for {currency}")
     passphrase = arguments.get("passphrase")
@@ -208,7 +210,7 @@ _DEEDS: dict[str, Callable[[Session, Mapping[str, Any]], None]] = {
 
 
 def _invoice(sql: Session, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    wanted = arguments.get("invoice_id")
+    wanted = _text(arguments, "invoice_id")
     row = sql.one(
         "SELECT * FROM invoice WHERE :id IS NULL OR invoice_id = :id ORDER BY number DESC LIMIT 1",
         id=wanted,
@@ -225,9 +227,16 @@ def _currency(arguments: Mapping[str, Any]) -> str:
     return str(currency)
 
 
+def _text(arguments: Mapping[str, Any], name: str) -> str | None:
+    value = arguments.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"fault: {name} is {value!r}, expected a text or nothing")
+    return value
+
+
 def _integer(arguments: Mapping[str, Any], name: str) -> int:
     value = arguments.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
         raise UsageError(f"fault: {name} is {value!r}, expected an integer of at least 0")
     return value
 
@@ -243,7 +252,7 @@ def fault_routes(database: Database, clock_ms: Callable[[], int]) -> list[Route]
                     inject(sql, str(body.pop("name", "")), **body)
         except Problem as problem:
             return problem.response()
-        except (UsageError, wallets.NotEnough) as error:
+        except (UsageError, wallets.NotEnough, chain.Refusal) as error:
             return Problem(400, "invalid_fault", str(error)).response()
         with database.transaction() as sql:
             if request.method == "DELETE":

@@ -25,6 +25,7 @@ COMMAND_TIMEOUT_MS_DEFAULT = 60_000
 COMMAND_TIMEOUT_MS_MAX = 900_000
 CODE_CHARACTERS_MAX = 16_000_000
 VCPUS_MAX = 8
+_SHELL_NAMES = {"python": "python3", "javascript": "node"}
 INPUT_DIRECTORY = "/tmp/input"  # noqa: S108 - a path inside the sandbox
 
 
@@ -52,7 +53,8 @@ def parse_session(body: dict[str, Any], shells: Callable[[], frozenset[str]]) ->
     Raises:
         Problem: 400 naming the field, the value seen and what was expected.
     """
-    shell = text_field(body, "shell", _shell_of(body), limit=40)
+    wanted = text_field(body, "shell", _language_of(body), limit=40)
+    shell = _SHELL_NAMES.get(wanted, wanted)
     offered = shells()
     if shell not in offered:
         raise bad_field("shell", shell, "one of " + ", ".join(sorted(offered)))
@@ -68,9 +70,10 @@ def parse_session(body: dict[str, Any], shells: Callable[[], frozenset[str]]) ->
     )
 
 
-def _shell_of(body: dict[str, Any]) -> str:
+def _language_of(body: dict[str, Any]) -> str:
+    """Two clients say `language` beside, or instead of, `shell`."""
     language = body.get("language")
-    return {"python": "python3"}.get(language, language) if isinstance(language, str) else "bash"
+    return language if isinstance(language, str) else "bash"
 
 
 def parse_network_mode(body: dict[str, Any]) -> str:

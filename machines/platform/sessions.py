@@ -66,7 +66,12 @@ class Sessions:
 
         Sandboxes die with their platform process, so no stored session can still be live.
         """
-        swept = self._backend.sweep()
+        try:
+            swept = self._backend.sweep()
+        except SandboxError as error:
+            # Without isolation there is nothing new to run; prices and keys must still work.
+            swept = 0
+            log.error("sweep_failed", error=str(error))
         with self._context.database.transaction() as sql:
             lost = sql.run(
                 "UPDATE session SET state = 'terminated', reason = 'platform_restarted', "
@@ -231,6 +236,23 @@ class Sessions:
             if not sql.scalar(f"SELECT count(*) FROM session WHERE {_LIVE} AND {_DUE}", **due):  # noqa: S608 - constants
                 return 0
         return self._end_where(_DUE, "expired", **due)
+
+    def reap(self) -> int:
+        """End the sessions whose sandbox died unasked; how many."""
+        with self._context.database.reading() as sql:
+            rows = sql.all("SELECT session_id FROM session WHERE state = 'running'")
+        dead = [row["session_id"] for row in rows if not self._lives(row["session_id"])]
+        for session_id in dead:
+            self.died(session_id)
+        return len(dead)
+
+    def _lives(self, session_id: str) -> bool:
+        try:
+            stats = self._backend.stats(Handle(session_id))
+        except SandboxGone:
+            return False
+        # Enforcement "none" is a backend that runs nothing and has no processes to count.
+        return stats.enforcement == "none" or stats.processes > 0
 
     def _end_where(self, condition: str, reason: str, **parameters: Any) -> int:
         with self._context.database.transaction() as sql:

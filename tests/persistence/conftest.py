@@ -7,6 +7,7 @@ rules are checked: a test that breaks them on purpose takes `breakable` instead.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,19 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     return lambda: _registered(url)
 
 
+@pytest.fixture(params=sorted(OPENERS))
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens a new, empty store each time."""
+    numbers = itertools.count()
+
+    def make_one() -> SqlStore:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        return _registered(OPENERS[request.param](folder))
+
+    return make_one
+
+
 @pytest.fixture(params=SHARED)
 def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The url of a store that several processes can open at once."""
@@ -178,3 +192,19 @@ def _registered(url: str) -> SqlStore:
     store = open_store(url)
     store.machines.register(Make.machine, Make.version, SHAPE, 1)
     return store
+
+
+@pytest.fixture
+def damage() -> Callable[..., None]:
+    """Runs statements on a store's database with its foreign keys switched off."""
+
+    def run(store: SqlStore, *statements: str) -> None:
+        switch = {"sqlite": "PRAGMA foreign_keys={}"}[store.database.sa.dialect.name]
+        connection = store.database.sa.raw_connection()
+        cursor = connection.cursor()
+        for statement in (switch.format("OFF"), *statements, switch.format("ON")):
+            cursor.execute(statement)
+        cursor.close()
+        connection.close()
+
+    return run

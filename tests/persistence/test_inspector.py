@@ -6,16 +6,9 @@ import pytest
 
 
 
-def broken(store, *statements):
+def found_after(damage, store, *statements):
     """Damage the database past its constraints; what the inspector says then."""
-    connection = store.database.sa.raw_connection()
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys=OFF")
-    for statement in statements:
-        cursor.execute(statement)
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-    connection.close()
+    damage(store, *statements)
     return [(one.rule, one.run_id) for one in store.inspector.findings()]
 
 
@@ -44,7 +37,7 @@ def moved(breakable, make):
         ("journal", "UPDATE turtles_transition SET source = 'idle' WHERE seq = 1"),
         ("journal", "UPDATE turtles_run SET seq = 7 WHERE run_id = 'r1'"),
         ("journal", "UPDATE turtles_run SET state = 'idle' WHERE run_id = 'r1'"),
-        ("journal", "UPDATE turtles_run SET context = x'00' WHERE run_id = 'r1'"),
+        ("journal", "UPDATE turtles_transition SET context = verdicts WHERE seq = 2"),
         ("owner", "DELETE FROM turtles_worker"),
         ("inbox", "UPDATE turtles_inbox SET consumed_seq = 9"),
         ("inbox", "UPDATE turtles_inbox SET consumed_seq = NULL"),
@@ -56,8 +49,8 @@ def moved(breakable, make):
         ("parent", "UPDATE turtles_run SET parent_id = 'gone' WHERE run_id = 'r1'"),
     ],
 )
-def test_a_breach_is_found(moved, rule, statement):
-    assert (rule, "r1") in broken(moved, statement)
+def test_a_breach_is_found(damage, moved, rule, statement):
+    assert (rule, "r1") in found_after(damage, moved, statement)
 
 
 @pytest.mark.parametrize(
@@ -69,12 +62,13 @@ def test_a_breach_is_found(moved, rule, statement):
         "UPDATE turtles_inbox SET run_id = 'r0', status = 'accepted', consumed_seq = NULL",
     ],
 )
-def test_a_run_that_has_ended_has_nothing_left(moved, statement):
-    assert ("ended", "r0") in broken(moved, statement)
+def test_a_run_that_has_ended_has_nothing_left(damage, moved, statement):
+    assert ("ended", "r0") in found_after(damage, moved, statement)
 
 
-def test_two_pending_effects_are_found(moved):
-    found = broken(
+def test_two_pending_effects_are_found(damage, moved):
+    found = found_after(
+        damage,
         moved,
         "DROP INDEX turtles_effect_pending",
         "INSERT INTO turtles_effect SELECT run_id, seq, 'other', 'k2', status, attempts, calls,"
@@ -102,20 +96,20 @@ def test_a_run_of_an_unregistered_version_is_found(breakable, make):
     assert "version v7 of M is not registered" in finding.problem
 
 
-def test_a_parent_that_was_not_told_is_found(breakable, make):
+def test_a_parent_that_was_not_told_is_found(damage, breakable, make):
     child = make.start("r2", parent=make.parent("r1"), depth=1)
     breakable.runs.start([make.start("r1", state="busy", child="r2"), child])
     assert breakable.inspector.findings() == []
-    found = broken(breakable, "UPDATE turtles_run SET status = 'completed' WHERE run_id = 'r2'")
+    found = found_after(damage, breakable, "UPDATE turtles_run SET status = 'completed' WHERE run_id = 'r2'")
     assert ("stranded", "r1") in found
 
 
 @pytest.mark.parametrize("status, event", [("waiting", "go"), ("paused", "$resume")])
-def test_an_event_that_wakes_nobody_is_found(breakable, make, status, event):
+def test_an_event_that_wakes_nobody_is_found(damage, breakable, make, status, event):
     breakable.runs.start([make.start("r1", status=status)])
     breakable.inbox.deliver([make.delivery(event=event)])
     assert breakable.inspector.findings() == []
-    found = broken(breakable, "UPDATE turtles_run SET due_ms = NULL")
+    found = found_after(damage, breakable, "UPDATE turtles_run SET due_ms = NULL")
     assert ("stranded", "r1") in found
 
 

@@ -12,6 +12,7 @@ An input is signed with `sha256(seed of the wallet, outpoint, unsigned body)`; n
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
 import msgspec
 
@@ -22,14 +23,14 @@ class Outpoint(msgspec.Struct, frozen=True, array_like=True):
     """A place where money lies: output number `vout` of transaction `txid`."""
 
     txid: str
-    vout: int
+    vout: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
     """Money put at an address, in atomic units."""
 
     address: str
-    amount_atomic: int
+    amount_atomic: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
 
 
 class Transaction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

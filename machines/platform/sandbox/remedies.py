@@ -22,9 +22,13 @@ _APPARMOR_FIX = (
     "profile (`cp /usr/share/apparmor/extra-profiles/bwrap-userns-restrict /etc/apparmor.d/`) and "
     "load it (`apparmor_parser -r /etc/apparmor.d/bwrap-userns-restrict`)"
 )
+_NAMESPACE_LIMIT_FIX = (
+    "user namespaces are switched off or used up: `sysctl -w user.max_user_namespaces=15000`"
+)
+_KERNEL_FIX = "use a kernel with CONFIG_USER_NS and CONFIG_SECCOMP_FILTER"
 _REMEDIES = (
     (
-        "No permissions to create new namespace",
+        "No permissions to creat",  # "create" and "creating new namespace", by version
         "allow user namespaces: on the host `sysctl -w kernel.unprivileged_userns_clone=1`; in a "
         "container, start it with `--security-opt seccomp=unconfined`",
     ),
@@ -33,10 +37,12 @@ _REMEDIES = (
         "this container masks parts of /proc: start it with "
         "`--security-opt systempaths=unconfined`",
     ),
-    (
-        "No space left on device",
-        "user namespaces are switched off or used up: `sysctl -w user.max_user_namespaces=15000`",
-    ),
+    ("(ENOSPC)", _NAMESPACE_LIMIT_FIX),
+    ("No space left on device", _NAMESPACE_LIMIT_FIX),
+    ("Function not implemented", _KERNEL_FIX),
+    ("kernel does not support", _KERNEL_FIX),
+    ("PR_SET_SECCOMP", _KERNEL_FIX),
+    ("Creating new namespace failed: Permission denied", _APPARMOR_FIX),
     ("setting up uid map: Permission denied", _APPARMOR_FIX),
     ("loopback: Failed RTM_NEWADDR", _APPARMOR_FIX),
     (

@@ -248,7 +248,8 @@ class NodeRpc:
             parsed = transaction.from_hex(hexstring)
         except UsageError as error:
             raise RpcError(-22, "TX decode failed") from error
-        if parsed.currency != self.currency:
+        foreign = parsed.currency != self.currency
+        if foreign or not all(is_address(self.currency, out.address) for out in parsed.outputs):
             raise RpcError(-22, "TX decode failed")
         return parsed
 
@@ -257,7 +258,7 @@ class NodeRpc:
         if not isinstance(item, dict) or not isinstance(item.get("txid"), str):
             raise RpcError(-8, "Invalid parameter, missing txid key")
         vout = item.get("vout")
-        if isinstance(vout, bool) or not isinstance(vout, int) or vout < 0:
+        if isinstance(vout, bool) or not isinstance(vout, int) or not 0 <= vout < 2**32:
             raise RpcError(-8, "Invalid parameter, missing vout key")
         return Outpoint(item["txid"], vout)
 

@@ -18,6 +18,8 @@ from machines.platform.wallets.bitcoind_node import NodeRpc
 from machines.platform.wallets.rpc import RpcError
 from persistence.database import Row, Session
 
+_LONGEST_UNLOCK_SECONDS = 100_000_000
+
 
 class WalletRpc(NodeRpc):
     """One call's view of a wallet."""
@@ -170,7 +172,7 @@ class WalletRpc(NodeRpc):
             )
         if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
             raise RpcError(-8, "Timeout cannot be negative.")
-        until_ms = self.now_ms + timeout * 1000
+        until_ms = self.now_ms + min(timeout, _LONGEST_UNLOCK_SECONDS) * 1000
         if not wallets.unlock(self.sql, self._wallet, str(passphrase), until_ms):
             raise RpcError(-14, "Error: The wallet passphrase entered was incorrect.")
 

@@ -212,7 +212,9 @@ class MoneroWallet:
             "SELECT txid FROM ledger_tx WHERE currency = 'XMR' AND NOT coinbase "
             "AND state IN ('mempool', 'mined') ORDER BY id"
         )
-        indices = wanted.get("subaddr_indices")
+        indices = wanted.get("subaddr_indices") or []
+        if not isinstance(indices, list):
+            raise RpcError(-32602, "Invalid params")
         for row in rows:
             for entry in self._entries(self._transaction(row["txid"])):
                 if wanted.get(entry["type"]) is not True:

@@ -74,7 +74,15 @@ def bind(method: Method, params: list[Any] | dict[str, Any]) -> Callable[[], Any
     bound = signature.bind(**params) if isinstance(params, dict) else signature.bind(*params)
     for name, value in bound.arguments.items():
         _check_kind(name, value, signature.parameters[name])
-    return lambda: method(*bound.args, **bound.kwargs)
+    return lambda: _run(method, bound)
+
+
+def _run(method: Method, bound: inspect.BoundArguments) -> Any:
+    try:
+        return method(*bound.args, **bound.kwargs)
+    except (OverflowError, UnicodeEncodeError) as error:
+        # Numbers and texts that JSON can write and the database cannot hold.
+        raise RpcError(-8, "Invalid parameter, out of range") from error
 
 
 def _check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:

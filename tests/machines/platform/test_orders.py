@@ -98,6 +98,7 @@ def test_a_command_is_called_command_or_in_the_paper_code() -> None:
         ({}, "bash"),
         ({"shell": "python3"}, "python3"),
         ({"language": "python"}, "python3"),
+        ({"shell": "python"}, "python3"),
         ({"language": "bash", "shell": "python3"}, "python3"),
         ({"language": 5}, "bash"),
     ],

@@ -175,6 +175,25 @@ async def test_a_dead_sandbox_ends_its_session(api: Any, backend: Any) -> None:
     assert (await status(api, pair, session_id))["reason"] == "sandbox_died"
 
 
+async def test_a_sandbox_that_died_unasked_is_found_by_the_reaper(api: Any, backend: Any) -> None:
+    pair = api.key(tier=8)
+    dead, alive = [(await create(api, pair)).json()["id"] for _ in range(2)]
+    backend.destroy(Handle(dead))
+    assert await asyncio.to_thread(api.app.state.api.sessions.reap) == 1
+    assert (await status(api, pair, dead))["reason"] == "sandbox_died"
+    assert (await status(api, pair, alive))["status"] == "running"
+
+
+async def test_a_backend_that_cannot_sweep_does_not_stop_the_platform(
+    api: Any, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> int:
+        raise SandboxUnavailable("no /proc", "mount /proc")
+
+    monkeypatch.setattr(backend, "sweep", refuse)
+    assert Sessions(api.context, backend).start() == 0
+
+
 async def test_sessions_die_with_the_platform_and_are_reported(api: Any, backend: Any) -> None:
     pair = api.key(tier=4)
     session_id = (await create(api, pair, once="k")).json()["id"]

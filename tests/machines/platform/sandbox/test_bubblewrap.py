@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -46,6 +47,19 @@ MESSAGES = [
         "non-privileged user namespaces.",
         "kernel.unprivileged_userns_clone=1",
     ),
+    (
+        "bwrap: No permissions to creating new namespace, likely because the kernel does not "
+        "allow non-privileged user namespaces.",
+        "seccomp=unconfined",
+    ),
+    (
+        "bwrap: Creating new namespace failed: nesting depth or "
+        "/proc/sys/user/max_*_namespaces exceeded (ENOSPC)",
+        "max_user_namespaces=15000",
+    ),
+    ("bwrap: Creating new namespace failed: Permission denied", "apparmor_parser"),
+    ("bwrap: Creating new namespace failed: Function not implemented", "CONFIG_USER_NS"),
+    ("bwrap: prctl(PR_SET_SECCOMP) reported EINVAL", "CONFIG_SECCOMP_FILTER"),
     ("bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "systempaths=unconfined"),
     ("bwrap: Creating new namespace failed: No space left on device", "max_user_namespaces=15000"),
     ("bwrap: setting up uid map: Permission denied", "apparmor_parser"),
@@ -75,7 +89,7 @@ def fake_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 def test_each_known_message_has_its_one_remedy(
     fake_bwrap: Callable[[str], Path], tmp_path: Path, said: str, fix: str
 ) -> None:
-    fake_bwrap(f'echo "{said}" >&2; exit 1')
+    fake_bwrap(f"echo {shlex.quote(said)} >&2; exit 1")
     backend = BubblewrapBackend(tmp_path / "root")
     with pytest.raises(SandboxUnavailable) as refusal:
         backend.create(Spec("never"))

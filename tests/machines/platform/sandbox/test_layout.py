@@ -23,13 +23,32 @@ def fresh() -> Iterator[None]:
 
 
 def test_the_base_installation_is_used_where_usr_has_none(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(layout, "_SYSTEM_PYTHONS", ())
-    found = layout.find_interpreter()
-    assert found.prefix == str(Path(sys.base_prefix).resolve())
-    assert found.program.startswith(found.prefix)
-    assert sys.prefix == sys.base_prefix or not found.program.startswith(sys.prefix)
+    base = tmp_path / "versions" / "bin" / "python3"
+    base.parent.mkdir(parents=True)
+    base.symlink_to("python3.11")
+    real = base.with_name("python3.11")
+    real.write_text("#!/bin/sh\nexit 0\n")
+    real.chmod(0o755)
+    monkeypatch.setattr(layout, "_SYSTEM_PYTHONS", (str(tmp_path / "absent"),))
+    monkeypatch.setattr(sys, "_base_executable", str(base))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "versions"))
+    assert layout.find_interpreter() == layout.Interpreter(str(real), str(tmp_path / "versions"))
+
+
+def test_a_python_outside_usr_with_a_name_below_usr_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A link in /usr/local/bin to a Python elsewhere would dangle inside."""
+    real = tmp_path / "elsewhere"
+    real.write_text("#!/bin/sh\nexit 0\n")
+    real.chmod(0o755)
+    (tmp_path / "python3").symlink_to(real)
+    monkeypatch.setattr(layout, "_SYSTEM_PYTHONS", (str(tmp_path / "python3"),))
+    monkeypatch.setattr(sys, "base_prefix", "/")
+    with pytest.raises(SandboxUnavailable):
+        layout.find_interpreter()
 
 
 def test_no_usable_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

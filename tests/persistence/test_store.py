@@ -1,0 +1,117 @@
+"""`open_store`: urls, settings, and one file for several processes."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import event
+
+from engine.errors import UsageError
+from engine.ports import Store
+from persistence.store import SqlStore, open_store
+
+
+def as_port(store: SqlStore) -> Store:
+    """Type-checked: the store is what the runtime asks for."""
+    return store
+
+
+@pytest.mark.parametrize(
+    "url, seen",
+    [
+        ("postgresql://localhost/x", "postgresql"),
+        ("mysql://root:hunter2@localhost/x", "mysql"),
+        ("runs.db", "one without a scheme"),
+        ("sqlite://runs.db", "sqlite"),
+        ("", "one without a scheme"),
+    ],
+)
+def test_another_url_is_refused_without_showing_it(url, seen):
+    with pytest.raises(UsageError, match=f"expected sqlite:///.*got {seen}") as refused:
+        open_store(url)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_relative_and_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_store("sqlite:///relative.db").close()
+    open_store(f"sqlite:///{tmp_path}/absolute.db").close()
+    assert {path.name for path in tmp_path.glob("*.db")} == {"relative.db", "absolute.db"}
+
+
+def test_a_store_carries_every_noun(opener):
+    store = as_port(opener())
+    nouns = ("runs", "journal", "inbox", "workers", "effects", "machines", "inspector")
+    assert all(getattr(store, noun) is not None for noun in nouns)
+    assert store.name
+    store.close()
+
+
+def test_what_is_written_is_there_after_reopening(shared_url, make):
+    first = open_store(shared_url)
+    first.runs.start([make.start("r1")])
+    first.close()
+    second = open_store(shared_url)
+    assert second.runs.get("r1").run == make.run("r1")
+    second.close()
+
+
+def test_two_stores_in_memory_share_nothing(make):
+    one, other = open_store("sqlite://"), open_store("sqlite://")
+    one.runs.start([make.start("r1")])
+    assert other.runs.get("r1") is None
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("synchronous, level", [("FULL", 2), ("NORMAL", 1)])
+def test_how_a_file_is_opened(tmp_path, synchronous, level):
+    store = open_store(f"sqlite:///{tmp_path}/runs.db", synchronous=synchronous)
+    with store.database.reading() as sql:
+        settings = [sql.scalar(f"PRAGMA {name}") for name in
+                    ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")]  # fmt: skip
+    store.close()
+    assert settings == ["wal", level, 1, 10_000]
+
+
+def test_the_hot_path_uses_the_partial_indexes(tmp_path, make):
+    """No statement of a worker's life reads a table from end to end."""
+    store = open_store(f"sqlite:///{tmp_path}/runs.db")
+    store.runs.start([make.due("r1"), make.due("r2")])
+    seen = []
+
+    def note(connection, cursor, statement, parameters, context, executemany):
+        if not statement.startswith(("INSERT", "BEGIN", "PRAGMA", "EXPLAIN")):
+            seen.append((statement, parameters[0] if executemany else parameters))
+
+    event.listen(store.database.sa, "before_cursor_execute", note)
+    store.inbox.deliver([make.delivery("r1")])
+    store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
+    claimed, other = store.runs.claim("w1", 2000, limit=5, versions=["v1"])
+    store.runs.commit(
+        [
+            make.step(
+                claimed.run, claimed.fence, effect=None, state="idle", status="waiting",
+                consumed=make.applied(*claimed.inbox), sends=(make.delivery("r2"),),
+            ),
+            make.note(other.run, other.fence, release=True),
+        ]
+    )  # fmt: skip
+    store.runs.next_due_ms(["v1"])
+    store.workers.retire("w1")
+    event.remove(store.database.sa, "before_cursor_execute", note)
+
+    plans = {}
+    with store.database.reading() as sql:
+        for statement, parameters in seen:
+            rows = sql.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans[statement] = [row[3] for row in rows]
+    store.close()
+    whole = {
+        statement: plan
+        for statement, plan in plans.items()
+        if any(line.startswith("SCAN turtles_") and " USING " not in line for line in plan)
+    }
+    assert whole == {}
+    used = " ".join(line for plan in plans.values() for line in plan)
+    for index in ("run_due", "run_owner", "inbox_waiting", "effect_pending"):
+        assert f"turtles_{index}" in used, index
