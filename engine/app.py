@@ -145,6 +145,7 @@ class App:
             may_go_on=self._worker.may_go_on,
         )
         self._serving: asyncio.Task[None] | None = None
+        self._stopped = False
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -175,7 +176,10 @@ class App:
         await self._lease.beat()
 
     async def stop(self, *, grace_ms: int = seconds(10)) -> None:
-        """Take no more work, finish the steps in hand, give every run up."""
+        """Take no more work, finish the steps in hand, give every run up.  Once is enough."""
+        if self._stopped:
+            return
+        self._stopped = True
         await self._worker.stop(grace_ms=grace_ms)
         if self._serving is not None:
             await self._serving
@@ -367,8 +371,14 @@ class App:
     async def journal(self, run_id: str) -> list[Entry]:
         """Every transition of a run, decoded."""
         machine = (await self._stored(run_id)).run.machine
-        entries = await self._io(lambda: self.store.journal.read(run_id))
+        entries = await self._io(lambda: self._all_entries(run_id))
         return [self.codec.open_entry(machine, entry) for entry in entries]
+
+    def _all_entries(self, run_id: str) -> list[Entry]:
+        entries: list[Entry] = []
+        while page := self.store.journal.read(run_id, after_seq=len(entries)):
+            entries += page
+        return entries
 
     async def effects(self, run_id: str) -> list[EffectRecord]:
         """Every recorded effect of a run."""
@@ -395,8 +405,11 @@ class App:
         found = []
         for name in table.events:
             if name in table.payloads:
-                handled = (run.state, name) in table.edges and not run.terminal
+                over = run.terminal or run.closing is not None
+                handled = (run.state, name) in table.edges and not over
                 reason = "depends on its payload" if handled else f"not handled in {run.state!r}"
+                if over:
+                    reason = f"the run is {run.closing or run.status}"
                 found.append(Permission(event=name, allowed=handled, reason=reason))
             else:
                 result = decide(table, run, name, None, self.clock.now_ms())

@@ -23,7 +23,8 @@ from engine.definition import (
     is_any_state,
     is_history,
 )
-from engine.events import event_id
+from engine.errors import DefinitionError
+from engine.events import ChildEnded, ChildMoved, Event, GaveUp, event_id
 
 _FORBIDDEN_PREFIXES = ("before_", "after_", "prepare_", "on_invoke_")
 _FORBIDDEN_NAMES = ("on_transition", "on_enter_state", "on_exit_state", "on_invoke_state")
@@ -135,6 +136,7 @@ def check_machine(machine: type[Machine[Any]]) -> list[str]:
         *_check_states(machine),
         *_check_edges(machine),
         *_check_methods(machine),
+        *_check_payloads(machine),
     ]
 
 
@@ -220,8 +222,10 @@ def _state_problems(machine: Any, state: Any, settings: Any) -> Iterable[tuple[s
     if settings.library:
         yield f"uses the library's {settings.library[0]}=", "Use on_enter_<state> or an effect"
     if state.final:
-        if settings.effect or settings.timeout or settings.child:
+        if settings.effect or settings.timeout or settings.child or settings.follows_child:
             yield "is final but has an effect, a timeout or a child", "Move it to the state before"
+        if state.initial:
+            yield "is both initial and final", "Add the state in which something happens"
         return
     if settings.failure:
         yield "has failure=True but is not final", "Add final=True"
@@ -243,6 +247,13 @@ def _state_problems(machine: Any, state: Any, settings: Any) -> Iterable[tuple[s
             )
     if (settings.child or settings.follows_child) and not settings.on_child:
         yield "has a child but no on_child= event", "Say what its end means: on_child='...'"
+    if any(
+        e.target is state and settings.on_child in e.events for e in state.transitions
+    ):
+        yield (
+            f"stays after on_child={settings.on_child!r}, where no child is left to wait for",
+            "Lead to another state; that one may start the next child and come back",
+        )
     if settings.follows_child and settings.child:
         yield "both starts and follows a child", "Choose one"
     with_child = settings.child or settings.follows_child
@@ -375,6 +386,38 @@ def _check_methods(machine: type[Machine[Any]]) -> list[str]:
             found.append(finding(machine, 0, payload.__name__, f"its tag {event_id(payload)!r} is "
                                  "no event of the machine", "Correct tag="))  # fmt: skip
     return found
+
+
+def _check_payloads(machine: type[Machine[Any]]) -> list[str]:
+    """What the engine itself sends must fit the payload types of the machine."""
+    from engine.table import payloads_of
+
+    try:
+        payloads = payloads_of(machine)
+    except DefinitionError as error:
+        return [finding(machine, 0, machine.__name__, str(error), "Correct tag=")]
+    found: list[str] = []
+    for state in machine.states:
+        settings = getattr(state, "turtles", None)
+        for option, base in _SENT_BY_ENGINE.items():
+            event = getattr(settings, option, None)
+            kind = payloads.get(event) if event is not None else None
+            if kind is not None and (base is None or not issubclass(kind, base)):
+                expected = f"a subclass of {base.__name__}" if base else "no payload"
+                found.append(
+                    finding(machine, _state_line(state), state.id, f"{option}={event!r} carries "
+                            f"{kind.__name__}, the engine sends {expected}",
+                            "Correct the payload's base, or use another event")
+                )  # fmt: skip
+    return found
+
+
+_SENT_BY_ENGINE: dict[str, type[Event] | None] = {
+    "on_timeout": None,
+    "on_exhausted": GaveUp,
+    "on_child": ChildEnded,
+    "on_child_moved": ChildMoved,
+}
 
 
 def _called(machine: type[Machine[Any]]) -> dict[str, str]:

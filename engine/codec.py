@@ -84,8 +84,13 @@ class Codec:
         Raises:
             BadPayload: names the machine and the field.
         """
-        if not isinstance(given, Mapping):
+        if isinstance(given, table.context):
             return given
+        if not isinstance(given, Mapping):
+            raise BadPayload(
+                f"context of machine {table.name}: expected {table.context.__name__}, "
+                f"got {type(given).__name__}"
+            )
         try:
             built: Context = msgspec.convert(
                 dict(given), table.context, dec_hook=lambda _kind, value: value

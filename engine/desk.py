@@ -22,7 +22,7 @@ from engine.decide import Decision, Violation, begin
 from engine.errors import LostOwnership, TurtlesError
 from engine.limits import CHILD_DEPTH_MAX
 from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, Write
-from engine.run import Run
+from engine.run import Pending, Run
 from engine.table import Place, Table
 
 log = structlog.get_logger("turtles.desk")
@@ -31,11 +31,15 @@ log = structlog.get_logger("turtles.desk")
 class Job:
     """A claimed run in this worker's hands."""
 
-    def __init__(self, table: Table, run: Run, claimed: Claimed) -> None:
+    def __init__(
+        self, table: Table, run: Run, claimed: Claimed, *, performs: bool = True
+    ) -> None:
         self.table = table
         self.run = run
         self.fence = claimed.fence
         self.inbox = claimed.inbox
+        self.performs = performs
+        """Whether this worker goes on to perform effects, so that it may count first attempts."""
         self.fresh = False
         """Whether the open attempt was recorded by this very worker a moment ago."""
 
@@ -77,6 +81,20 @@ class Desk:
         log.error("run.quarantined", run_id=job.run.run_id, state=job.run.state, reason=reason)
         await self.write(job, control.quarantined(job.run, reason), consumed=consumed)
 
+    async def set_aside(self, claimed: Claimed, reason: str) -> Run:
+        """Quarantine a run that cannot even be read (a lost key, a context of another shape)."""
+        log.error("run.unreadable", run_id=claimed.run.run_id, reason=reason)
+        after = control.quarantined(claimed.run, reason)
+        write = Write(
+            fence=claimed.fence,
+            before=claimed.run,
+            after=after,
+            release=True,
+            at_ms=self._clock.now_ms(),
+        )
+        await self._committer.write(write)
+        return after
+
     async def commit(
         self,
         job: Job,
@@ -89,10 +107,16 @@ class Desk:
         try:
             starts = self._starts(decision)
         except TurtlesError as error:
-            await self.quarantine(job, f"event {decision.entry.event}: {error}", consumed)
+            reason = f"event {decision.entry.event}: {error}"
+            refused = tuple(
+                msgspec.structs.replace(one, status="rejected", reason=reason) for one in consumed
+            )
+            await self.quarantine(job, reason, refused)
             return
-        goes_on = self._due_now(after)
-        if goes_on and after.effect is not None and after.effect != job.run.effect:
+        # Only a newly decided effect is performed without asking.  One that was pending before this
+        # transition (a deferred $cancel, a $resume) may be in doubt: reconcile comes first.
+        fresh = job.performs and self._due_now(after) and _is_new(after.effect, job.run.effect)
+        if fresh and after.effect is not None:
             first = msgspec.structs.replace(after.effect, attempts=1, open=True)
             after = after.but(effect=first)
         sends, output = self._sends(job, decision, after)
@@ -106,7 +130,7 @@ class Desk:
             sends=sends,
             output=output,
         )
-        job.fresh = goes_on
+        job.fresh = fresh
         self._moved(decision)
 
     def _due_now(self, run: Run) -> bool:
@@ -133,10 +157,11 @@ class Desk:
         return (self.start_for(begun),)
 
     def start_for(self, begun: Decision) -> Start:
-        """The encoded start of a run that has been accepted."""
+        """The encoded start of a run that has been accepted, with the children it starts."""
         return Start(
             run=self._codec.seal_run(begun.after),
             entry=self._codec.seal_entry(begun.entry, self._worker_id),
+            children=self._starts(begun),
         )
 
     def _sends(
@@ -241,6 +266,16 @@ class Desk:
         )
 
 
+def _is_new(effect: Pending | None, before: Pending | None) -> bool:
+    return effect is not None and (before is None or before.key != effect.key)
+
+
 def ended_key(run_id: str) -> str:
     """The dedupe key of the event that tells a parent of its child's end."""
     return f"child:{run_id}:ended"
+
+
+def child_in(key: str) -> str | None:
+    """The child run that sent its parent the event with this dedupe key, if a child did."""
+    kind, _, rest = key.partition(":")
+    return rest.partition(":")[0] if kind == "child" else None

@@ -125,7 +125,11 @@ class Performer:
         except Exception as error:  # noqa: BLE001 - whatever it was, we still do not know
             await self._still_unknown(job, effect, pending, error)
             return
-        if isinstance(answer, NotDone):
+        if isinstance(answer, NotDone) and job.run.cancel_requested:
+            # No doubt is left, so a waiting cancel request comes before another attempt.
+            settled = msgspec.structs.replace(pending, open=False)
+            await self._desk.write(job, job.run.but(effect=settled))
+        elif isinstance(answer, NotDone):
             await self._count_attempt(job, pending)
         else:
             await self._outcome(job, effect, pending, answer)

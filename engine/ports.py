@@ -68,10 +68,14 @@ class InboxEvent(Record):
 
 
 class Start(Record):
-    """A run to be accepted: its first state and its first journal entry, both encoded."""
+    """A run to be accepted: its first state and its first journal entry, both encoded.
+
+    `children` are the runs that its first state starts; they are accepted only if it is.
+    """
 
     run: Run
     entry: Entry
+    children: tuple[Start, ...] = ()
 
 
 class Started(Record):
@@ -306,16 +310,41 @@ class Inspector(Protocol):
 class Store(Protocol):
     """A database, by noun."""
 
-    name: str
-    key_file: Path | None
-    """Where the master key of this store's secrets is kept; None for a store in memory."""
-    runs: Runs
-    journal: Journal
-    inbox: Inbox
-    workers: Workers
-    effects: Effects
-    machines: Machines
-    inspector: Inspector
+    @property
+    def name(self) -> str:
+        """The database, as a person would name it."""
+
+    @property
+    def key_file(self) -> Path | None:
+        """Where the master key of this store's secrets is kept; None for a store in memory."""
+
+    @property
+    def runs(self) -> Runs:
+        """See `Runs`."""
+
+    @property
+    def journal(self) -> Journal:
+        """See `Journal`."""
+
+    @property
+    def inbox(self) -> Inbox:
+        """See `Inbox`."""
+
+    @property
+    def workers(self) -> Workers:
+        """See `Workers`."""
+
+    @property
+    def effects(self) -> Effects:
+        """See `Effects`."""
+
+    @property
+    def machines(self) -> Machines:
+        """See `Machines`."""
+
+    @property
+    def inspector(self) -> Inspector:
+        """See `Inspector`."""
 
     def close(self) -> None:
         """Close every connection."""

@@ -27,14 +27,15 @@ from engine import control
 from engine.clock import Clock
 from engine.codec import Codec
 from engine.decide import Decision, Rejection, Violation, decide
-from engine.desk import Desk, Job, ended_key
-from engine.errors import TurtlesError
+from engine.desk import Desk, Job, child_in, ended_key
+from engine.errors import LostOwnership, StoreError, TurtlesError
 from engine.performing import Performer
 from engine.ports import Claimed, Consumed, InboxEvent
 from engine.run import HELD, Run
 
 log = structlog.get_logger("turtles.runner")
 STALLS_MAX = 50
+"""How often workers may die in the same attempt of a run before it is set aside."""
 
 
 class Runner:
@@ -69,12 +70,22 @@ class Runner:
         Raises:
             LostOwnership: another worker has the run; nothing of the last step was written.
         """
-        run = self._codec.open_run(claimed.run)
-        job = Job(self._codec.table(run.machine), run, claimed)
-        if claimed.stalls > STALLS_MAX and run.status not in HELD:
-            await self._desk.quarantine(job, f"claimed {claimed.stalls} times without progress")
-        while self._may_go_on() and await self._turn(job, effects):
-            pass
+        try:
+            run = self._codec.open_run(claimed.run)
+            job = Job(self._codec.table(run.machine), run, claimed, performs=effects)
+        except TurtlesError as error:
+            return await self._desk.set_aside(claimed, str(error))
+        if _is_poison(claimed, run):
+            await self._desk.quarantine(
+                job, f"claimed {claimed.stalls} times without progress; its workers died each time"
+            )
+        try:
+            while self._may_go_on() and await self._turn(job, effects):
+                pass
+        except (LostOwnership, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - code of the machine; the run must not stay ours
+            await self._desk.quarantine(job, _describe(error))
         await self._desk.release(job)
         return job.run
 
@@ -104,6 +115,10 @@ class Runner:
         if job.run.closing is not None:
             await self._event_while_closing(job, event, now_ms)
             return
+        child, sender = job.run.child, child_in(event.key)
+        if child is not None and sender not in (None, child):
+            await self._reject(job, event, f"it comes from run {sender}, a child left behind")
+            return
         try:
             payload = self._codec.open_payload(job.table, event.event, event.payload, event.key)
             result = decide(job.table, job.run, event.event, payload, now_ms)
@@ -112,10 +127,13 @@ class Runner:
         applied = Consumed(number=event.number, status="applied")
         if isinstance(result, Decision):
             await self._desk.commit(job, result, consumed=(applied,))
-        elif isinstance(result, Rejection):
-            await self._reject(job, event, result.reason)
-        else:
+        elif isinstance(result, Violation):
             await self._desk.violated(job, result, event)
+        elif child is not None and event.key == ended_key(child):
+            # Nobody will say it again, and the run would wait for ever; the event is kept.
+            await self._desk.quarantine(job, f"the end of its child was refused: {result.reason}")
+        else:
+            await self._reject(job, event, result.reason)
 
     async def _event_while_closing(self, job: Job, event: InboxEvent, now_ms: int) -> None:
         if job.run.child is not None and event.key == ended_key(job.run.child):
@@ -186,3 +204,26 @@ class Runner:
         in_doubt = job.run.effect is not None and job.run.effect.open
         own = (job.run.state, control.CANCEL_EVENT) in job.table.edges
         return own or (job.place.cancellable and not in_doubt)
+
+
+def _is_poison(claimed: Claimed, run: Run) -> bool:
+    """Whether every worker that took the run died in its effect.
+
+    Claims alone prove nothing: a run that polls, retries or refuses events is claimed often and
+    makes no transition.  Attempts that never ended in anything, not even an error, do.
+    """
+    effect = run.effect
+    if run.status in HELD or effect is None or claimed.stalls <= STALLS_MAX:
+        return False
+    return effect.open and effect.last_error is None and effect.attempts > STALLS_MAX
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong in the machine's code; no foreign message, which may hold a secret."""
+    if isinstance(error, TurtlesError):
+        return str(error)
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    where = f" at line {trace.tb_lineno}" if trace else ""
+    return f"the machine's code raised {type(error).__name__}{where}"

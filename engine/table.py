@@ -153,6 +153,15 @@ def compile_table(machine: type[Machine[Any]]) -> Table:
     return _Compiler(machine).table()
 
 
+def payloads_of(machine: type[Machine[Any]]) -> dict[str, type[Event]]:
+    """The payload type of each event that carries one.
+
+    Raises:
+        DefinitionError: two payload types claim the same event.
+    """
+    return _Compiler(machine).payloads
+
+
 class _Compiler:
     def __init__(self, machine: type[Machine[Any]]) -> None:
         self.machine = machine

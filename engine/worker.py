@@ -16,8 +16,8 @@ import structlog
 
 from engine.clock import Clock, seconds
 from engine.committer import Io
-from engine.errors import LostOwnership, StoreBusy
-from engine.ports import Claimed, Store, WorkerIdentity
+from engine.errors import LostOwnership, StoreError
+from engine.ports import Claimed, Store, WorkerIdentity, Write
 from engine.process import known_dead
 from engine.runner import Runner
 
@@ -118,9 +118,11 @@ class Worker:
                 self._wake.clear()
                 try:
                     await self._take(runner)
-                except StoreBusy as error:
-                    log.warning("store.busy", reason=str(error))
-                await self._pause()
+                    await self._pause()
+                except StoreError as error:
+                    # Busy or full passes; whoever looks at a run meanwhile gets the same error.
+                    log.warning("store.failed", reason=str(error))
+                    await self._clock.sleep(self._poll_ms)
         finally:
             heart.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -140,6 +142,31 @@ class Worker:
             await runner.advance(claimed)
         except LostOwnership as error:
             log.warning("run.lost", run_id=claimed.run.run_id, reason=str(error))
+        except StoreError as error:
+            log.warning("run.stopped", run_id=claimed.run.run_id, reason=str(error))
+            await self._give_back(claimed)
+
+    async def _give_back(self, claimed: Claimed) -> None:
+        """Free a run whose step the store refused; a live worker's lease would hold it for ever."""
+        worker_id, run_id = self._lease.identity.worker_id, claimed.run.run_id
+
+        def work() -> None:
+            stored = self._store.runs.get(run_id)
+            if stored and stored.owner == worker_id and stored.fence == claimed.fence:
+                release = Write(
+                    fence=claimed.fence,
+                    before=stored.run,
+                    after=stored.run,
+                    release=True,
+                    at_ms=self._clock.now_ms(),
+                )
+                self._store.runs.commit([release])
+
+        while not self._stopping:  # a worker that stops gives back everything at once
+            await self._clock.sleep(self._poll_ms)
+            with contextlib.suppress(StoreError):
+                await self._io(work)
+                return
 
     def _done(self, job: asyncio.Task[None]) -> None:
         self._jobs.discard(job)
@@ -166,7 +193,7 @@ class Worker:
             await self._clock.sleep(LEASE_MS // 3)
             try:
                 await self._lease.beat()
-            except StoreBusy as error:
+            except StoreError as error:
                 log.warning("worker.beat_missed", reason=str(error))
 
     async def stop(self, *, grace_ms: int) -> None:

@@ -175,6 +175,9 @@ async def _run(
                 f"platform {base_url}: not reachable. Start it with `turtles platform serve`, "
                 "or leave --platform-url out to use the embedded one."
             )
+        problem = await clients.platform.sandbox_problem()
+        if problem is not None:
+            raise EnvironmentRefused(problem)
         layer = Layer(
             depth=1,
             max_depth=options.depth,
@@ -254,13 +257,9 @@ class PlatformKeeper:
         """Find it or start it.
 
         Raises:
-            EnvironmentRefused: it did not start, or cannot open sandboxes on this machine.
+            ServerError: it did not start.
         """
         await asyncio.to_thread(self._make, self._last_port())
-        problem = await asyncio.to_thread(server.sandbox_problem, self._info)
-        if problem is not None:
-            await self.stop()
-            raise EnvironmentRefused(problem)
 
     def _last_port(self) -> int:
         try:

@@ -119,9 +119,7 @@ class Database:
             "isolation_level": None,
         }
         if self.path is None:
-            database = sa.create_engine(
-                "sqlite://", poolclass=StaticPool, connect_args=arguments
-            )
+            database = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args=arguments)
         else:
             database = sa.create_engine(
                 sa.URL.create("sqlite", database=str(self.path)),

@@ -24,9 +24,7 @@ from persistence.database import Database, Session
 
 _e = tables.effect.c
 _INSERT = sa.insert(tables.effect)
-_READ = (
-    sa.select(tables.effect).where(_e.run_id == sa.bindparam("of")).order_by(_e.seq, _e.name)
-)
+_READ = sa.select(tables.effect).where(_e.run_id == sa.bindparam("of")).order_by(_e.seq, _e.name)
 _PENDING = (
     _e.run_id == sa.bindparam("of"),
     _e.key == sa.bindparam("under"),

@@ -55,12 +55,16 @@ _DUE = (
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_THAT = sa.select(_r.run_id).where(
-    _r.run_id == sa.bindparam("of"),
-    _r.owner.is_(None),
-    _r.status.not_in(sorted(TERMINAL)),
-    _KNOWN,
-).with_for_update(skip_locked=True)
+_THAT = (
+    sa.select(_r.run_id)
+    .where(
+        _r.run_id == sa.bindparam("of"),
+        _r.owner.is_(None),
+        _r.status.not_in(sorted(TERMINAL)),
+        _KNOWN,
+    )
+    .with_for_update(skip_locked=True)
+)
 _NEXT_DUE = (
     sa.select(_r.due_ms)
     .where(_r.due_ms.is_not(None), _r.owner.is_(None), _KNOWN)
@@ -109,18 +113,6 @@ class SqlRuns:
             rows = sql.fetch(_FIND, m=machine, k=key)
         return str(rows[0].run_id) if rows else None
 
-    def list(self, query: Query) -> list[StoredRun]:
-        """Runs that match, newest first."""
-        select = _SELECT.order_by(_r.created_ms.desc(), _r.run_id.desc()).limit(query.limit)
-        if query.machine is not None:
-            select = select.where(_r.machine == query.machine)
-        if query.statuses:
-            select = select.where(_r.status.in_(query.statuses))
-        if query.parent_id is not None:
-            select = select.where(_r.parent_id == query.parent_id)
-        with self._database.reading() as sql:
-            return [_stored(row) for row in sql.fetch(select)]
-
     def claim(
         self,
         worker_id: str,
@@ -168,6 +160,18 @@ class SqlRuns:
             rows = sql.fetch(_NEXT_DUE, versions=sorted(versions))
         return rows[0].due_ms if rows else None
 
+    def select(self, query: Query) -> list[StoredRun]:
+        """Runs that match, newest first."""
+        select = _SELECT.order_by(_r.created_ms.desc(), _r.run_id.desc()).limit(query.limit)
+        if query.machine is not None:
+            select = select.where(_r.machine == query.machine)
+        if query.statuses:
+            select = select.where(_r.status.in_(query.statuses))
+        if query.parent_id is not None:
+            select = select.where(_r.parent_id == query.parent_id)
+        with self._database.reading() as sql:
+            return [_stored(row) for row in sql.fetch(select)]
+
 
 def accept_runs(sql: Session, starts: Sequence[Start]) -> list[Started]:
     """Insert the runs that do not exist yet, with their first entry and effect."""
@@ -187,16 +191,16 @@ def accept_runs(sql: Session, starts: Sequence[Start]) -> list[Started]:
     sql.execute_many(_INSERT, [_new_row(start.run) for start in new])
     add_entries(sql, [(start.entry, 0) for start in new])
     add_pending(sql, [start.run for start in new])
+    children = [child for start in new for child in start.children]
+    if children:
+        accept_runs(sql, children)
     return answers
 
 
-def _existing(
-    sql: Session, starts: Sequence[Start]
-) -> tuple[dict[tuple[str, str], str], set[str]]:
+def _existing(sql: Session, starts: Sequence[Start]) -> tuple[dict[tuple[str, str], str], set[str]]:
     pairs = [(one.run.machine, one.run.key) for one in starts if one.run.key is not None]
-    by_key = {
-        (row.machine, row.key): row.run_id for row in (sql.fetch(_BY_KEY, pairs=pairs) if pairs else ())
-    }
+    keyed = sql.fetch(_BY_KEY, pairs=pairs) if pairs else ()
+    by_key = {(row.machine, row.key): row.run_id for row in keyed}
     by_id = {row.run_id for row in sql.fetch(_BY_ID, some=[one.run.run_id for one in starts])}
     return by_key, by_id
 

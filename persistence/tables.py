@@ -18,8 +18,8 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
-ACCEPTED = sa.literal_column("'accepted'")
-PENDING = sa.literal_column("'pending'")
+ACCEPTED: sa.ColumnElement[str] = sa.literal_column("'accepted'")
+PENDING: sa.ColumnElement[str] = sa.literal_column("'pending'")
 
 _RUN_STATUSES = (
     "status IN ('pending', 'running', 'waiting', 'paused',"

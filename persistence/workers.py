@@ -58,11 +58,7 @@ class SqlWorkers:
         `dead` is asked outside of any transaction; a worker that beats meanwhile keeps its runs.
         A lease is over when `lease_until_ms <= now_ms`.
         """
-        over = [
-            (worker, until)
-            for worker, until in self.all()
-            if until <= now_ms or dead(worker)
-        ]
+        over = [(worker, until) for worker, until in self.all() if until <= now_ms or dead(worker)]
         if not over:
             return 0
         with self._database.transaction() as sql:

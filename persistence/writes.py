@@ -12,8 +12,8 @@ A write is refused when the worker lost the run (other fence, or owner gone), wh
 another seq or has another pending effect than `before`, or when an event it consumes was consumed
 already.  The rows looked at cannot change before the commit, so the compare-and-set cannot miss.
 
-A run that has ended is given up whether or not the write says so.  `Written.arrived` is *every* event of the run that is still unconsumed, oldest first: a worker
-replaces its list by it.
+A run that has ended is given up whether or not the write says so.  `Written.arrived` is *every*
+event of the run that is still unconsumed, oldest first: a worker replaces its list by it.
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ def _rounds(writes: Sequence[Write]) -> list[list[int]]:
     return rounds
 
 
-def _still_owned(
-    sql: Session, numbered: Sequence[tuple[int, Write]]
-) -> list[tuple[int, Write]]:
+def _still_owned(sql: Session, numbered: Sequence[tuple[int, Write]]) -> list[tuple[int, Write]]:
     rows = sql.fetch(_LOOK, some=[write.before.run_id for _, write in numbered])
     found = {row.run_id: row for row in rows}
     numbers = [one.number for _, write in numbered for one in write.consumed]

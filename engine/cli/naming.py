@@ -40,7 +40,9 @@ async def find_run(app: App, name: str) -> StoredRun:
         return found[0]
     if found:
         some = ", ".join(one.run.run_id for one in found[:3])
-        raise UnknownRun(f"run {name!r}: {len(found)} runs begin so ({some}, ...). Type more of it.")
+        raise UnknownRun(
+            f"run {name!r}: {len(found)} runs begin so ({some}, ...). Type more of it."
+        )
     raise UnknownRun(f"no run {name!r} in {app.store.name}. List them with: turtles list")
 
 

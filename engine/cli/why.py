@@ -95,7 +95,9 @@ def _waits(app: App, run: Run, table: Table, now_ms: int) -> list[str]:
 
 def _child(app: App, run_id: str) -> str:
     stored = app.store.runs.get(run_id)
-    how = f"{stored.run.machine}, {stored.run.state}, {stored.run.status}" if stored else "not there"
+    how = (
+        f"{stored.run.machine}, {stored.run.state}, {stored.run.status}" if stored else "not there"
+    )
     return f"its child {run_id} ({how}) has not ended; see: turtles why {run_id}"
 
 

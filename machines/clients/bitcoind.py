@@ -38,6 +38,15 @@ from typing import Any
 
 from engine.secrets import Secret
 from machines.clients import bitcoind_errors as errors
+from machines.clients.bitcoind_shapes import (
+    inputs_of,
+    is_spendable,
+    mined,
+    outpoint_of,
+    outpoint_text,
+    paid_by,
+    same_payment,
+)
 from machines.clients.fields import Fields, objects, text, texts
 from machines.clients.jsonrpc import JsonRpc, RpcError, RpcLogin
 from machines.clients.money import format_amount, parse_number

@@ -48,11 +48,20 @@ class HttpPlatform:
             return False
         return reply.status == 200
 
+    async def sandbox_problem(self) -> str | None:
+        """Why this platform cannot open sandboxes, with the remedy; None when it can."""
+        call = "platform.sandbox_problem"
+        reply = await self._transport.exchange(
+            "GET", f"{self._base_url}/health", call=call, read_seconds=HEALTH_SECONDS
+        )
+        return Fields(parsed(reply, call), call).optional_text("sandbox_problem")
+
     async def validate_key(self, credentials: Credentials, *, offset_ms: int = 0) -> KeyInfo:
         """What the platform says of this key; a wrong secret is `Unauthorized`."""
         call = "platform.validate_key"
         url = f"{self._base_url}/keys/validate"
-        timestamp_seconds = (self._transport.clock_ms() + offset_ms) // 1000
+        ours_ms = self._transport.clock_ms() + credentials.offset_ms
+        timestamp_seconds = (ours_ms + offset_ms) // 1000
         headers = signed_headers(credentials, "POST", _target(url), b"{}", timestamp_seconds)
         reply = await self._transport.request(
             "POST", url, call=call, body=b"{}", headers=headers, repeatable=True
@@ -125,7 +134,7 @@ class HttpPlatform:
     ) -> Any:
         url = f"{self._base_url}{path}"
         sent = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
-        timestamp_seconds = self._transport.clock_ms() // 1000
+        timestamp_seconds = (self._transport.clock_ms() + credentials.offset_ms) // 1000
         headers = signed_headers(credentials, method, _target(url), sent, timestamp_seconds)
         if key is not None:
             headers["Idempotency-Key"] = key

@@ -7,9 +7,9 @@
       ├► over_budget      ├► price_changed        ├► unfunded       ├► unconfirmed        │ topped,
       ├► not_offered      ├► invoice_refused      ├► wallet_refused │ followed            │ sank
       └► unavailable      ├► unavailable          ├► expired_unpaid ▼                     │
-                          ├► wallet_refused       └ conflicted ─► settling ─ fell_short ─► topping_up
-                          └► expired_unpaid                         │   │ ◄── not topped ── child
-                                                                    │   │                   Spend
+                          ├► wallet_refused       └ conflicted ► settling ─ fell_short ► topping_up
+                          └► expired_unpaid                         │   │ ◄── not topped ─ child
+                                                                    │   │                  Spend
             completed ◄─ proven ─ key_stored ◄─────────── issued ───┘   │
                                     ▲     │ denied                      │ ran_out, overdue
                         regenerated │     ▼                             ▼

@@ -45,7 +45,6 @@ from machines.clients.ports import (
 )
 from machines.flows.money import PATIENT, UNLOCK_SECONDS, Wallets, asking, watching
 
-
 LAST_LOOKS = 10
 """How many looks without progress there are between the end of the time and giving up."""
 

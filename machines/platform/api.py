@@ -116,8 +116,11 @@ class Api:
             self._route("GET", "/languages", self._languages),
             self._route("GET", "/shells", self._shells),
             self._route("POST", "/execute", self._execute, long=True),
+            self._route("POST", "/execute/async", self._submit),
             self._route("GET", "/jobs", self._jobs),
             self._route("GET", "/jobs/{job_id}", self._job),
+            self._route("DELETE", "/jobs/{job_id}", self._cancel),
+            self._route("POST", "/jobs/{job_id}/cancel", self._cancel),
             self._route("POST", "/sessions", self._create, long=True),
             self._route("GET", "/sessions", self._list),
             self._route("GET", "/sessions/{session_id}", self._show),
@@ -189,11 +192,14 @@ class Api:
         return key
 
     async def _health(self, _request: Request) -> Response:
-        body = {"status": "ok", "sandbox": "unavailable" if self._problem else "available"}
+        body: dict[str, Any] = {
+            "status": "ok",
+            "sandbox": "unavailable" if self._problem else "available",
+        }
         if self._problem:
             body["sandbox_problem"] = self._problem
         if self._per_tier != REQUESTS_PER_MINUTE_PER_TIER:
-            body["requests_per_minute_per_tier"] = str(self._per_tier)
+            body["requests_per_minute_per_tier"] = self._per_tier
         return reply(body)
 
     def _require_isolation(self) -> None:
@@ -270,6 +276,17 @@ class Api:
         self._require_isolation()
         order = orders.parse_code(call.body, self._probing.language)
         return reply(execution.document(self.executions.run_code(call.caller, order)))
+
+    def _submit(self, call: Call) -> Response:
+        self._require_isolation()
+        order = orders.parse_code(call.body, self._probing.language)
+        shown = execution.document(self.executions.submit_code(call.caller, order))
+        started = {"status": "pending", "message": f"poll GET /jobs/{shown['job_id']}"}
+        return reply(shown | started if shown["status"] == "running" else shown, 202)
+
+    def _cancel(self, call: Call) -> Response:
+        row = self.executions.cancel(call.key.public_key, call.path["job_id"])
+        return reply(execution.document(row) | {"message": f"job is {row['state']}"})
 
     def _jobs(self, call: Call) -> Response:
         jobs = [execution.document(row) for row in self.executions.active(call.key.public_key)]

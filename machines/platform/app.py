@@ -20,7 +20,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
@@ -152,6 +152,9 @@ class FrontDoor:
             await self._app(scope, receive, dated)
         except ReplyDropped:
             raise
+        except ClientDisconnect:
+            # Nobody is left to answer.
+            log.info("client_left", route=_route(scope))
         except Exception as error:  # noqa: BLE001 - the last place that can answer
             log.error("unexpected_error", route=_route(scope), **describe(error))
             if not status:

@@ -2,7 +2,10 @@
 
 ::
 
-    [row running] -> sandbox -> [row finished, result]
+    [row running] -> sandbox -> [row completed | timeout, result]
+                             -> [row lost]       the sandbox or the platform died
+          DELETE /jobs/{id}  -> [row cancelled]  then its sandbox is ended
+          background, refused by the sandbox -> [row failed]
 
 An `Idempotency-Key` names an execution for its key's owner.  A second request with it never runs
 anything: it gets the stored result, waits for the first request when that is still running, or,
@@ -17,6 +20,8 @@ import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
+
+import structlog
 
 from machines.platform.context import PlatformContext
 from machines.platform.languages import SOURCE_DIRECTORY
@@ -35,6 +40,9 @@ KEPT_MS = 7 * 86_400_000
 _CELLS = {"bash": "bash", "python": "python3", "python3": "python3"}
 # How other session programs take a command.
 _EVAL_FLAGS = {"node": "-e", "perl": "-e", "ruby": "-e", "php": "-r", "lua": "-e", "julia": "-e"}
+
+
+log = structlog.get_logger("turtles.platform.execution")
 
 
 class Executions:
@@ -71,19 +79,66 @@ class Executions:
         """
         self._sessions.expire_due()
 
+        def perform(job_id: str) -> Result:
+            return self._in_own_sandbox(_own_sandbox(job_id), order)
+
+        return self._once(caller, _draft(order), self._claim_slot(caller), perform)
+
+    def submit_code(self, caller: Caller, order: CodeOrder) -> Row:
+        """Run code in the background; its row now, or the one of this idempotency key.
+
+        Raises:
+            Problem: 429 no slot, 409 key reused.  Later refusals are told by the job.
+        """
+        self._sessions.expire_due()
+        job_id = self._announce()
+        try:
+            known = self._reserve(caller, job_id, _draft(order), self._claim_slot(caller))
+        except BaseException:
+            self._conclude(job_id)
+            raise
+        if known is not None:
+            self._conclude(job_id)
+            return known
+        threading.Thread(target=self._in_background, args=(job_id, order), daemon=True).start()
+        return self.find(caller.public_key, job_id)
+
+    def _in_background(self, job_id: str, order: CodeOrder) -> None:
+        def perform(_job_id: str) -> Result:
+            return self._in_own_sandbox(_own_sandbox(job_id), order)
+
+        try:
+            self._perform(job_id, None, perform, self._fail)
+        except Problem as problem:
+            log.info("job_failed", job_id=job_id, error=problem.error)
+        finally:
+            self._conclude(job_id)
+
+    def _claim_slot(self, caller: Caller) -> Callable[[Sql], None]:
         def claim(sql: Sql) -> None:
             self._sessions.require_open()
             require_slot(sql, caller.public_key, caller.tier)
 
-        def perform(job_id: str) -> Result:
-            return self._in_own_sandbox(_own_sandbox(job_id), order)
+        return claim
 
-        draft = {
-            "session_id": None,
-            "language": order.language.name,
-            "network_mode": order.network_mode,
-        }
-        return self._once(caller, draft, claim, perform)
+    def cancel(self, public_key: str, job_id: str) -> Row:
+        """End a one-off execution; one that has ended keeps its result.
+
+        Raises:
+            Problem: 404, or 409 for a command in a session.
+        """
+        row = self.find(public_key, job_id)
+        if row["session_id"] is not None and row["state"] == "running":
+            raise Problem(
+                409,
+                "job_in_session",
+                f"job {job_id} runs in session {row['session_id']}; delete the session to end it.",
+            )
+        with self._context.database.transaction() as sql:
+            cancelled = self._end(sql, job_id, "cancelled", "cancelled on request")
+        if cancelled:
+            self._backend.destroy(Handle(_own_sandbox(job_id)))
+        return self.find(public_key, job_id)
 
     def _in_own_sandbox(self, sandbox_id: str, order: CodeOrder) -> Result:
         recipe = order.language
@@ -116,6 +171,8 @@ class Executions:
 
         def claim(sql: Sql) -> None:
             now = sql.one("SELECT state, reason FROM session WHERE session_id = :id", id=session_id)
+            if now is not None and now["state"] == "starting":
+                raise _starting(session_id)
             if now is None or now["state"] != "running":
                 raise terminated(session_id, now["reason"] if now else None)
             self._sessions.touch(sql, session_id)
@@ -171,20 +228,28 @@ class Executions:
     ) -> Row:
         """The row of this execution, run now or before; `perform` is called at most once."""
         while True:
-            job_id = str(uuid.uuid4())
-            self._running[job_id] = threading.Event()
+            job_id = self._announce()
             try:
                 known = self._reserve(caller, job_id, draft, claim)
                 if known is None:
-                    return self._perform(job_id, draft["session_id"], perform)
+                    return self._perform(job_id, draft["session_id"], perform, self._forget)
             finally:
-                self._running.pop(job_id).set()
+                self._conclude(job_id)
             if event := self._running.get(known["job_id"]):
                 event.wait()
             with self._context.database.reading() as sql:
                 settled = _select(sql, known["job_id"])
             if settled is not None:
                 return self._settled(settled)
+
+    def _announce(self) -> str:
+        """A new job id, known to waiters before its row can be seen."""
+        job_id = str(uuid.uuid4())
+        self._running[job_id] = threading.Event()
+        return job_id
+
+    def _conclude(self, job_id: str) -> None:
+        self._running.pop(job_id).set()
 
     def _reserve(
         self, caller: Caller, job_id: str, draft: dict[str, Any], claim: Callable[[Sql], None]
@@ -216,16 +281,23 @@ class Executions:
         return None
 
     def _perform(
-        self, job_id: str, session_id: str | None, perform: Callable[[str], Result]
+        self,
+        job_id: str,
+        session_id: str | None,
+        perform: Callable[[str], Result],
+        refused: Callable[[str, Problem], None],
     ) -> Row:
+        """Run, and write down how it ended; `refused` is told when nothing was run."""
         try:
             with sandbox_refusals():
                 result = perform(job_id)
-        except Problem:
-            self._forget(job_id)
+        except Problem as problem:
+            refused(job_id, problem)
             raise
         except SandboxGone as error:
-            self._lose(job_id)
+            row = self._lose(job_id)
+            if row["state"] == "cancelled":
+                return row
             raise self._gone(session_id, error) from error
         except BaseException:
             self._lose(job_id)
@@ -238,24 +310,37 @@ class Executions:
         self._sessions.died(session_id)
         return terminated(session_id, error.reason)
 
-    def _forget(self, job_id: str) -> None:
+    def _forget(self, job_id: str, _problem: Problem) -> None:
         with self._context.database.transaction() as sql:
-            sql.run("DELETE FROM execution WHERE job_id = :job", job=job_id)
+            sql.run("DELETE FROM execution WHERE job_id = :job AND state = 'running'", job=job_id)
 
-    def _lose(self, job_id: str) -> None:
+    def _fail(self, job_id: str, problem: Problem) -> None:
         with self._context.database.transaction() as sql:
-            sql.run(
-                "UPDATE execution SET state = 'lost', ended_ms = :now WHERE job_id = :job",
-                job=job_id,
-                now=self._context.clock_ms(),
-            )
+            self._end(sql, job_id, "failed", problem.message)
+
+    def _lose(self, job_id: str) -> Row:
+        with self._context.database.transaction() as sql:
+            self._end(sql, job_id, "lost", "the result was lost")
+            return _require(_select(sql, job_id), job_id)
+
+    def _end(self, sql: Sql, job_id: str, state: str, error: str) -> bool:
+        """End a running execution without a result; False when it had ended already."""
+        ended = sql.run(
+            "UPDATE execution SET state = :state, ended_ms = :now, error = :error "
+            "WHERE job_id = :job AND state = 'running'",
+            job=job_id,
+            state=state,
+            error=error,
+            now=self._context.clock_ms(),
+        )
+        return ended == 1
 
     def _finish(self, job_id: str, session_id: str | None, result: Result) -> Row:
         with self._context.database.transaction() as sql:
             sql.run(
                 "UPDATE execution SET state = :state, ended_ms = :now, exit_code = :code, "
                 "stdout = :stdout, stderr = :stderr, duration_ms = :duration, "
-                "truncated = :truncated, oom = :oom WHERE job_id = :job",
+                "truncated = :truncated, oom = :oom WHERE job_id = :job AND state = 'running'",
                 state="timeout" if result.timed_out else "completed",
                 now=self._context.clock_ms(),
                 code=result.exit_code,
@@ -268,14 +353,11 @@ class Executions:
             )
             if session_id is not None:
                 self._sessions.touch(sql, session_id)
-            row = _select(sql, job_id)
-        if row is None:
-            raise Problem(500, "internal_error", f"job {job_id}: its row vanished.")
-        return row
+            return _require(_select(sql, job_id), job_id)
 
     def _settled(self, row: Row) -> Row:
         """A known execution's result, or why there is none."""
-        if row["state"] in ("completed", "timeout"):
+        if row["state"] in ("completed", "timeout", "cancelled", "failed"):
             return row
         if row["session_id"] is not None:
             session = self._sessions.find(row["public_key"], row["session_id"])
@@ -306,8 +388,8 @@ def document(row: Row) -> dict[str, Any]:
         shown["completed_at"] = iso(row["ended_ms"])
     if row["state"] in ("completed", "timeout"):
         shown |= _outcome(row)
-    elif row["state"] == "lost":
-        shown |= {"success": False, "error": "the result was lost"}
+    elif row["state"] != "running":
+        shown |= {"success": False, "error": row["error"] or "the result was lost"}
     return shown
 
 
@@ -333,6 +415,29 @@ def _outcome(row: Row) -> dict[str, Any]:
     if row["state"] == "timeout":
         shown["error"] = "stopped at its time limit"
     return shown
+
+
+def _draft(order: CodeOrder) -> dict[str, Any]:
+    return {
+        "session_id": None,
+        "language": order.language.name,
+        "network_mode": order.network_mode,
+    }
+
+
+def _starting(session_id: str) -> Problem:
+    return Problem(
+        409,
+        "session_starting",
+        f"session {session_id} is still being created. Try again.",
+        headers={"Retry-After": "1"},
+    )
+
+
+def _require(row: Row | None, job_id: str) -> Row:
+    if row is None:
+        raise Problem(500, "internal_error", f"job {job_id}: its row vanished.")
+    return row
 
 
 def _own_sandbox(job_id: str) -> str:

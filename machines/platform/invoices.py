@@ -35,7 +35,7 @@ import structlog
 
 from machines.platform import keys
 from machines.platform.context import PlatformConfig
-from machines.platform.ledger import chain, transaction, wallets
+from machines.platform.ledger import chain, mempool, transaction, wallets
 from machines.platform.ledger.coins import COINS, format_coins
 from machines.platform.ledger.transaction import Output
 from machines.platform.pricing import price_cents, restocking_fee_atomic
@@ -347,7 +347,7 @@ def _send_refund(sql: Session, invoice: Invoice, paid_atomic: int, now_ms: int) 
     except wallets.NotEnough as error:
         _log.warning("refund_waits", invoice=invoice.number, reason=str(error))
         return
-    txid = chain.accept(sql, payment, now_ms)
+    txid = mempool.accept(sql, payment, now_ms)
     sql.run(
         """
         INSERT INTO refund (invoice_id, number, currency, txid, paid_atomic, refund_atomic,
@@ -377,8 +377,8 @@ def _resend_refunds(sql: Session, invoice: Invoice, now_ms: int) -> None:
     )
     for row in rows:
         try:
-            chain.accept(sql, transaction.from_hex(row["payload"]), now_ms)
-        except chain.Refusal as error:
+            mempool.accept(sql, transaction.from_hex(row["payload"]), now_ms)
+        except mempool.Refusal as error:
             _log.warning("refund_not_resent", invoice=invoice.number, reason=str(error))
 
 

@@ -34,7 +34,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import TurtlesError, UsageError
-from machines.platform.ledger import chain, transaction, wallets
+from machines.platform.ledger import chain, mempool, transaction, wallets
 from machines.platform.ledger.coins import COINS
 from machines.platform.ledger.transaction import Output, Transaction
 from machines.platform.replies import Problem, parse_object, reply
@@ -136,7 +136,7 @@ def _pay_extra(sql: Session, arguments: Mapping[str, Any]) -> None:
     now_ms = _integer(arguments, "now_ms")
     output = Output(invoice["address"], _integer(arguments, "amount_atomic"))
     payment = wallets.build(sql, invoice["currency"], "stranger", [output], now_ms)
-    chain.accept(sql, payment, now_ms)
+    mempool.accept(sql, payment, now_ms)
 
 
 def _reorg(sql: Session, arguments: Mapping[str, Any]) -> None:
@@ -167,14 +167,14 @@ def _double_spend(sql: Session, currency: str, txid: str, now_ms: int) -> None:
     chain.evict(sql, currency, txid)
     wallet = owners.pop()
     total = sum(place["amount_atomic"] for place in places if place is not None)
-    address, _ = wallets.new_address(sql, currency, wallet, "", now_ms, kind="change")
+    address, _ = wallets.new_address(sql, currency, wallet, "", now_ms)
     rival = Transaction(
         currency=currency,
         inputs=original.inputs,
         outputs=(Output(address, total - 2 * row["fee_atomic"]),),
         salt=original.salt,
     )
-    chain.accept(sql, wallets.sign(sql, wallet, rival)[0], now_ms)
+    mempool.accept(sql, wallets.sign(sql, wallet, rival)[0], now_ms)
 
 
 def _evict(sql: Session, arguments: Mapping[str, Any]) -> None:
@@ -252,7 +252,7 @@ def fault_routes(database: Database, clock_ms: Callable[[], int]) -> list[Route]
                     inject(sql, str(body.pop("name", "")), **body)
         except Problem as problem:
             return problem.response()
-        except (UsageError, wallets.NotEnough, chain.Refusal) as error:
+        except (UsageError, wallets.NotEnough, mempool.Refusal) as error:
             return Problem(400, "invalid_fault", str(error)).response()
         with database.transaction() as sql:
             if request.method == "DELETE":

@@ -59,9 +59,7 @@ def check_contents(wheel: Path) -> None:
     assert tops == PACKAGES, f"wheel holds {sorted(tops)}, expected {sorted(PACKAGES)}"
     for needed in ("engine/py.typed", "machines/py.typed", "persistence/py.typed"):
         assert needed in names, f"wheel lacks {needed}"
-    on_disk = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "migrations").rglob("versions/*.py")
-    }
+    on_disk = {str(path.relative_to(ROOT)) for path in (ROOT / "migrations").rglob("versions/*.py")}
     missing = on_disk - set(names)
     assert not missing, f"wheel lacks migrations: {sorted(missing)}"
 

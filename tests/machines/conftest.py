@@ -120,9 +120,7 @@ class World:
     def signed(self, coin: str, address: str, amount: str, wallet: str = "payer") -> str:
         """Build, fund (reserving the inputs) and sign; the bytes in hex."""
         raw = self.rpc(coin, "createrawtransaction", [], {address: amount}, wallet=wallet)
-        funded = self.rpc(
-            coin, "fundrawtransaction", raw, {"lockUnspents": True}, wallet=wallet
-        )
+        funded = self.rpc(coin, "fundrawtransaction", raw, {"lockUnspents": True}, wallet=wallet)
         suffix = "" if coin == "DOGE" else "withwallet"
         return self.rpc(coin, "signrawtransaction" + suffix, funded["hex"], wallet=wallet)["hex"]
 
@@ -160,9 +158,7 @@ class World:
             assert "result" in self.xmr("relay_tx", hex=built["tx_metadata"])
             return built["tx_hash"]
         amount = f"{amount_atomic // 10**8}.{amount_atomic % 10**8:08d}"
-        return self.rpc(
-            currency, "sendrawtransaction", self.signed(currency, address, amount)
-        )
+        return self.rpc(currency, "sendrawtransaction", self.signed(currency, address, amount))
 
     def own_address(self, currency: str, label: str = "refund") -> str:
         """A fresh address of the payer."""

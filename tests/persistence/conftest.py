@@ -80,7 +80,9 @@ class Make:
         return msgspec.structs.replace(effect, **changes)
 
     def parent(self, run_id: str) -> Parent:
-        return Parent(run_id=run_id, machine="M", on_ended="ended", on_moved=None, on_parent_end="cancel")
+        return Parent(
+            run_id=run_id, machine="M", on_ended="ended", on_moved=None, on_parent_end="cancel"
+        )
 
     def entry(self, before: Run | None, after: Run, event: str, at_ms: int, **more: Any) -> Entry:
         return Entry(
@@ -99,25 +101,21 @@ class Make:
 
     def step(self, run: Run, fence: int, *, at_ms: int = 2000, **changes: Any) -> Write:
         """A transition of `run`; keywords that `Write` knows go there, the rest to the run."""
-        settings = {
-            name: changes.pop(name) for name in Write.__struct_fields__ if name in changes
-        }
+        settings = {name: changes.pop(name) for name in Write.__struct_fields__ if name in changes}
         event = changes.pop("event", "go")
         after = run.but(seq=run.seq + 1, entered_seq=run.seq + 1, **changes)
         entry = self.entry(run, after, event, at_ms)
-        return Write(
-            fence=fence, before=run, after=after, entry=entry, at_ms=at_ms, **settings
-        )
+        return Write(fence=fence, before=run, after=after, entry=entry, at_ms=at_ms, **settings)
 
     def note(self, run: Run, fence: int, *, at_ms: int = 2000, **changes: Any) -> Write:
         """Bookkeeping: a write that is no transition."""
-        settings = {
-            name: changes.pop(name) for name in Write.__struct_fields__ if name in changes
-        }
+        settings = {name: changes.pop(name) for name in Write.__struct_fields__ if name in changes}
         after = run.but(**changes)
         return Write(fence=fence, before=run, after=after, at_ms=at_ms, **settings)
 
-    def delivery(self, run_id: str = "r1", key: str = "k1", event: str = "go", **more: Any) -> Delivery:
+    def delivery(
+        self, run_id: str = "r1", key: str = "k1", event: str = "go", **more: Any
+    ) -> Delivery:
         return Delivery(
             run_id=run_id,
             key=key,

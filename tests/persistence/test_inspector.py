@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 
-
 def found_after(damage, store, *statements):
     """Damage the database past its constraints; what the inspector says then."""
     damage(store, *statements)
@@ -100,7 +99,8 @@ def test_a_parent_that_was_not_told_is_found(damage, breakable, make):
     child = make.start("r2", parent=make.parent("r1"), depth=1)
     breakable.runs.start([make.start("r1", state="busy", child="r2"), child])
     assert breakable.inspector.findings() == []
-    found = found_after(damage, breakable, "UPDATE turtles_run SET status = 'completed' WHERE run_id = 'r2'")
+    ending = "UPDATE turtles_run SET status = 'completed' WHERE run_id = 'r2'"
+    found = found_after(damage, breakable, ending)
     assert ("stranded", "r1") in found
 
 
@@ -114,8 +114,7 @@ def test_an_event_that_wakes_nobody_is_found(damage, breakable, make, status, ev
 
 
 def test_a_held_run_with_other_events_is_well(breakable, make):
-    breakable.runs.start([make.start("r1", status="paused"), make.start("r2", status="quarantined")])
+    breakable.runs.start([make.start("r1", status="paused")])
+    breakable.runs.start([make.start("r2", status="quarantined")])
     breakable.inbox.deliver([make.delivery("r1"), make.delivery("r2")])
     assert breakable.inspector.findings() == []
-
-

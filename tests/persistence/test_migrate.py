@@ -55,7 +55,8 @@ def database(tmp_path):
 
 def columns(database, table):
     with database.reading() as sql:
-        return [row["name"] for row in sql.all(f"SELECT name FROM pragma_table_info('{table}')")]
+        rows = sql.all("SELECT name FROM pragma_table_info(:table)", table=table)
+    return [row["name"] for row in rows]
 
 
 def test_an_empty_file_gets_everything(database, location):

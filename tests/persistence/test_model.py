@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -89,6 +90,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.keys: dict[str, str] = {}
         self.leases: dict[str, int] = {}
         self.now_ms = 1000
+        for worker_id in WORKERS[:2]:
+            self.beat(worker_id)
 
     def teardown(self):
         if hasattr(self, "store"):
@@ -127,11 +130,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(worker_id=st.sampled_from(WORKERS))
     def beat(self, worker_id):
-        until = self.now_ms + 300
+        until = self.now_ms + 1000
         self.store.workers.beat(self.make.worker(worker_id), self.now_ms, lease_until_ms=until)
         self.leases[worker_id] = until
 
-    @rule(dead=st.sets(st.sampled_from(WORKERS), max_size=1))
+    @rule(dead=st.sampled_from([(), (), (), *((who,) for who in WORKERS)]))
     def reap(self, dead):
         gone = {who for who, until in self.leases.items() if until <= self.now_ms or who in dead}
         freed = self.store.workers.reap(self.now_ms, dead=lambda one: one.worker_id in dead)
@@ -202,16 +205,29 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- writes -----------------------------------------------------------------------------
 
+    @precondition(lambda self: any(model.owner for model in self.models.values()))
+    @rule(data=st.data())
+    def write_owned(self, data):
+        """Mostly, workers write what they own."""
+        self._write(data, [run_id for run_id, model in self.models.items() if model.owner])
+
     @rule(data=st.data(), run_ids=st.lists(ids, min_size=1, max_size=4, unique=True))
-    def commit(self, data, run_ids):
+    def write_any(self, data, run_ids):
+        """Zombies write what they have lost."""
+        self._write(data, [one for one in run_ids if not self.models[one].run.terminal])
+
+    def _write(self, data, run_ids):
         writes, expected = [], []
         for run_id in dict.fromkeys(run_ids):
             model = self.models[run_id]
-            if model.run.terminal:
-                continue
-            stale = data.draw(st.sampled_from([None, None, None, "fence", "seq"]), label="stale")
+            stale = data.draw(
+                st.sampled_from([None, None, None, None, "fence", "seq", "event"]), label="stale"
+            )
             writes.append(self._draw_write(data, model, stale))
-            expected.append(model.owner is not None and stale is None)
+            lost = stale in ("fence", "seq") or any(
+                one.number == 10**6 for one in writes[-1].consumed
+            )
+            expected.append(model.owner is not None and not lost)
         written = self.store.runs.commit(writes)
         assert [one.ok for one in written] == expected
         done = [write for write, ok in zip(writes, expected, strict=True) if ok]
@@ -229,7 +245,10 @@ class StoreMachine(RuleBasedStateMachine):
             fence -= 1
         if stale == "seq":
             run = run.but(seq=run.seq - 1)
-        common = {"release": data.draw(st.booleans(), label="release"), "at_ms": now_ms}
+        common = {
+            "release": data.draw(st.sampled_from([False, False, True]), label="release"),
+            "at_ms": now_ms,
+        }
         kinds = ["wait", "work", "pause", "end", "spawn", "release", *["try"] * bool(run.effect)]
         kind = data.draw(st.sampled_from(kinds), label="kind")
         if kind == "release":
@@ -246,6 +265,8 @@ class StoreMachine(RuleBasedStateMachine):
         common["consumed"] = tuple(
             Consumed(number=waiting[key].number, status="applied") for key in keys[:count]
         )
+        if stale == "event":
+            common["consumed"] += (Consumed(number=10**6, status="applied"),)
         common["outcome"] = data.draw(st.sampled_from([None, "done", "given_up"]))
         return self._transition(kind, run, fence, common)
 
@@ -360,8 +381,8 @@ def test_random_use_does_what_the_model_does(fresh, make):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=30,
-            stateful_step_count=30,
+            max_examples=20,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -84,7 +84,7 @@ def test_list_is_newest_first_and_filters(store, make):
     )
 
     def ids(**query):
-        return [one.run.run_id for one in store.runs.list(Query(**query))]
+        return [one.run.run_id for one in store.runs.select(Query(**query))]
 
     assert ids() == ["r2", "r3", "r1"]
     assert ids(limit=1) == ["r2"]
@@ -112,8 +112,9 @@ def test_claim_takes_due_runs_longest_due_first(store, make):
 def test_claim_is_bounded_and_leaves_other_versions_alone(store, make):
     store.machines.register("M", "v2", store.machines.shape("v1"), 1)
     store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
-    store.runs.start([make.due("r1"), make.due("r2"), make.due("r3", version="v2")])
-    assert len(store.runs.claim("w1", 1000, limit=1, versions=["v1"])) == 1
+    store.runs.start([make.due("r1"), make.due("r2", 900), make.due("r3", version="v2")])
+    (first,) = store.runs.claim("w1", 1000, limit=1, versions=["v1"])
+    assert first.run.run_id == "r2"  # longest due
     assert len(store.runs.claim("w1", 1000, limit=9, versions=["v1"])) == 1
     assert store.runs.claim("w1", 1000, limit=9, versions=["v1"]) == []
     assert store.runs.claim("w1", 1000, limit=9, versions=[]) == []

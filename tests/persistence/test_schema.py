@@ -37,9 +37,7 @@ def migrated(path: Path, revision: str) -> Database:
     database = Database(path)
     with database.transaction() as sql:
         config = Config()
-        config.set_main_option(
-            "script_location", str(migrate.directory(schema.SCRIPT_LOCATION))
-        )
+        config.set_main_option("script_location", str(migrate.directory(schema.SCRIPT_LOCATION)))
         config.attributes["connection"] = sql.connection
         command.upgrade(config, revision)
     return database
@@ -104,9 +102,7 @@ def test_downgrade_takes_everything_back(tmp_path):
     database = migrated(tmp_path / "runs.db", "head")
     with database.transaction() as sql:
         config = Config()
-        config.set_main_option(
-            "script_location", str(migrate.directory(schema.SCRIPT_LOCATION))
-        )
+        config.set_main_option("script_location", str(migrate.directory(schema.SCRIPT_LOCATION)))
         config.attributes["connection"] = sql.connection
         command.downgrade(config, "base")
     assert written_schema(database) == {}

@@ -95,9 +95,7 @@ def test_two_steps_of_one_run_in_one_batch_are_taken_in_order(store, make):
     first = make.step(
         claimed.run, claimed.fence, effect=make.effect("r1", 2), status="running", outcome="done"
     )
-    second = make.step(
-        first.after, claimed.fence, effect=make.effect("r1", 3), outcome="given_up"
-    )
+    second = make.step(first.after, claimed.fence, effect=make.effect("r1", 3), outcome="given_up")
     assert [one.ok for one in store.runs.commit([first, second])] == [True, True]
     assert store.runs.get("r1").run == second.after
     assert [(one.seq, one.status) for one in store.effects.read("r1")] == [

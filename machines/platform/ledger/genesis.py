@@ -8,7 +8,7 @@ is one sum: unspent outputs and fees equal what this file made.
 from __future__ import annotations
 
 from machines.platform.context import CURRENCIES, PlatformConfig
-from machines.platform.ledger import chain, wallets
+from machines.platform.ledger import chain, mempool, wallets
 from machines.platform.ledger.transaction import Output, Transaction
 from persistence.database import Session
 
@@ -37,4 +37,4 @@ def _fund(sql: Session, currency: str, wallet: str, amounts: tuple[int, ...], no
     if amounts:
         outputs = tuple(Output(address, amount) for amount in amounts)
         coinbase = Transaction(currency=currency, inputs=(), outputs=outputs, salt=address)
-        chain.insert_coinbase(sql, coinbase, now_ms)
+        mempool.insert_coinbase(sql, coinbase, now_ms)

@@ -23,14 +23,14 @@ class Outpoint(msgspec.Struct, frozen=True, array_like=True):
     """A place where money lies: output number `vout` of transaction `txid`."""
 
     txid: str
-    vout: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    vout: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
     """Money put at an address, in atomic units."""
 
     address: str
-    amount_atomic: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+    amount_atomic: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Transaction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

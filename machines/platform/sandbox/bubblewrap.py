@@ -42,15 +42,12 @@ from machines.platform.sandbox.backend import (
 from machines.platform.sandbox.cgroups import PREFIX, Cgroup, Tree, find_tree, remove_groups
 from machines.platform.sandbox.channel import BrokenChannel, Channel, read_result
 from machines.platform.sandbox.errors import SandboxGone, SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.orphans import remove_orphan
 from machines.platform.sandbox.processes import Identity
 from machines.platform.sandbox.program import Bubblewrap, find_candidates
-from machines.platform.sandbox.records import (
-    Record,
-    read_record,
-    remove_directory,
-    write_record,
-)
+from machines.platform.sandbox.records import Record, remove_directory, write_record
 from machines.platform.sandbox.start import Plan, Started, start_behind_gate
+from machines.platform.sandbox.users import free_user_id
 
 __all__ = ["BubblewrapBackend"]
 
@@ -60,8 +57,6 @@ _START_SECONDS = 20.0
 _GRACE_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 _AGENT_PROCESSES = 4  # bubblewrap twice, the agent, and one to spare
-_USER_ID_BASES = (300_000, 20_000)
-_USER_IDS = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +196,10 @@ class BubblewrapBackend:
             taken = sandbox_id in self._live or sandbox_id in self._building
             if taken or (self._root / sandbox_id).exists():
                 raise SandboxLimit(f"sandbox_id {sandbox_id!r} is in use; choose another")
-            user_id = self._free_user_id() if os.geteuid() == 0 else None
+            used = {live.user_id for live in self._live.values()} | set(self._building.values())
+            user_id = free_user_id(used)
             self._building[sandbox_id] = user_id
             return user_id
-
-    def _free_user_id(self) -> int:
-        used = {live.user_id for live in self._live.values()} | set(self._building.values())
-        base = _mapped_base()
-        while (user_id := base + secrets.randbelow(_USER_IDS)) in used:
-            pass
-        return user_id
 
     def _make_cgroup(self, spec: Spec, directory: Path) -> Cgroup | None:
         """The record names the groups before they exist, so that a sweep finds them."""
@@ -429,23 +418,10 @@ class BubblewrapBackend:
         for directory in sorted(each for each in self._root.iterdir() if each.is_dir()):
             with self._lock:
                 ours = directory.name in self._live or directory.name in self._building
-            if not ours and self._sweep_one(directory):
+            if not ours and remove_orphan(directory, self._me()):
+                _log.info("sandbox.swept", sandbox_id=directory.name)
                 swept += 1
         return swept
-
-    def _sweep_one(self, directory: Path) -> bool:
-        record = read_record(directory) or Record(self._me())
-        this_boot = record.is_of_this_boot()
-        if this_boot and record.owner != self._me() and record.owner.is_alive():
-            return False
-        if this_boot:
-            for identity in record.processes:
-                processes.kill(identity)
-        if not remove_groups(record.cgroups):
-            return False
-        remove_directory(directory)
-        _log.info("sandbox.swept", sandbox_id=directory.name)
-        return True
 
     def _me(self) -> Identity:
         if self._owner is None:
@@ -459,20 +435,3 @@ def _kind(cgroup: Cgroup | None) -> Enforcement:
 
 def _oom_kills(live: _Live) -> int:
     return 0 if live.cgroup is None else live.cgroup.oom_kills()
-
-
-def _mapped_base() -> int:
-    """The first range of user ids that exists in our own user namespace."""
-    rows = [list(map(int, row.split())) for row in _uid_map().splitlines()]
-    for base in _USER_ID_BASES:
-        if any(start <= base and base + _USER_IDS <= start + count for start, _, count in rows):
-            return base
-    raise SandboxUnavailable(
-        f"root has no user ids {_USER_ID_BASES[-1]} to {_USER_ID_BASES[-1] + _USER_IDS} here to "
-        "run sandboxes as (/proc/self/uid_map)",
-        "start the platform as an ordinary user, or in a container with 65536 user ids",
-    )
-
-
-def _uid_map() -> str:
-    return Path("/proc/self/uid_map").read_text()

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from engine.errors import UsageError
-from machines.platform.ledger import chain, transaction
+from machines.platform.ledger import chain, mempool, transaction
 from machines.platform.ledger.addresses import is_address, script_hex
 from machines.platform.ledger.coins import MAXIMUM_ATOMIC, format_coins, parse_coins, size_bytes
 from machines.platform.ledger.transaction import Outpoint, Output, Transaction
@@ -27,6 +27,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         wallet_paths: several wallets, chosen by `/wallet/<name>` (DOGE: one, at the root).
         array_outputs: `createrawtransaction` also takes a list of outputs.
+        absent: methods of ours that this dialect lacks.
         refusals: code and message of each reason to refuse a transaction.
     """
 
@@ -35,7 +36,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     wallet_paths: bool
     array_outputs: bool
     single_address: bool
-    sign_method: str
+    absent: frozenset[str]
     refusals: dict[str, tuple[int, str]]
 
 
@@ -63,6 +64,9 @@ _DOGE_REFUSALS = {
     "fee_too_low": (-26, "66: min relay fee not met"),
 }
 
+_NOT_NEW = frozenset({"signrawtransaction", "getaddressesbyaccount"})
+_NOT_DOGE = frozenset({"signrawtransactionwithwallet", "getaddressesbylabel", "getaddressinfo"})
+
 DIALECTS = {
     "BTC": Dialect(
         version=280000,
@@ -70,7 +74,7 @@ DIALECTS = {
         wallet_paths=True,
         array_outputs=True,
         single_address=True,
-        sign_method="signrawtransactionwithwallet",
+        absent=_NOT_NEW,
         refusals=_REFUSALS | {"already_mined": (-27, "Transaction outputs already in utxo set")},
     ),
     "LTC": Dialect(
@@ -79,7 +83,7 @@ DIALECTS = {
         wallet_paths=True,
         array_outputs=True,
         single_address=False,
-        sign_method="signrawtransactionwithwallet",
+        absent=_NOT_NEW,
         refusals=_REFUSALS,
     ),
     "DOGE": Dialect(
@@ -88,7 +92,7 @@ DIALECTS = {
         wallet_paths=False,
         array_outputs=False,
         single_address=False,
-        sign_method="signrawtransaction",
+        absent=_NOT_DOGE,
         refusals=_DOGE_REFUSALS,
     ),
 }
@@ -96,9 +100,8 @@ DIALECTS = {
 
 def method_names(kind: type[NodeRpc], dialect: Dialect) -> list[str]:
     """The methods that a node, or a wallet, of a dialect has."""
-    other = {"signrawtransactionwithwallet", "signrawtransaction"} - {dialect.sign_method}
     names = (name.removeprefix("rpc_") for name in dir(kind) if name.startswith("rpc_"))
-    return sorted(name for name in names if name not in other)
+    return sorted(name for name in names if name not in dialect.absent)
 
 
 class NodeRpc:
@@ -236,8 +239,8 @@ class NodeRpc:
     def broadcast(self, signed: Transaction) -> str:
         """Accept into the mempool, or refuse in this dialect's words."""
         try:
-            return chain.accept(self.sql, signed, self.now_ms)
-        except chain.Refusal as refusal:
+            return mempool.accept(self.sql, signed, self.now_ms)
+        except mempool.Refusal as refusal:
             raise RpcError(*self.dialect.refusals[refusal.reason]) from refusal
 
     def parse_transaction(self, hexstring: Any) -> Transaction:

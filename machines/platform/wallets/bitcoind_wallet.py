@@ -10,35 +10,30 @@ from typing import Any
 
 import msgspec
 
-from machines.platform.ledger import chain, transaction, wallets
+from machines.platform.ledger import chain, wallets
+from machines.platform.ledger.addresses import is_address
 from machines.platform.ledger.coins import COINS
 from machines.platform.ledger.transaction import Outpoint, Output, Transaction
 from machines.platform.ledger.wallets import Unspent
-from machines.platform.wallets.bitcoind_node import NodeRpc
+from machines.platform.wallets.bitcoind_history import HistoryRpc
 from machines.platform.wallets.rpc import RpcError
-from persistence.database import Row, Session
 
 _LONGEST_UNLOCK_SECONDS = 100_000_000
 
 
-class WalletRpc(NodeRpc):
+class WalletRpc(HistoryRpc):
     """One call's view of a wallet."""
-
-    def __init__(self, sql: Session, currency: str, now_ms: int, wallet: Row) -> None:
-        super().__init__(sql, currency, now_ms)
-        self._wallet = wallet
-        self._name: str = wallet["name"]
 
     def rpc_getwalletinfo(self) -> dict[str, Any]:
         """Balance and lock: `unlocked_until` only when the wallet has a passphrase."""
         info: dict[str, Any] = {
-            "walletname": self._name,
+            "walletname": self.name,
             "balance": self.rpc_getbalance(),
-            "txcount": len(self._txids()),
+            "txcount": len(self.txids()),
         }
-        if self._wallet["passphrase_hash"] is not None:
-            locked = wallets.is_locked(self._wallet, self.now_ms)
-            info["unlocked_until"] = 0 if locked else self._wallet["unlocked_until_ms"] // 1000
+        if self.wallet["passphrase_hash"] is not None:
+            locked = wallets.is_locked(self.wallet, self.now_ms)
+            info["unlocked_until"] = 0 if locked else self.wallet["unlocked_until_ms"] // 1000
         return info
 
     def rpc_getbalance(self, dummy: str = "*", minconf: int = 0) -> Any:
@@ -50,7 +45,7 @@ class WalletRpc(NodeRpc):
     def rpc_getnewaddress(self, label: str = "", address_type: str = "") -> str:
         """A fresh address under a label."""
         del address_type
-        return wallets.new_address(self.sql, self.currency, self._name, label, self.now_ms)[0]
+        return wallets.new_address(self.sql, self.currency, self.name, label, self.now_ms)[0]
 
     def rpc_getaddressesbylabel(self, label: str) -> dict[str, Any]:
         """The addresses of a label; -11 when there are none."""
@@ -62,6 +57,24 @@ class WalletRpc(NodeRpc):
     def rpc_getaddressesbyaccount(self, account: str) -> list[str]:
         """The same in the words of older daemons; an empty list when there are none."""
         return self._labelled(account)
+
+    def rpc_getaddressinfo(self, address: str) -> dict[str, Any]:
+        """Whether an address is ours, and what for."""
+        row = wallets.owner(self.sql, self.currency, self.address(address))
+        mine = row is not None and row["wallet"] == self.name
+        info: dict[str, Any] = {"address": address, "ismine": mine, "iswatchonly": False}
+        if row is not None and mine:
+            info |= {"ischange": row["kind"] == "change", "labels": [row["label"]]}
+        return info
+
+    def rpc_validateaddress(self, address: str) -> dict[str, Any]:
+        """Whether a text is an address; older daemons also say whose."""
+        if not is_address(self.currency, address):
+            return {"isvalid": False}
+        info = {"isvalid": True, "address": address}
+        if self.dialect.wallet_paths:
+            return info
+        return info | {"ismine": self.owns(address), "iswatchonly": False}
 
     def rpc_fundrawtransaction(
         self, hexstring: str, options: Any = None, iswitness: bool = True
@@ -87,7 +100,7 @@ class WalletRpc(NodeRpc):
         """Sign the inputs that are ours; the same bytes each time."""
         del prevtxs, sighashtype
         self._need_unlocked()
-        signed, complete = wallets.sign(self.sql, self._name, self.parse_transaction(hexstring))
+        signed, complete = wallets.sign(self.sql, self.name, self.parse_transaction(hexstring))
         answer: dict[str, Any] = {"hex": signed.hex, "complete": complete}
         if not complete:
             answer["errors"] = [
@@ -119,7 +132,7 @@ class WalletRpc(NodeRpc):
         self._need_unlocked()
         outputs = [Output(self.address(address), atomic)]
         try:
-            signed = wallets.build(self.sql, self.currency, self._name, outputs, self.now_ms)
+            signed = wallets.build(self.sql, self.currency, self.name, outputs, self.now_ms)
         except wallets.NotEnough as error:
             raise RpcError(-6, "Insufficient funds") from error
         return self.broadcast(signed)
@@ -166,104 +179,23 @@ class WalletRpc(NodeRpc):
 
     def rpc_walletpassphrase(self, passphrase: str, timeout: int) -> None:
         """Unlock for some seconds."""
-        if self._wallet["passphrase_hash"] is None:
+        if self.wallet["passphrase_hash"] is None:
             raise RpcError(
                 -15, "Error: running with an unencrypted wallet, but walletpassphrase was called."
             )
         if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
             raise RpcError(-8, "Timeout cannot be negative.")
         until_ms = self.now_ms + min(timeout, _LONGEST_UNLOCK_SECONDS) * 1000
-        if not wallets.unlock(self.sql, self._wallet, str(passphrase), until_ms):
+        if not wallets.unlock(self.sql, self.wallet, str(passphrase), until_ms):
             raise RpcError(-14, "Error: The wallet passphrase entered was incorrect.")
 
     def rpc_walletlock(self) -> None:
         """Lock at once."""
-        if self._wallet["passphrase_hash"] is None:
+        if self.wallet["passphrase_hash"] is None:
             raise RpcError(
                 -15, "Error: running with an unencrypted wallet, but walletlock was called."
             )
-        wallets.set_unlocked(self.sql, self._wallet, 0)
-
-    def rpc_getreceivedbyaddress(self, address: str, minconf: int = 1) -> Any:
-        """Everything ever received at an address, at least that deep."""
-        row = wallets.owner(self.sql, self.currency, self.address(address))
-        if row is None or row["wallet"] != self._name:
-            raise RpcError(-4, "Address not found in wallet")
-        return self.coins(sum(r["amount_atomic"] for r in self._receipts(address, minconf)))
-
-    def rpc_listreceivedbyaddress(
-        self,
-        minconf: int = 1,
-        include_empty: bool = False,
-        include_watchonly: bool = False,
-        address_filter: str | None = None,
-    ) -> list[dict[str, Any]]:
-        """The same for each address, with the transactions."""
-        del include_watchonly
-        rows = self.sql.all(
-            """
-            SELECT address, label FROM wallet_address
-            WHERE currency = :currency AND wallet = :wallet AND kind <> 'change'
-              AND (:only IS NULL OR address = :only) ORDER BY address_index
-            """,
-            currency=self.currency,
-            wallet=self._name,
-            only=address_filter,
-        )
-        answer = []
-        for row in rows:
-            receipts = self._receipts(row["address"], minconf)
-            if receipts or include_empty:
-                answer.append(self._received(row, receipts))
-        return answer
-
-    def rpc_gettransaction(
-        self, txid: str, include_watchonly: bool = True, verbose: bool = False
-    ) -> dict[str, Any]:
-        """A transaction of this wallet; confirmations are negative when a rival was mined."""
-        del include_watchonly, verbose
-        row = chain.find(self.sql, self.currency, txid)
-        if row is None or txid not in self._txids():
-            raise RpcError(-5, "Invalid or non-wallet transaction id")
-        parsed = transaction.from_hex(row["payload"])
-        debit, credit = self._flows(parsed)
-        fee = row["fee_atomic"] if debit else 0
-        answer = self._history(row, parsed) | {
-            "amount": self.coins(credit - debit + fee),
-            "details": self._details(row, parsed),
-            "hex": row["payload"],
-        }
-        if debit:
-            answer["fee"] = self.coins(-fee)
-        return answer
-
-    def rpc_listsinceblock(
-        self,
-        blockhash: str | None = None,
-        target_confirmations: int = 1,
-        include_watchonly: bool = False,
-        include_removed: bool = True,
-    ) -> dict[str, Any]:
-        """The wallet's history after a block; what a reorganisation took back is in `removed`."""
-        del include_watchonly
-        height, stale = self._fork(blockhash)
-        entries: list[dict[str, Any]] = []
-        removed: list[dict[str, Any]] = []
-        for txid in self._txids():
-            row = chain.find(self.sql, self.currency, txid)
-            if row is None:
-                continue
-            parsed = transaction.from_hex(row["payload"])
-            listed = [detail | self._history(row, parsed) for detail in self._details(row, parsed)]
-            if row["height"] is None or row["height"] > height:
-                entries += listed
-            if txid in stale:
-                removed += listed
-        last = max(0, chain.tip(self.sql, self.currency).height + 1 - target_confirmations)
-        answer: dict[str, Any] = {"transactions": entries, "lastblock": self._hash_at(last)}
-        if include_removed and self.dialect.wallet_paths:
-            answer["removed"] = removed
-        return answer
+        wallets.set_unlocked(self.sql, self.wallet, 0)
 
     def _fund(self, unsigned: Transaction, wanted: dict[str, Any]) -> tuple[Transaction, int, int]:
         paid = sum(out.amount_atomic for out in unsigned.outputs)
@@ -289,19 +221,19 @@ class WalletRpc(NodeRpc):
         if "changeAddress" in wanted:
             return self.address(wanted["changeAddress"])
         made = wallets.new_address(
-            self.sql, self.currency, self._name, "", self.now_ms, kind="change"
+            self.sql, self.currency, self.name, "", self.now_ms, kind="change"
         )
         return made[0]
 
     def _need_unlocked(self) -> None:
-        if wallets.is_locked(self._wallet, self.now_ms):
+        if wallets.is_locked(self.wallet, self.now_ms):
             raise RpcError(
                 -13,
                 "Error: Please enter the wallet passphrase with walletpassphrase first.",
             )
 
     def _unspent(self) -> list[Unspent]:
-        return wallets.unspent(self.sql, self.currency, self._name)
+        return wallets.unspent(self.sql, self.currency, self.name)
 
     def _reserve(self, outpoint: Outpoint) -> int:
         return self.sql.run(
@@ -329,145 +261,7 @@ class WalletRpc(NodeRpc):
               AND kind <> 'change' ORDER BY address_index
             """,
             currency=self.currency,
-            wallet=self._name,
+            wallet=self.name,
             label=label,
         )
         return [row["address"] for row in rows]
-
-    def _receipts(self, address: str, minconf: int) -> list[Row]:
-        """Payments to an address that count at that depth."""
-        height = chain.tip(self.sql, self.currency).height
-        rows = self.sql.all(
-            """
-            SELECT t.txid, o.amount_atomic, b.height FROM ledger_output o
-            JOIN ledger_tx t ON t.currency = o.currency AND t.txid = o.txid
-            LEFT JOIN block b ON b.id = t.block_id
-            WHERE o.currency = :currency AND o.address = :address
-              AND t.state IN ('mempool', 'mined') ORDER BY t.id
-            """,
-            currency=self.currency,
-            address=address,
-        )
-        deep = [
-            dict(row) | {"depth": 0 if row["height"] is None else height - row["height"] + 1}
-            for row in rows
-        ]
-        return [row for row in deep if row["depth"] >= minconf]
-
-    def _received(self, address: Row, receipts: list[Row]) -> dict[str, Any]:
-        return {
-            "address": address["address"],
-            "label": address["label"],
-            "amount": self.coins(sum(row["amount_atomic"] for row in receipts)),
-            "confirmations": min((row["depth"] for row in receipts), default=0),
-            "txids": [row["txid"] for row in receipts],
-        }
-
-    def _txids(self) -> list[str]:
-        """Transactions that spend or pay this wallet, oldest first, without the founding grant."""
-        rows = self.sql.all(
-            """
-            SELECT t.txid FROM ledger_tx t WHERE t.currency = :currency AND NOT t.coinbase AND (
-              EXISTS (SELECT 1 FROM ledger_output o
-                JOIN wallet_address a ON a.currency = o.currency AND a.address = o.address
-                WHERE o.currency = t.currency AND o.txid = t.txid AND a.wallet = :wallet)
-              OR EXISTS (SELECT 1 FROM ledger_input i
-                JOIN ledger_output o ON o.currency = i.currency AND o.txid = i.spent_txid
-                  AND o.vout = i.spent_vout
-                JOIN wallet_address a ON a.currency = o.currency AND a.address = o.address
-                WHERE i.currency = t.currency AND i.txid = t.txid AND a.wallet = :wallet))
-            ORDER BY t.id
-            """,
-            currency=self.currency,
-            wallet=self._name,
-        )
-        return [row["txid"] for row in rows]
-
-    def _owns(self, address: str) -> bool:
-        row = wallets.owner(self.sql, self.currency, address)
-        return row is not None and row["wallet"] == self._name
-
-    def _flows(self, parsed: Transaction) -> tuple[int, int]:
-        """What the wallet put in, and what came back to it."""
-        debit = 0
-        for outpoint in parsed.inputs:
-            row = self.sql.one(
-                "SELECT address, amount_atomic FROM ledger_output "
-                "WHERE currency = :currency AND txid = :txid AND vout = :vout",
-                currency=self.currency,
-                txid=outpoint.txid,
-                vout=outpoint.vout,
-            )
-            if row is not None and self._owns(row["address"]):
-                debit += row["amount_atomic"]
-        credit = sum(o.amount_atomic for o in parsed.outputs if self._owns(o.address))
-        return debit, credit
-
-    def _history(self, row: Row, parsed: Transaction) -> dict[str, Any]:
-        txid = row["txid"]
-        depth = chain.confirmations(self.sql, self.currency, txid) or 0
-        ours = self._flows(parsed)[0] > 0
-        answer: dict[str, Any] = {
-            "txid": txid,
-            "confirmations": depth,
-            "walletconflicts": [r["txid"] for r in chain.rivals(self.sql, self.currency, txid)],
-            "time": row["seen_ms"] // 1000,
-            "timereceived": row["seen_ms"] // 1000,
-            "bip125-replaceable": "no",
-        }
-        if depth > 0:
-            return answer | {
-                "blockhash": row["block_hash"],
-                "blockheight": row["height"],
-                "blocktime": row["mined_ms"] // 1000,
-            }
-        return answer | {"trusted": depth == 0 and ours and row["state"] == "mempool"}
-
-    def _details(self, row: Row, parsed: Transaction) -> list[dict[str, Any]]:
-        sent = self._flows(parsed)[0] > 0
-        details: list[dict[str, Any]] = []
-        for vout, out in enumerate(parsed.outputs):
-            owner = wallets.owner(self.sql, self.currency, out.address)
-            mine = owner is not None and owner["wallet"] == self._name
-            if owner is not None and mine and owner["kind"] == "change":
-                continue
-            place = {"address": out.address, "vout": vout}
-            if sent:
-                fee = self.coins(-row["fee_atomic"])
-                amount = self.coins(-out.amount_atomic)
-                details.append(place | {"category": "send", "amount": amount, "fee": fee})
-            if owner is not None and mine:
-                amount = self.coins(out.amount_atomic)
-                received = {"category": "receive", "amount": amount, "label": owner["label"]}
-                details.append(place | received)
-        return details
-
-    def _fork(self, blockhash: str | None) -> tuple[int, set[str]]:
-        """Height of the newest best block at or below a block, and what was lost on the way."""
-        if blockhash is None:
-            return -1, set()
-        stale: set[str] = set()
-        row = self._block(blockhash)
-        while row is not None and row["state"] == "stale":
-            lost = self.sql.all("SELECT txid FROM stale_tx WHERE block_id = :id", id=row["id"])
-            stale |= {each["txid"] for each in lost}
-            row = self._block(row["previous_hash"])
-        if row is None:
-            raise RpcError(-5, "Block not found")
-        return int(row["height"]), stale
-
-    def _block(self, blockhash: str) -> Row | None:
-        return self.sql.one(
-            "SELECT * FROM block WHERE hash = :hash AND currency = :currency",
-            hash=blockhash,
-            currency=self.currency,
-        )
-
-    def _hash_at(self, height: int) -> str:
-        found: str = self.sql.scalar(
-            "SELECT hash FROM block WHERE currency = :currency AND height = :height "
-            "AND state = 'best'",
-            currency=self.currency,
-            height=height,
-        )
-        return found

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from engine.errors import UsageError
 from machines.platform.context import PlatformContext
-from machines.platform.ledger import chain, wallets
+from machines.platform.ledger import chain, mempool, wallets
 from machines.platform.ledger.transaction import Outpoint
 from machines.platform.wallets.monero_wallet import XMR, MoneroWallet, parse_blob
 from machines.platform.wallets.rpc import Call, RpcError, bind, parse_call, parse_json
@@ -98,10 +98,10 @@ class Monerod:
             body = parse_json(await request.body())
             signed = parse_blob(body.get("tx_as_hex") if isinstance(body, dict) else None)
             with self._context.database.transaction() as sql:
-                chain.accept(sql, signed, self._context.clock_ms())
+                mempool.accept(sql, signed, self._context.clock_ms())
         except (RpcError, UsageError) as error:
             return _json({"status": "Failed", "reason": str(error)})
-        except chain.Refusal as refusal:
+        except mempool.Refusal as refusal:
             double = refusal.reason in ("mempool_conflict", "missing_inputs")
             reason = "double spend" if double else refusal.reason
             return _json({"status": "Failed", "reason": reason, "double_spend": double})

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import UsageError
-from machines.platform.ledger import chain, transaction, wallets
+from machines.platform.ledger import chain, mempool, transaction, wallets
 from machines.platform.ledger.addresses import is_address
 from machines.platform.ledger.coins import COINS, MAXIMUM_ATOMIC
 from machines.platform.ledger.transaction import Outpoint, Output, Transaction
@@ -237,8 +237,8 @@ class MoneroWallet:
 
     def _commit(self, signed: Transaction) -> None:
         try:
-            chain.accept(self._sql, signed, self._now_ms)
-        except chain.Refusal as refusal:
+            mempool.accept(self._sql, signed, self._now_ms)
+        except mempool.Refusal as refusal:
             raise RpcError(-4, "Failed to commit tx.") from refusal
 
     def _addresses(self) -> list[Row]:

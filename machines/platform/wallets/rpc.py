@@ -41,7 +41,9 @@ def parse_json(body: bytes) -> Any:
         RpcError: -32700.
     """
     try:
-        return json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant)
+        _refuse_surrogates(value)
+        return value
     except (ValueError, RecursionError) as error:
         raise RpcError(-32700, "Parse error") from error
 
@@ -80,8 +82,8 @@ def bind(method: Method, params: list[Any] | dict[str, Any]) -> Callable[[], Any
 def _run(method: Method, bound: inspect.BoundArguments) -> Any:
     try:
         return method(*bound.args, **bound.kwargs)
-    except (OverflowError, UnicodeEncodeError) as error:
-        # Numbers and texts that JSON can write and the database cannot hold.
+    except OverflowError as error:
+        # Numbers that JSON can write and the database cannot hold.
         raise RpcError(-8, "Invalid parameter, out of range") from error
 
 
@@ -101,6 +103,19 @@ def _without_none(annotation: Any) -> Any:
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     union = isinstance(annotation, UnionType)
     return kinds[0] if union and len(kinds) == 1 else annotation
+
+
+def _refuse_surrogates(value: Any) -> None:
+    """Half a character is legal in JSON and storable nowhere; encoding it raises a ValueError."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_surrogates(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            name.encode()
+            _refuse_surrogates(item)
 
 
 def _refuse_constant(text: str) -> Any:

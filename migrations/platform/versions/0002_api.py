@@ -41,7 +41,8 @@ _STATEMENTS = (
         session_id TEXT REFERENCES session (session_id),
         language TEXT NOT NULL,
         network_mode TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('running', 'completed', 'timeout', 'lost')),
+        state TEXT NOT NULL CHECK (state IN
+            ('running', 'completed', 'timeout', 'failed', 'cancelled', 'lost')),
         started_ms INTEGER NOT NULL,
         ended_ms INTEGER,
         exit_code INTEGER,
@@ -50,6 +51,7 @@ _STATEMENTS = (
         duration_ms INTEGER,
         truncated INTEGER NOT NULL DEFAULT 0,
         oom INTEGER NOT NULL DEFAULT 0,
+        error TEXT,
         idempotency_key TEXT,
         digest TEXT NOT NULL,
         UNIQUE (public_key, idempotency_key),

@@ -319,9 +319,10 @@ def known(confirmations: int, **more: Any) -> dict[str, Any]:
     return {"txid": "t1", "confirmations": confirmations, "hex": "signed-hex", **more}
 
 
-async def test_look_mined(wallet: BitcoindWallet, node: Any) -> None:
-    node.answers["gettransaction"] = known(3, blockhash="b3")
-    seen = Sighting(where="mined", confirmations=3, block_hash="b3")
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_look_mined(wallet: BitcoindWallet, node: Any, depth: int) -> None:
+    node.answers["gettransaction"] = known(depth, blockhash="b")
+    seen = Sighting(where="mined", confirmations=depth, block_hash="b")
     assert await wallet.look(PAYMENT) == seen
 
 

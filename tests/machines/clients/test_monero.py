@@ -272,6 +272,14 @@ async def test_look_counts_how_deep_the_rival_lies(
     assert await wallet.look(PAYMENT) == Sighting(where="conflicted", confirmations=depth)
 
 
+async def test_look_with_one_rival_mined_and_another_in_the_pool(
+    wallet: MoneroWallet, node: Any
+) -> None:
+    with_rival(node, 98)
+    node.answers["is_key_image_spent"] = {"status": "OK", "spent_status": [2, 1]}
+    assert await wallet.look(PAYMENT) == Sighting(where="conflicted", confirmations=2)
+
+
 async def test_look_at_a_daemon_without_blocks_gives_a_floor(
     wallet: MoneroWallet, node: Any
 ) -> None:

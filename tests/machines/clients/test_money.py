@@ -42,6 +42,8 @@ def test_amounts_that_floats_get_wrong(text: str, currency: Currency, atomic: in
         "",
         "1_000",
         "１.５",
+        "1５",
+        "0.1５",
         "1E-3",
         "1e3",
         "-1",

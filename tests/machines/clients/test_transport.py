@@ -204,8 +204,7 @@ async def test_numbers_are_decimals(served: Serve) -> None:
     assert isinstance(data["a"], Decimal)
 
 
-async def test_what_every_request_carries(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+async def test_what_every_request_carries(served: Serve) -> None:
     seen: list[httpx.Request] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -365,3 +364,19 @@ async def test_real_socket_a_silent_server_is_a_lost_reply() -> None:
     async with listening(answer) as url:
         assert type(await on_sockets(url, read_seconds=0.1)) is ReplyLost
         release.set()
+
+
+async def test_real_socket_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("NO_PROXY", "elsewhere.test")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\n7")
+
+    transport = Transport(lambda: 0)
+    async with listening(answer) as url:
+        assert await transport.request_json("POST", url, call="a.call", body=b"{}") == 7
+    await transport.aclose()

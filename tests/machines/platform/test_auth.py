@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from machines.platform import auth
@@ -193,6 +193,7 @@ def test_a_header_sent_twice_is_refused() -> None:
 TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?"))
 
 
+@settings(max_examples=400)
 @given(
     method=st.sampled_from(["GET", "POST", "DELETE", "PUT", "PATCH"]),
     path=TEXT.map(lambda text: "/" + text),

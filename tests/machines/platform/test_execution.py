@@ -202,3 +202,73 @@ async def test_old_results_are_forgotten_after_seven_days(api: Any) -> None:
     api.now_ms += 1
     api.app.state.api.executions.start()
     assert (await api.call(pair, "GET", f"/jobs/{job_id}")).status_code == 404
+
+
+async def finished(api: Any, pair: tuple[str, str], job_id: str) -> Any:
+    for _ in range(1000):
+        job = (await api.call(pair, "GET", f"/jobs/{job_id}")).json()
+        if job["status"] != "running":
+            return job
+        api.now_ms += 1000  # the rate window moves on; the job does not mind
+        await asyncio.to_thread(threading.Event().wait, 0.005)
+    raise AssertionError("the job never ended")
+
+
+async def test_a_job_runs_in_the_background(api: Any, backend: Any) -> None:
+    pair = api.key(tier=4)
+    backend.go.clear()
+    answer = await api.call(pair, "POST", "/execute/async", CODE, once="k")
+    assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+    job_id = answer.json()["job_id"]
+    again = await api.call(pair, "POST", "/execute/async", CODE, once="k")
+    assert again.json()["job_id"] == job_id
+    full = await api.call(pair, "POST", "/execute/async", CODE)
+    assert full.json()["error"] == "concurrency_limit_reached"
+    backend.go.set()
+    job = await finished(api, pair, job_id)
+    assert (job["status"], job["stdout"], job["success"]) == ("completed", "1\n", True)
+    assert backend.runs == 1
+
+
+async def test_a_cancelled_job_stays_cancelled(api: Any, backend: Any) -> None:
+    pair = api.key(tier=4)
+    backend.go.clear()
+    job_id = (await api.call(pair, "POST", "/execute/async", CODE)).json()["job_id"]
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    cancelled = await api.call(pair, "DELETE", f"/jobs/{job_id}")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    # Its slot is free at once, and what the sandbox still says changes nothing.
+    assert (await api.call(pair, "POST", "/sessions")).status_code == 200
+    backend.go.set()
+    again = await api.call(pair, "POST", f"/jobs/{job_id}/cancel")
+    assert again.json()["status"] == "cancelled"
+    assert (await finished(api, pair, job_id))["success"] is False
+
+
+async def test_a_finished_job_keeps_its_result(api: Any) -> None:
+    pair = api.key()
+    job_id = (await api.call(pair, "POST", "/execute", CODE)).json()["job_id"]
+    answer = (await api.call(pair, "DELETE", f"/jobs/{job_id}")).json()
+    assert (answer["status"], answer["stdout"]) == ("completed", "1\n")
+
+
+async def test_a_job_that_the_sandbox_refuses_fails_with_its_reason(api: Any) -> None:
+    pair = api.key()
+    bad = {**CODE, "env": {"not a name": "x"}}
+    job_id = (await api.call(pair, "POST", "/execute/async", bad)).json()["job_id"]
+    job = await finished(api, pair, job_id)
+    assert job["status"] == "failed"
+    assert "not a name" in job["error"]
+
+
+async def test_a_command_in_a_session_is_not_cancelled_alone(api: Any, backend: Any) -> None:
+    pair, path = await opened(api)
+    backend.go.clear()
+    body = {"command": "echo 1"}
+    running = asyncio.create_task(api.call(pair, "POST", path + "/execute", body))
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    job_id = (await api.call(pair, "GET", "/jobs")).json()["jobs"][0]["job_id"]
+    refused = await api.call(pair, "DELETE", f"/jobs/{job_id}")
+    assert (refused.status_code, refused.json()["error"]) == (409, "job_in_session")
+    backend.go.set()
+    assert (await running).json()["stdout"] == "1\n"

@@ -19,9 +19,7 @@ SHARED_WORLD = settings(
 
 
 def listed(world, invoice):
-    return next(
-        each for each in world.report()["invoices"] if each["invoice_id"] == invoice["id"]
-    )
+    return next(each for each in world.report()["invoices"] if each["invoice_id"] == invoice["id"])
 
 
 def test_nothing_paid_expires(world):
@@ -378,28 +376,28 @@ def test_any_history_keeps_the_books(world, currency, steps):
 
 
 def picture(**changes) -> Invoice:
-    row = dict(
-        number=1,
-        invoice_id="i",
-        tier=1,
-        months=1,
-        currency="BTC",
-        price_cents=700,
-        amount_atomic=14_000,
-        address="a",
-        email=None,
-        refund_address="r",
-        idempotency_key=None,
-        request_hash="h",
-        created_ms=0,
-        expires_ms=1000,
-        state="pending",
-        received_atomic=0,
-        overpaid_atomic=0,
-        confirmations=0,
-        undercount_atomic=0,
-        public_key=None,
-    )
+    row = {
+        "number": 1,
+        "invoice_id": "i",
+        "tier": 1,
+        "months": 1,
+        "currency": "BTC",
+        "price_cents": 700,
+        "amount_atomic": 14_000,
+        "address": "a",
+        "email": None,
+        "refund_address": "r",
+        "idempotency_key": None,
+        "request_hash": "h",
+        "created_ms": 0,
+        "expires_ms": 1000,
+        "state": "pending",
+        "received_atomic": 0,
+        "overpaid_atomic": 0,
+        "confirmations": 0,
+        "undercount_atomic": 0,
+        "public_key": None,
+    }
     return Invoice(**(row | changes))
 
 

@@ -6,6 +6,8 @@ import base64
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from machines.platform import orders
 from machines.platform.languages import LANGUAGES, Language
@@ -116,3 +118,27 @@ def test_semitrusted_is_not_offered_and_says_so() -> None:
     with pytest.raises(Problem, match="use 'zerotrust'") as caught:
         orders.parse_session({"network_mode": "semitrusted"}, shells)
     assert caught.value.error == "network_mode_unavailable"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+NAMES = "language code shell network_mode ttl vcpu env stdin args input_files command timeout"
+
+
+@given(body=st.dictionaries(st.sampled_from(NAMES.split()), JSON))
+def test_any_json_is_an_order_or_a_named_refusal(body: dict[str, Any]) -> None:
+    complete = {"language": "python", "code": "x", "command": "x", **body}
+    parsers = (
+        lambda: orders.parse_code(complete, lambda _name: PYTHON),
+        lambda: orders.parse_command(complete),
+        lambda: orders.parse_session(complete, shells),
+    )
+    for parse in parsers:
+        try:
+            parse()
+        except Problem as problem:
+            assert problem.status == 400
+            assert problem.fields["field"] in problem.message

@@ -128,9 +128,7 @@ def test_a_body_that_is_no_order_is_refused(world, body):
 def test_a_bad_idempotency_key_is_refused(world):
     body = {"tier_level": 1, "months": 1, "payment_method": "BTC"}
     for key in ("", "a b", "x" * 201):
-        reply = world.request(
-            "POST", "/api/invoices", json=body, headers={"Idempotency-Key": key}
-        )
+        reply = world.request("POST", "/api/invoices", json=body, headers={"Idempotency-Key": key})
         assert reply.status_code == 400
 
 

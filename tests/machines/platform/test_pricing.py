@@ -31,7 +31,9 @@ def test_there_are_160_different_quotes():
 
 def test_limits_follow_the_tier():
     by_tier = {quote.tier: quote for quote in quotes(DISCOUNTS)}
-    shown = {tier: (by_tier[tier].requests_per_minute, by_tier[tier].concurrency) for tier in by_tier}
+    shown = {
+        tier: (by_tier[tier].requests_per_minute, by_tier[tier].concurrency) for tier in by_tier
+    }
     assert shown[1] == (7, 1)
     assert shown[4] == (28, 1)
     assert shown[5] == (35, 2)

@@ -34,7 +34,9 @@ def test_a_changed_letter_is_noticed(currency, place, letter):
     assert is_address(currency, changed) == (changed == address)
 
 
-@pytest.mark.parametrize("text", ["", "1", "bcrt1", "D" * 34, "8" * 95, "é" * 44, "bcrt1" + "q" * 39])
+@pytest.mark.parametrize(
+    "text", ["", "1", "bcrt1", "D" * 34, "8" * 95, "é" * 44, "bcrt1" + "q" * 39]
+)
 def test_nonsense_is_no_address(text):
     assert not any(is_address(currency, text) for currency in CURRENCIES)
 

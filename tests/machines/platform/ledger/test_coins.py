@@ -39,8 +39,24 @@ def test_forms_that_nodes_accept(value, atomic):
 
 @pytest.mark.parametrize(
     "value",
-    ["0.123456789", "0.100000000", "", "1_0", "１", " 1", "1.", ".5", "NaN", "Infinity", "1e99"]
-    + [True, None, 0.5, [], Decimal("NaN")],
+    [
+        "0.123456789",
+        "0.100000000",
+        "",
+        "1_0",
+        "１",
+        " 1",
+        "1.",
+        ".5",
+        "NaN",
+        "Infinity",
+        "1e99",
+        True,
+        None,
+        0.5,
+        [],
+        Decimal("NaN"),
+    ],
 )
 def test_what_is_no_amount_is_refused(value):
     with pytest.raises(UsageError, match="amount"):

@@ -52,9 +52,7 @@ def test_build_changes_nothing_and_sending_is_harmless_to_repeat(world, coin):
 
 def test_exactly_one_output_pays_and_the_rest_is_change(world, coin):
     address = shop_address(world, coin)
-    decoded = world.rpc(
-        coin, "decoderawtransaction", world.signed(coin, address, "0.25000000")
-    )
+    decoded = world.rpc(coin, "decoderawtransaction", world.signed(coin, address, "0.25000000"))
     shown = [
         (out["scriptPubKey"].get("address") or out["scriptPubKey"]["addresses"][0], out["value"])
         for out in decoded["vout"]
@@ -157,6 +155,20 @@ def test_dogecoin_prefixes_its_refusals(world):
     assert world.error("DOGE", "sendrawtransaction", raw) == (-25, "Missing inputs")
 
 
+def test_whose_an_address_is(world, coin):
+    method = "validateaddress" if coin == "DOGE" else "getaddressinfo"
+    mine, theirs = world.rpc(coin, "getnewaddress", "a"), shop_address(world, coin)
+    assert world.rpc(coin, method, mine)["ismine"] is True
+    assert world.rpc(coin, method, theirs)["ismine"] is False
+    decoded = world.rpc(coin, "decoderawtransaction", world.signed(coin, theirs, "1"))
+    change = decoded["vout"][1]["scriptPubKey"]
+    change = change.get("address") or change["addresses"][0]
+    assert world.rpc(coin, method, change)["ismine"] is True
+    assert world.rpc(coin, "validateaddress", "nonsense") == {"isvalid": False}
+    assert world.rpc(coin, "validateaddress", theirs)["isvalid"] is True
+    assert world.error("LTC", "getaddressinfo", "nonsense")[0] == -5
+
+
 def test_named_parameters(world):
     address = world.rpc("LTC", "getnewaddress", {"label": "named"})
     assert list(world.rpc("LTC", "getaddressesbylabel", {"label": "named"})) == [address]
@@ -172,9 +184,7 @@ def spend_elsewhere(world, coin, place):
     address = world.rpc(coin, "getnewaddress", "other")
     raw = world.rpc(coin, "createrawtransaction", [place], {address: half})
     funded = world.rpc(coin, "fundrawtransaction", raw)["hex"]
-    return world.rpc(
-        coin, "sendrawtransaction", world.rpc(coin, SIGN[coin], funded)["hex"]
-    )
+    return world.rpc(coin, "sendrawtransaction", world.rpc(coin, SIGN[coin], funded)["hex"])
 
 
 def test_a_wrong_password_is_401_with_an_empty_body(world):
@@ -274,7 +284,11 @@ def test_unknown_things(world, coin):
     assert world.error(coin, "gettransaction", UNKNOWN)[0] == -5
     assert world.error(coin, "getmempoolentry", UNKNOWN) == (-5, "Transaction not in mempool")
     assert world.error(coin, "listsinceblock", UNKNOWN) == (-5, "Block not found")
-    assert world.error(coin, "getaddressesbylabel", "none")[0] == -11
+    if coin == "DOGE":
+        assert world.rpc(coin, "getaddressesbyaccount", "none") == []
+        assert world.error(coin, "getaddressesbylabel", "none")[0] == -32601
+    else:
+        assert world.error(coin, "getaddressesbylabel", "none")[0] == -11
     assert world.error(coin, "getbalance", wallet="none")[0] == -18
     assert world.rpc(coin, "gettxout", UNKNOWN, 0) is None
     assert world.error(coin, "getreceivedbyaddress", shop_address(world, coin))[0] == -4

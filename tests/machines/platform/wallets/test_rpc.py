@@ -25,8 +25,10 @@ LEAVES = st.one_of(
 )
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["txid", "vout", "address", "amount", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["txid", "vout", "address", "amount", "x"]), inner)
+    ),
     max_leaves=6,
 )
 FUZZ = settings(
@@ -80,8 +82,11 @@ def test_monero_wallets_answer_anything(world, method, params):
         ["json_rpc", "get_transactions", "is_key_image_spent", "send_raw_transaction"]
     ),
     content=st.binary(max_size=20)
-    | st.builds(lambda name, value: json.dumps({name: value}).encode(),
-                st.sampled_from(["txs_hashes", "key_images", "tx_as_hex", "method"]), VALUES),
+    | st.builds(
+        lambda name, value: json.dumps({name: value}).encode(),
+        st.sampled_from(["txs_hashes", "key_images", "tx_as_hex", "method"]),
+        VALUES,
+    ),
 )
 def test_the_monero_daemon_answers_anything(world, path, content):
     reply = world.request("POST", f"/rpc/xmr/daemon/{path}", content=content)
