@@ -175,6 +175,10 @@ class App:
             )
         await self._lease.beat()
 
+    async def beat(self) -> None:
+        """Prolong the lease; the background worker does it by itself."""
+        await self._lease.beat()
+
     async def stop(self, *, grace_ms: int = seconds(10)) -> None:
         """Take no more work, finish the steps in hand, give every run up.  Once is enough."""
         if self._stopped:

@@ -93,7 +93,6 @@ def check_body(machine: type, attrs: dict[str, Any]) -> list[str]:
                 finding(machine, _line_of(value), name, "this hook of the library is not run",
                         "Use on_<event>, on_enter_<state>, on_exit_<state> or on=")
             )  # fmt: skip
-    found += _check_event_prefixes(machine, attrs)
     return found
 
 
@@ -115,17 +114,6 @@ def _check_event(machine: type, name: str, transitions: list[Any], taken: set[st
                     "attached to them", "List the source states: target.from_(a, b)")
         )  # fmt: skip
     return found
-
-
-def _check_event_prefixes(machine: type, attrs: dict[str, Any]) -> list[str]:
-    events = [name for name, value in attrs.items() if as_transitions(value) is not None]
-    # the library matches "pay" against "pay.now": only dotted ids can be prefixes of one another
-    return [
-        finding(machine, 0, name, "has a dot, and the library takes dots as hierarchy",
-                "Rename the event")
-        for name in events
-        if "." in name
-    ]  # fmt: skip
 
 
 def check_machine(machine: type[Machine[Any]]) -> list[str]:
@@ -204,21 +192,22 @@ def _check_states(machine: type[Machine[Any]]) -> list[str]:
     found: list[str] = []
     for state in machine.states:
         settings = getattr(state, "turtles", None)
-        if settings is None:
+        if state.states or state.parallel or is_history(state):
+            found.append(finding(machine, _state_line(state), state.id, "is nested, parallel or a "
+                                 "history state", "Use a child run instead"))  # fmt: skip
+        elif settings is None:
             found.append(finding(machine, 0, state.id, "is a plain library State",
                                  "Import State from engine"))  # fmt: skip
-            continue
-        found += [
-            finding(machine, settings.line, state.id, problem, remedy)
-            for problem, remedy in _state_problems(machine, state, settings)
-        ]
+        if settings is not None:
+            found += [
+                finding(machine, settings.line, state.id, problem, remedy)
+                for problem, remedy in _state_problems(machine, state, settings)
+            ]
     return found
 
 
 def _state_problems(machine: Any, state: Any, settings: Any) -> Iterable[tuple[str, str]]:
     exits = {str(event) for t in state.transitions for event in t.events}
-    if state.states or state.parallel or is_history(state):
-        yield "is nested, parallel or a history state", "Use a child run instead"
     if settings.library:
         yield f"uses the library's {settings.library[0]}=", "Use on_enter_<state> or an effect"
     if state.final:
@@ -328,6 +317,12 @@ def _edge_problems(machine: Any, edge: Any) -> Iterable[tuple[str, str]]:
     if edge.target is None or len(edge.targets) != 1:
         yield "has no single target", "Write a.to(b)"
     for event in edge.events:
+        if "." in str(event):
+            # the library matches "pay" against "pay.now": an event could stand for another
+            yield (
+                f"event {str(event)!r} has a dot, and the library takes dots as hierarchy",
+                "Rename the event",
+            )
         if getattr(event, "delay", 0):
             yield f"event {event} has delay=", "Use a state with timeout= and on_timeout="
     unused = [s for s in edge._specs if not s.is_convention and s.group.name not in ("COND", "ON")]
@@ -392,6 +387,8 @@ def _check_payloads(machine: type[Machine[Any]]) -> list[str]:
     """What the engine itself sends must fit the payload types of the machine."""
     from engine.table import payloads_of
 
+    if not all(_is_readable(state) for state in machine.states):
+        return []  # reported already
     try:
         payloads = payloads_of(machine)
     except DefinitionError as error:
@@ -410,6 +407,12 @@ def _check_payloads(machine: type[Machine[Any]]) -> list[str]:
                             "Correct the payload's base, or use another event")
                 )  # fmt: skip
     return found
+
+
+def _is_readable(state: Any) -> bool:
+    settings = getattr(state, "turtles", None)
+    effects = (settings.effect, settings.compensation) if settings else ()
+    return settings is not None and all(e is None or hasattr(e, "perform") for e in effects)
 
 
 _SENT_BY_ENGINE: dict[str, type[Event] | None] = {

@@ -22,8 +22,9 @@ How a call may end:
 
 After a death in the middle nobody knows whether the call happened.  `reconcile` answers with the
 event the call would have given, with `NotDone()`, or raises `OutcomeUnknown`, and then the run
-waits and is asked about again: never guess.  An effect without `reconcile` must say
-`idempotent=True`: performing it twice with the same key is the same as once.
+waits and is asked about again: never guess.  `Again()` from `reconcile` settles the attempt, as it
+does from the call: it gave nothing, and the effect is performed anew later.  An effect without
+`reconcile` must say `idempotent=True`: performing it twice with the same key is the same as once.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The journal: one entry for every transition of a run, and what can be proved from it.
 
 `fold` needs the entries alone; `replay` decides each of them again with the machine's code and
-compares, which is what shows that the code has changed its mind.
+compares, which is what shows that the code has changed its mind (`engine.replay` says how).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,6 +15,9 @@ from engine.contracts import Verdict
 from engine.errors import TurtlesError
 from engine.events import Event
 from engine.run import Status
+
+if TYPE_CHECKING:
+    from engine.table import Table
 
 START = "$start"
 """Names with a dollar sign are the engine's own; no machine can declare them."""
@@ -68,3 +71,18 @@ def fold(entries: Sequence[Entry]) -> Folded:
         state = entry.target
     last = entries[-1]
     return Folded(seq=last.seq, state=last.target, status=last.status, context=last.context)
+
+
+def replay(table: Table, entries: Sequence[Entry]) -> list[str]:
+    """What the machine's code would decide differently today; empty when nothing.
+
+    Args:
+        entries: the whole journal of one run, decoded (`App.journal`).
+
+    Raises:
+        JournalBroken: the entries contradict each other before any code is asked.
+    """
+    # Loaded here because deciding makes entries: engine.decide imports this module.
+    from engine.replay import replay as decide_again
+
+    return decide_again(table, entries)

@@ -31,6 +31,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "run.lost": ("run_id", "reason"),
     "run.moved": ("run_id", "machine", "seq", "event_name", "source", "target", "status"),
     "run.quarantined": ("run_id", "state", "reason"),
+    "run.unreadable": ("run_id", "reason"),
     "worker.beat_missed": ("reason",),
     "worker.job_failed": ("exc_info",),
     "worker.reaped": ("runs",),

@@ -185,8 +185,7 @@ def _incept(options: InceptionOptions, as_json: bool) -> InceptionResult:
     from engine.cli.signals import run
     from machines.inception import incept
 
-    chain = _Chain()
-    progress = Progress(as_json=as_json, label=chain.label, facts=facts, footer=footer)
+    progress = Progress(as_json=as_json, label=label, facts=facts, footer=footer)
     with translated(), progress:
         try:
             return run(incept(options, progress=progress.moved))
@@ -197,21 +196,17 @@ def _incept(options: InceptionOptions, as_json: bool) -> InceptionResult:
             ) from error
 
 
-class _Chain:
-    """Which layer a run belongs to: children of a layer are named after it."""
+def label(run: Run) -> str:
+    """A run of a chain, named after its layer: `layer 1 Payment`."""
+    if run.machine == "Inception":
+        return f"layer {run.context.depth} Inception"
+    if run.parent is None or run.parent.machine not in _BELOW_LAYER:
+        return run.machine
+    return f"layer {run.depth - _BELOW_LAYER[run.parent.machine]} {run.machine}"
 
-    def __init__(self) -> None:
-        self._layers: dict[str, int] = {}
 
-    def label(self, run: Run) -> str:
-        """`layer 1 Inception`, and its children `layer 1   Payment`."""
-        layer = getattr(run.context, "max_depth", None) and run.context.depth
-        if layer is None and run.parent is not None:
-            layer = self._layers.get(run.parent.run_id)
-        if layer is None:
-            return run.machine
-        self._layers[run.run_id] = layer
-        return f"layer {layer} {run.machine}"
+_BELOW_LAYER = {"Inception": 0, "Payment": 1}
+"""How far below its layer's machine a parent stands; a layer's own depth is its number less one."""
 
 
 def facts(run: Run) -> str:
@@ -219,7 +214,7 @@ def facts(run: Run) -> str:
     context = run.context
     if run.machine != "Inception" or not context.public_key:
         return ""
-    paid = f"paid {dollars(context.paid_cents)} {context.currency}"
+    paid = f"paid {dollars(context.paid_cents)} in {context.currency}"
     return f"{paid}, sandbox {context.session_id}" if context.session_id else paid
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import sqlalchemy as sa
+
 from engine.errors import SchemaMismatch
 from persistence import migrate, tables
 from persistence.database import Database, Session, open_database
@@ -38,6 +40,8 @@ def check(url: str) -> list[str]:
     """What is wrong with a database: damage, dangling references, a schema unlike the tables."""
     with _opened(url) as database:
         stored, newest = _revision(database), migrate.head(SCRIPT_LOCATION)
+        if stored is not None:
+            _refuse_foreign(database)
         if stored != newest:
             return [
                 f"{database.name}: schema revision is {stored or 'none'}, expected {newest}. "
@@ -49,6 +53,7 @@ def check(url: str) -> list[str]:
 
 def upgrade_database(database: Database) -> None:
     """Run the migrations that an open database lacks."""
+    _refuse_foreign(database)
     migrate.upgrade(database, SCRIPT_LOCATION)
 
 
@@ -66,6 +71,7 @@ def require_current(database: Database) -> None:
     Raises:
         SchemaMismatch: names both revisions, and what to do.
     """
+    _refuse_foreign(database)
     stored, newest = migrate.current(database, SCRIPT_LOCATION), migrate.head(SCRIPT_LOCATION)
     if stored == newest:
         return
@@ -79,6 +85,18 @@ def require_current(database: Database) -> None:
         f"database {database.name}: schema revision is {stored or 'none'}, this version of "
         f"turtles needs {newest}. Run `turtles db upgrade`; nothing was changed."
     )
+
+
+def _refuse_foreign(database: Database) -> None:
+    """Refuse a database that Alembic keeps for somebody else, such as the platform's."""
+    with database.reading() as sql:
+        present = set(sa.inspect(sql.connection).get_table_names())
+    if "alembic_version" in present and tables.run.name not in present:
+        raise SchemaMismatch(
+            f"database {database.name}: holds the tables of another program, not runs "
+            f"({', '.join(sorted(present)[:5])}, ...). Give the url of another file; "
+            "nothing was changed."
+        )
 
 
 def differences(sql: Session) -> list[str]:

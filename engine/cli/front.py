@@ -19,7 +19,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from typer.core import TyperGroup
 
-from engine.cli.exits import USAGE, Interrupted, code_of
+from engine.cli.exits import INTERRUPTED, USAGE, Interrupted, code_of
 from engine.errors import TurtlesError
 
 P = ParamSpec("P")
@@ -65,14 +65,24 @@ class Front(TyperGroup):
 
 
 def _refuse_options(error: typer.TyperException, given: Sequence[str]) -> int:
-    message = error.format_message()
+    message = error.format_message().rstrip(".") + _seen(error, given)
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
-        sys.stderr.write(message + "\n")
+        sys.stderr.write(error.format_message() + "\n")
         return USAGE
     context = getattr(error, "ctx", None)
-    hint = f" See: {context.command_path} --help" if context is not None else ""
+    hint = f". See: {context.command_path} --help" if context is not None else ""
     report("usage", message + hint, as_json="--json" in given)
     return error.exit_code
+
+
+def _seen(error: typer.TyperException, given: Sequence[str]) -> str:
+    """The value of the option that the error is about; typer says only what was expected."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for name, value in zip(given, [*given[1:], ""], strict=False):
+        before, equals, after = name.partition("=")
+        if before in names:
+            return f", got {after if equals else value!r}"
+    return ""
 
 
 def report(kind: str, message: str, *, as_json: bool) -> None:
@@ -103,20 +113,21 @@ def _answer(command: Callable[[], int], as_json: bool) -> int:
     try:
         configure_from(os.environ)
         return command()
-    except Interrupted as stopped:
-        _say_stopped(stopped, as_json)
-        return code_of(stopped)
+    except (Interrupted, KeyboardInterrupt):
+        return _say_stopped(as_json)
     except TurtlesError as error:
         report(_kind(error), str(error), as_json=as_json)
         return code_of(error)
 
 
-def _say_stopped(stopped: Interrupted, as_json: bool) -> None:
+def _say_stopped(as_json: bool) -> int:
     from engine.cli.output import complain, emit
 
-    complain(str(stopped))
+    message = "stopped; run the same command again to go on"
+    complain(message)
     if as_json:
-        emit({"error": "interrupted", "message": str(stopped)})
+        emit({"error": "interrupted", "message": message})
+    return INTERRUPTED
 
 
 def _kind(error: TurtlesError) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -99,6 +98,8 @@ async def _until_ended(
 
 async def while_working(app: App, waiting: Coroutine[Any, Any, T]) -> T:
     """What `waiting` gives; raises what the app's worker raises, should that end first."""
+    import asyncio
+
     task = asyncio.ensure_future(waiting)
     worker = app._serving
     try:
@@ -151,6 +152,8 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
 
 
 async def _work(factory: AppFactory, data_dir: Path, as_json: bool) -> None:
+    import asyncio
+
     from engine.cli.progress import Progress
 
     # A worker may see any number of runs: lines or JSON lines, never a table of all of them.

@@ -46,7 +46,7 @@ async def _stoppable(main: Coroutine[Any, Any, T]) -> T:
         return await task
     except asyncio.CancelledError:
         if asked:
-            raise Interrupted("stopped; run the same command again to go on") from None
+            raise Interrupted(f"stopped by signal {asked[0]}") from None
         raise
     finally:
         for number in SIGNALS:

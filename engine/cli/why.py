@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cli import output
 from engine.cli.looking import summary
 from engine.cli.naming import find_run
+from engine.run import HELD
 
 if TYPE_CHECKING:
     from engine.app import App
@@ -43,6 +44,8 @@ async def explain(app: App, name: str) -> dict[str, Any]:
 
 async def _events(app: App, run: Run, table: Table) -> list[dict[str, Any]]:
     """The events that would move the run, with the fields of their payloads."""
+    if run.status in HELD:
+        return []  # they would be kept, and move nothing
     return [
         {
             "event": one.event,

@@ -80,7 +80,7 @@ class Harness:
         """
         last_ms = self.clock.now_ms() + horizon_ms
         for _ in range(MOVES_MAX):
-            await self.app.open()
+            await self.app.beat()
             if await self.app.settle():
                 continue
             due_ms = self.store.runs.next_due_ms(self._versions())

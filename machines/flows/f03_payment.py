@@ -85,6 +85,10 @@ GENERATIONS_MAX = 3
 """So many new secrets that do not work mean that another will not either."""
 
 
+GRACE_POLLS = 5
+"""So many looks the portal gets to say itself that an invoice has expired."""
+
+
 class Payment(Machine[Purchase]):
     """Buy one key: price, invoice, pay once, wait, keep the secret."""
 
@@ -227,9 +231,9 @@ class Payment(Machine[Purchase]):
         return context.silence_ms
 
     def until_expiry(self, context: Purchase, now_ms: int) -> int:
-        """The portal decides about expiry; when it says nothing, we begin to wonder."""
+        """The portal decides about expiry; when it still says nothing, we begin to wonder."""
         left = context.invoice.expires_ms - now_ms if context.invoice else 0
-        return max(left, 3 * context.poll_ms)
+        return max(left, 0) + GRACE_POLLS * context.poll_ms
 
     def settling_time(self, context: Purchase) -> int:
         return context.settle_ms

@@ -138,7 +138,8 @@ def judge(context: Following, sighting: Sighting, now_ms: int, *, pooled: bool) 
         return RivalWon(confirmations=sighting.confirmations)
     depth = sighting.confirmations if sighting.where == "mined" else 0
     if depth < context.depth or _moved(context, sighting):
-        return Sank(confirmations=depth, at_ms=now_ms)
+        # In another block it may already be deeper; that is for the next look to count.
+        return Sank(confirmations=min(depth, context.depth), at_ms=now_ms)
     if depth > context.depth:
         return Mined(confirmations=depth, block_hash=sighting.block_hash, at_ms=now_ms)
     if sighting.where == "mempool" and not pooled:
@@ -315,8 +316,8 @@ class Confirmation(Machine[Following]):
         return event.confirmations >= 1
 
     @requires(sank)
-    def depth_is_not_negative(self, event: Sank) -> bool:
-        return event.confirmations >= 0
+    def depth_did_not_rise(self, context: Following, event: Sank) -> bool:
+        return 0 <= event.confirmations <= context.depth
 
     @requires(rival_won)
     def rival_is_deep(self, context: Following, event: RivalWon) -> bool:

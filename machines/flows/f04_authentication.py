@@ -204,7 +204,8 @@ class Authentication(Machine[Proof]):
         if event.server_ms is None:
             return self.but(context, reason="our clock is off, and the server does not tell its")
         off_ms = event.server_ms - event.local_ms
-        return self.but(context, reason=f"our clock is {-off_ms} ms ahead of the server's")
+        side = "behind" if off_ms > 0 else "ahead of"
+        return self.but(context, reason=f"our clock is {abs(off_ms)} ms {side} the server's")
 
     def on_accepted(self, context: Proof, event: Accepted) -> Proof:
         return self.but(

@@ -25,8 +25,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.errors import StoreBusy
-from machines.platform import auth, execution, keys, limits, orders
+from machines.platform import auth, keys, limits, orders
 from machines.platform.context import PlatformContext
+from machines.platform.documents import execution_document, session_document
 from machines.platform.execution import Executions
 from machines.platform.languages import ALIASES, INTERPRETERS, SHELLS, Probing
 from machines.platform.orders import Caller
@@ -34,6 +35,7 @@ from machines.platform.refusals import unavailable
 from machines.platform.replies import Problem, iso, parse_object, reply
 from machines.platform.sandbox.backend import Backend
 from machines.platform.sessions import Sessions
+from persistence.database import Row
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
 REQUESTS_PER_MINUTE_PER_TIER = 7
@@ -275,50 +277,51 @@ class Api:
     def _execute(self, call: Call) -> Response:
         self._require_isolation()
         order = orders.parse_code(call.body, self._probing.language)
-        return reply(execution.document(self.executions.run_code(call.caller, order)))
+        return reply(execution_document(self.executions.run_code(call.caller, order)))
 
     def _submit(self, call: Call) -> Response:
         self._require_isolation()
         order = orders.parse_code(call.body, self._probing.language)
-        shown = execution.document(self.executions.submit_code(call.caller, order))
+        shown = execution_document(self.executions.submit_code(call.caller, order))
         started = {"status": "pending", "message": f"poll GET /jobs/{shown['job_id']}"}
         return reply(shown | started if shown["status"] == "running" else shown, 202)
 
     def _cancel(self, call: Call) -> Response:
         row = self.executions.cancel(call.key.public_key, call.path["job_id"])
-        return reply(execution.document(row) | {"message": f"job is {row['state']}"})
+        return reply(execution_document(row) | {"message": f"job is {row['state']}"})
 
     def _jobs(self, call: Call) -> Response:
-        jobs = [execution.document(row) for row in self.executions.active(call.key.public_key)]
+        jobs = [execution_document(row) for row in self.executions.active(call.key.public_key)]
         return reply({"jobs": jobs, "count": len(jobs)})
 
     def _job(self, call: Call) -> Response:
         row = self.executions.find(call.key.public_key, call.path["job_id"])
-        return reply(execution.document(row))
+        return reply(execution_document(row))
 
     def _create(self, call: Call) -> Response:
         self._require_isolation()
         order = orders.parse_session(call.body, self._probing.shells)
-        return reply(self.sessions.document(self.sessions.create(call.caller, order)))
+        return reply(self._session(self.sessions.create(call.caller, order)))
 
     def _list(self, call: Call) -> Response:
         rows = self.sessions.live(call.key.public_key)
-        return reply(
-            {"sessions": [self.sessions.document(row) for row in rows], "count": len(rows)}
-        )
+        return reply({"sessions": [self._session(row) for row in rows], "count": len(rows)})
 
     def _show(self, call: Call) -> Response:
         row = self.sessions.find(call.key.public_key, call.path["session_id"])
-        return reply(self.sessions.document(row))
+        return reply(self._session(row))
 
     def _delete(self, call: Call) -> Response:
         row = self.sessions.end(call.key.public_key, call.path["session_id"])
-        return reply(self.sessions.document(row))
+        return reply(self._session(row))
+
+    def _session(self, row: Row) -> dict[str, Any]:
+        return session_document(row, self.context.clock_ms())
 
     def _command(self, call: Call) -> Response:
         order = orders.parse_command(call.body)
         row = self.executions.run_command(call.caller, call.path["session_id"], order)
-        shown = execution.document(row)
+        shown = execution_document(row)
         return reply(shown | {"output": shown["stdout"]})
 
 

@@ -28,7 +28,7 @@ from machines.platform.languages import SOURCE_DIRECTORY
 from machines.platform.limits import require_slot
 from machines.platform.orders import Caller, CodeOrder, CommandOrder
 from machines.platform.refusals import require_same_request, sandbox_refusals, terminated
-from machines.platform.replies import Problem, iso
+from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend, Command, Handle, Result
 from machines.platform.sandbox.errors import SandboxGone
 from machines.platform.sessions import Sessions, spec_for
@@ -370,51 +370,6 @@ class Executions:
             "Look at its effects, then use a new Idempotency-Key.",
             fields={"job_id": row["job_id"]},
         )
-
-
-def document(row: Row) -> dict[str, Any]:
-    """An execution as the API shows it, with every alias that a client reads (section 2.1)."""
-    shown: dict[str, Any] = {
-        "job_id": row["job_id"],
-        "status": {"lost": "failed"}.get(row["state"], row["state"]),
-        "language": row["language"],
-        "network_mode": row["network_mode"],
-        "created_at": iso(row["started_ms"]),
-        "started_at": iso(row["started_ms"]),
-    }
-    if row["session_id"]:
-        shown["session_id"] = row["session_id"]
-    if row["ended_ms"] is not None:
-        shown["completed_at"] = iso(row["ended_ms"])
-    if row["state"] in ("completed", "timeout"):
-        shown |= _outcome(row)
-    elif row["state"] != "running":
-        shown |= {"success": False, "error": row["error"] or "the result was lost"}
-    return shown
-
-
-def _outcome(row: Row) -> dict[str, Any]:
-    milliseconds = row["duration_ms"]
-    shown = {
-        "success": row["exit_code"] == 0 and row["state"] == "completed",
-        "stdout": row["stdout"],
-        "stderr": row["stderr"],
-        "exit_code": row["exit_code"],
-        "total_time_ms": milliseconds,
-        "execution_time_ms": milliseconds,
-        "execution_time": milliseconds,
-        "duration_ms": milliseconds,
-        "runtime_ms": milliseconds,
-        "execution_mode": "on_demand",
-        "artifacts": [],
-        "truncated": bool(row["truncated"]),
-        "timed_out": row["state"] == "timeout",
-    }
-    if row["oom"]:
-        shown["error"] = "the sandbox's memory limit ended a process"
-    if row["state"] == "timeout":
-        shown["error"] = "stopped at its time limit"
-    return shown
 
 
 def _draft(order: CodeOrder) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +161,9 @@ def _wait_ready(
     """
     while time.monotonic() < limit:
         if found := find_server(data_dir):
+            if found.pid != child.pid:
+                # Ours came too late; left alone it would serve once the other one stops.
+                _put_down(child)
             return found
         code = child.poll()
         if code == EXIT_TAKEN:
@@ -171,13 +174,17 @@ def _wait_ready(
                 f"ready. Its log {log_file} ends:\n{_tail(log_file)}"
             )
         time.sleep(0.02)
-    with suppress(ProcessLookupError):
-        child.kill()
-    child.wait()
+    _put_down(child)
     raise ServerError(
         f"platform server for {data_dir}: not ready after {START_SECONDS:.0f} s; stopped. "
         f"Its log {log_file} ends:\n{_tail(log_file)}"
     )
+
+
+def _put_down(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    _CHILDREN.pop(child.pid, None)
 
 
 def _tail(log_file: Path, lines: int = 12) -> str:

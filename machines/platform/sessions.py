@@ -27,17 +27,15 @@ from typing import Any
 import structlog
 
 from machines.platform.context import PlatformContext
+from machines.platform.documents import IDLE_SECONDS, MEMORY_MIB_PER_VCPU
 from machines.platform.limits import require_slot
 from machines.platform.orders import Caller, SessionOrder
 from machines.platform.refusals import require_same_request, sandbox_refusals
-from machines.platform.replies import Problem, iso
+from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import MIB, Backend, Handle, Spec
 from machines.platform.sandbox.errors import SandboxError, SandboxGone
 from persistence.database import Row
 from persistence.database import Session as Sql
-
-IDLE_SECONDS = 900
-MEMORY_BYTES_PER_VCPU = 2048 * MIB
 
 log = structlog.get_logger("turtles.platform.sessions")
 
@@ -47,7 +45,7 @@ def spec_for(sandbox_id: str, vcpu: int, environment: dict[str, str] | None = No
     return Spec(
         sandbox_id=sandbox_id,
         vcpus=vcpu,
-        memory_bytes=MEMORY_BYTES_PER_VCPU * vcpu,
+        memory_bytes=MEMORY_MIB_PER_VCPU * MIB * vcpu,
         environment=environment or {},
     )
 
@@ -276,31 +274,6 @@ class Sessions:
     def _row(self, session_id: str) -> Row | None:
         with self._context.database.reading() as sql:
             return _select(sql, session_id)
-
-    def document(self, row: Row) -> dict[str, Any]:
-        """A session as the API shows it (wire facts, sections 1.7 and 5)."""
-        idle_ms = row["last_active_ms"] + IDLE_SECONDS * 1000
-        ends_ms = min(row["expires_ms"], idle_ms)
-        live = row["state"] != "terminated"
-        left_seconds = max(0, (ends_ms - self._context.clock_ms()) // 1000) if live else 0
-        document: dict[str, Any] = {
-            "id": row["session_id"],
-            "session_id": row["session_id"],
-            "container_name": row["session_id"].replace("unsb-session-", "unsb-vm-"),
-            "status": row["state"],
-            "state": row["state"],
-            "shell": row["shell"],
-            "network_mode": row["network_mode"],
-            "vcpu": row["vcpu"],
-            "memory_mb": row["vcpu"] * MEMORY_BYTES_PER_VCPU // MIB,
-            "remaining_ttl": left_seconds,
-            "created_at": iso(row["created_ms"]),
-            "expires_at": iso(row["expires_ms"]),
-            "last_activity": iso(row["last_active_ms"]),
-        }
-        if row["reason"]:
-            document["reason"] = row["reason"]
-        return document
 
 
 _LIVE = "state IN ('starting', 'running')"

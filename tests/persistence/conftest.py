@@ -1,8 +1,8 @@
 """The stores that the conformance tests run over, and short ways to make what a store is given.
 
 Every test that takes `store` runs once for each backend; another one joins by a line in
-`OPENERS`, and in `SHARED` if several processes can open it.  When such a test ends, the storage
-rules are checked: a test that breaks them on purpose takes `breakable` instead.
+`BACKENDS` (and one in `damage`).  When such a test ends, the storage rules are checked: a test
+that breaks them on purpose takes `breakable` instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -22,11 +22,23 @@ from engine.run import Parent, Pending, Run
 from persistence.store import SqlStore, open_store
 
 Opener = Callable[[], SqlStore]
-OPENERS: dict[str, Callable[[Path], str]] = {
-    "sqlite-file": lambda folder: f"sqlite:///{folder / 'runs.db'}",
-    "sqlite-memory": lambda folder: "sqlite://",
+
+
+class Backend(NamedTuple):
+    """A kind of database: its url in a folder of its own, and what can be asked of it."""
+
+    url: Callable[[Path], str]
+    shared: bool
+    """Whether several processes can open it."""
+    examples: int
+    """How many random histories the model test plays; fewer where a commit waits for a disk."""
+
+
+BACKENDS = {
+    "sqlite-file": Backend(lambda folder: f"sqlite:///{folder / 'runs.db'}", True, 8),
+    "sqlite-memory": Backend(lambda folder: "sqlite://", False, 60),
 }
-SHARED = ("sqlite-file",)
+SHARED = [name for name, backend in BACKENDS.items() if backend.shared]
 SHAPE = msgspec.json.encode(
     {
         "machine": "M",
@@ -141,30 +153,30 @@ def make() -> Make:
     return Make()
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=sorted(BACKENDS))
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Opens a new store of one backend; where it is a file, the same file each time."""
-    url = OPENERS[request.param](tmp_path)
+    url = BACKENDS[request.param].url(tmp_path)
     return lambda: _registered(url)
 
 
-@pytest.fixture(params=sorted(OPENERS))
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    """Opens a new, empty store each time."""
+@pytest.fixture(params=sorted(BACKENDS))
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Opener, int]:
+    """Opens a new, empty store each time; and for how many it is meant."""
     numbers = itertools.count()
 
     def make_one() -> SqlStore:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
-        return _registered(OPENERS[request.param](folder))
+        return _registered(BACKENDS[request.param].url(folder))
 
-    return make_one
+    return make_one, BACKENDS[request.param].examples
 
 
 @pytest.fixture(params=SHARED)
 def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The url of a store that several processes can open at once."""
-    url = OPENERS[request.param](tmp_path)
+    url = BACKENDS[request.param].url(tmp_path)
     _registered(url).close()
     return url
 

@@ -169,6 +169,20 @@ def test_a_newer_schema_is_refused(tmp_path, migrating):
         schema.upgrade(url)
 
 
+@pytest.mark.parametrize("ask", [open_store, schema.upgrade, schema.check])
+def test_the_database_of_another_program_is_refused(tmp_path, ask):
+    """The platform's file, say: its revisions have the same names as ours."""
+    database = Database(tmp_path / "platform.db")
+    migrate.upgrade(database, "migrations/platform")
+    before = written_schema(database)
+    with database.transaction() as sql:
+        sql.run("UPDATE alembic_version SET version_num = '0001'")
+    with pytest.raises(SchemaMismatch, match=r"platform\.db: holds the tables of another program"):
+        ask(f"sqlite:///{tmp_path / 'platform.db'}")
+    assert written_schema(database) == before
+    database.close()
+
+
 def test_asking_about_a_database_does_not_make_it(tmp_path):
     url = f"sqlite:///{tmp_path / 'runs.db'}"
     assert schema.current(url) is None

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Demo:
     def __init__(self, data_dir: Path, program: Any) -> None:
         self.data_dir = data_dir
         self.program = program
+        self._processes: list[subprocess.Popen[str]] = []
 
     def __call__(self, *arguments: str, directory: Path | None = None) -> Answer:
         """Call a command in this process."""
@@ -54,7 +56,7 @@ class Demo:
 
     def process(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Start a command as a process of its own."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(SCRIPT), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -66,6 +68,21 @@ class Demo:
                 **env,
             },
         )
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a failed test left running."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    def until(self, condition: Any) -> None:
+        """Wait for something that another process does."""
+        limit = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < limit, "it never came"
 
     def order(self, key: str = "o1", amount_cents: int = 100, **fields: Any) -> str:
         """Accept an order; its run id."""
@@ -87,5 +104,7 @@ def program() -> Any:
 
 @pytest.fixture
 def demo(tmp_path: Path, program: Any):
-    yield Demo(tmp_path / "data", program)
+    made = Demo(tmp_path / "data", program)
+    yield made
+    made.close()
     structlog.reset_defaults()

@@ -15,8 +15,13 @@ from typing import Any
 import pytest
 
 from engine.clock import hours, minutes, seconds
+from engine.decide import Decision, Violation, begin, decide
+from engine.definition import Oracle
+from engine.events import event_id
 from engine.ports import Query
+from engine.run import Run
 from engine.secrets import Secret, SecretsCodec
+from engine.table import compile_table
 from engine.testing import CrashPlan, Harness, ManualClock
 from machines.clients.ports import (
     BroadcastRefused,
@@ -624,3 +629,71 @@ def make_world() -> Iterator[Callable[..., World]]:
 def world(make_world: Callable[..., World]) -> World:
     """A litecoin world in which everything works."""
     return make_world()
+
+
+def _library_agrees(machine: Any, context: Any, steps: Any) -> None:
+    """The compiled table and python-statemachine take and refuse the same, with the same result.
+
+    The library knows no preconditions, and the engine takes nothing back: where a contract refuses
+    an event, the library is not asked.
+    """
+    table = compile_table(machine)
+    run = _begun(table, context)
+    oracle = Oracle(machine, run.state, run.context)
+    now_ms = 0
+    for step, (event, passed_ms) in enumerate(steps):
+        now_ms += passed_ms
+        name, payload = _named(event)
+        result = decide(table, run, name, payload, now_ms)
+        assert not isinstance(result, Violation), result
+        if isinstance(result, Decision):
+            assert oracle.send(name, payload, now_ms), (step, name)
+            run = result.after
+        elif "precondition" not in result.reason:
+            assert not oracle.send(name, payload, now_ms), (step, name, result.reason)
+        assert (oracle.state, oracle.context) == (run.state, run.context)
+        if run.terminal or run.closing:
+            return
+
+
+def _walk(machine: Any, context: Any, steps: Any) -> list[Run]:
+    """Every run along a sequence of events: no contract breaks, a refusal changes nothing."""
+    table = compile_table(machine)
+    runs = [_begun(table, context)]
+    entries = 0
+    now_ms = 0
+    for event, passed_ms in steps:
+        now_ms += passed_ms
+        result = decide(table, runs[-1], *_named(event), now_ms)
+        assert not isinstance(result, Violation), (event, runs[-1].state, result.reason)
+        if isinstance(result, Decision):
+            entries += 1
+            assert result.entry.seq == result.after.seq == runs[-1].seq + 1
+            assert (result.entry.target, result.entry.context) == (
+                result.after.state,
+                result.after.context,
+            )
+            runs.append(result.after)
+    return runs
+
+
+def _begun(table: Any, context: Any) -> Run:
+    begun = begin(table, run_id="r1", context=context, now_ms=0)
+    assert isinstance(begun, Decision)
+    return begun.after
+
+
+def _named(event: Any) -> tuple[str, Any]:
+    return (event, None) if isinstance(event, str) else (event_id(type(event)), event)
+
+
+@pytest.fixture(scope="session")
+def library_agrees() -> Callable[..., None]:
+    """Check a sequence of events against python-statemachine itself."""
+    return _library_agrees
+
+
+@pytest.fixture(scope="session")
+def walk() -> Callable[..., list[Run]]:
+    """Take a machine through a sequence of events."""
+    return _walk

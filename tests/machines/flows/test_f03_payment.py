@@ -326,14 +326,14 @@ async def test_portal_that_completes_after_expiry_gives_the_key(world: Any) -> N
 
 async def test_portal_that_never_settles(world: Any) -> None:
     world.portal.silent = True
-    story = await world.run(Payment, world.purchase())
+    story = await world.run(Payment, world.purchase(poll_ms=minutes(5)))
     assert (story.state, story.status) == ("unsettled", "failed")
     assert world.paid() == DUE
 
 
 async def test_refund_that_is_short_is_disputed(world: Any) -> None:
     world.portal.closed, world.portal.refund_short_atomic = True, 1
-    story = await world.run(Payment, world.purchase())
+    story = await world.run(Payment, world.purchase(poll_ms=minutes(5), refund_ms=hours(6)))
     assert story.state == "refund_disputed"
     assert story.context.refund_atomic == DUE - restocking_fee_atomic(DUE) - 1
 
@@ -349,8 +349,8 @@ async def test_refund_that_is_too_much_is_disputed(world: Any) -> None:
 
 async def test_confirmations_stall_and_go_on(world: Any) -> None:
     world.chain.later(minutes(2), lambda: setattr(world.chain, "frozen", True))
-    world.chain.later(hours(3), lambda: setattr(world.chain, "frozen", False))
-    story = await world.run(Payment, world.purchase())
+    world.chain.later(hours(1), lambda: setattr(world.chain, "frozen", False))
+    story = await world.run(Payment, world.purchase(poll_ms=minutes(1)))
     (followed,) = await world.children(Confirmation)
     assert "stalled" in followed.passed
     assert story.state == "completed"
@@ -358,7 +358,7 @@ async def test_confirmations_stall_and_go_on(world: Any) -> None:
 
 async def test_confirmations_that_never_come(world: Any) -> None:
     world.chain.frozen = True
-    story = await world.run(Payment, world.purchase())
+    story = await world.run(Payment, world.purchase(poll_ms=minutes(2), follow_ms=hours(6)))
     assert (story.state, story.status) == ("unconfirmed", "failed")
     assert len(world.wallet.built) == 1
 

@@ -14,7 +14,7 @@ import pytest
 
 from engine.secrets import SecretsCodec
 from machines.platform import keys
-from machines.platform.context import open_money
+from machines.platform.context import PlatformConfig, open_money
 from machines.platform.database import open_platform_database
 from machines.platform.sandbox.fake import FakeBackend
 
@@ -32,7 +32,8 @@ class Api:
         self.backend = backend
         self.database = open_platform_database(data_dir)
         self.codec = SecretsCodec(b"k" * 32)
-        self.context = open_money(self.database, self.codec, lambda: self.now_ms)
+        few = PlatformConfig(payer_outputs=5, shop_outputs=2, stranger_outputs=2)
+        self.context = open_money(self.database, self.codec, lambda: self.now_ms, few)
         self.app = build_app(self.context, backend)
         transport = httpx.ASGITransport(app=self.app)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://platform")

@@ -93,7 +93,7 @@ def test_a_newer_file_is_refused(tmp_path):
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "platform.db").write_bytes(b"hello, this is not a database at all" * 100)
-    with pytest.raises(StoreCorrupt, match="platform.db"):
+    with pytest.raises(StoreCorrupt, match=r"platform\.db"):
         open_platform_database(tmp_path)
 
 

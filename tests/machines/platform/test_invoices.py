@@ -13,7 +13,7 @@ CURRENCIES = ("BTC", "LTC", "DOGE", "XMR")
 DEPTH = {"BTC": 3, "LTC": 6, "DOGE": 6, "XMR": 10}
 SHARED_WORLD = settings(
     deadline=None,
-    max_examples=40,
+    max_examples=30,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

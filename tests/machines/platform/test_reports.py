@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import UsageError
 from machines.platform import reports
-from machines.platform.ledger import chain, wallets
+from machines.platform.ledger import mempool, wallets
 from machines.platform.ledger.transaction import Output
 from machines.platform.reports import Finding, platform_doctor
 from machines.platform.sandbox.bubblewrap import BubblewrapBackend
@@ -39,7 +39,7 @@ def pay(api: Any, invoice: dict[str, Any], amount_atomic: int, payer: str = "pay
     with api.database.transaction() as sql:
         output = Output(invoice["address"], amount_atomic)
         payment = wallets.build(sql, "LTC", payer, [output], api.now_ms)
-        chain.accept(sql, payment, api.now_ms)
+        mempool.accept(sql, payment, api.now_ms)
     api.context.blocks.mine("LTC", 6)
     return payment.txid
 

@@ -51,14 +51,14 @@ def in_full(context: Bill) -> bool:
 class Order(Machine[Bill]):
     """One order: paid, shipped, done; or given up."""
 
-    open = State(initial=True, waits=True, timeout=seconds(3600), on_timeout="forget")
+    awaiting = State(initial=True, waits=True, timeout=seconds(3600), on_timeout="forget")
     shipping = State(effect=ship, invariant=in_full)
     end = State(final=True)
     forgotten = State(final=True, failure=True)
 
-    paid = open.to(shipping, cond="enough") | open.to.itself()
+    paid = awaiting.to(shipping, cond="enough") | awaiting.to.itself()
     shipped = shipping.to(end)
-    forget = open.to(forgotten)
+    forget = awaiting.to(forgotten)
 
     def enough(self, context: Bill, event: Paid) -> bool:
         return context.paid_cents + event.amount_cents >= context.amount_cents

@@ -376,10 +376,14 @@ def test_already_mined_and_spent_looks_like_missing_inputs(world):
     assert world.rpc("LTC", "gettransaction", txid)["confirmations"] == 2
 
 
+def outpoint(place):
+    return {"txid": place["txid"], "vout": place["vout"]}
+
+
 def drain(world, wallet, place):
-    outpoint = {"txid": place["txid"], "vout": place["vout"]}
     address = world.rpc("LTC", "getnewaddress", "drain", wallet=wallet)
-    raw = world.rpc("LTC", "createrawtransaction", [outpoint], {address: "0.5"}, wallet=wallet)
+    inputs = [outpoint(place)]
+    raw = world.rpc("LTC", "createrawtransaction", inputs, {address: "0.5"}, wallet=wallet)
     funded = world.rpc("LTC", "fundrawtransaction", raw, wallet=wallet)["hex"]
     signed = world.rpc("LTC", SIGN["LTC"], funded, wallet=wallet)["hex"]
     world.rpc("LTC", "sendrawtransaction", signed, wallet=wallet)
@@ -411,6 +415,51 @@ def test_an_unsigned_or_tampered_transaction_is_refused(world):
     richer = signed.replace(b"100000000", b"200000000")
     assert richer != signed
     assert world.error("LTC", "sendrawtransaction", richer.hex())[0] == -26
+
+
+def test_paying_more_than_one_holds_is_refused(world, coin):
+    place = world.rpc(coin, "listunspent")[0]
+    more = str(place["amount"] + 1)
+    outputs = {shop_address(world, coin): more}
+    raw = world.rpc(coin, "createrawtransaction", [outpoint(place)], outputs)
+    signed = world.rpc(coin, SIGN[coin], raw)["hex"]
+    code, message = world.error(coin, "sendrawtransaction", signed)
+    assert code == -26
+    assert message.endswith("bad-txns-in-belowout")
+
+
+def test_paying_no_fee_is_refused(world):
+    place = world.rpc("LTC", "listunspent")[0]
+    outputs = {shop_address(world, "LTC"): str(place["amount"])}
+    raw = world.rpc("LTC", "createrawtransaction", [outpoint(place)], outputs)
+    signed = world.rpc("LTC", SIGN["LTC"], raw)["hex"]
+    assert world.error("LTC", "sendrawtransaction", signed) == (-26, "min relay fee not met")
+
+
+def test_mined_with_one_output_spent_is_still_minus_27(world):
+    raw = world.signed("LTC", shop_address(world, "LTC"), "2")
+    txid = world.rpc("LTC", "sendrawtransaction", raw)
+    world.mine("LTC")
+    (place,) = [each for each in world.rpc("LTC", "listunspent") if each["txid"] == txid]
+    drain(world, "payer", place)
+    assert world.error("LTC", "sendrawtransaction", raw)[0] == -27
+
+
+def test_sending_ends_the_reservation(world):
+    raw = world.signed("LTC", shop_address(world, "LTC"), "2")
+    txid = world.rpc("LTC", "sendrawtransaction", raw)
+    world.fault("evict", currency="LTC", txid=txid)
+    assert world.rpc("LTC", "listlockunspent") == []
+
+
+def test_a_strangers_unconfirmed_coin_is_not_counted(world):
+    before = world.rpc("LTC", "getbalance", wallet="shop")
+    world.send("LTC", shop_address(world, "LTC"), 10**8)
+    assert world.rpc("LTC", "getbalance", wallet="shop") == before
+    listed = world.rpc("LTC", "listunspent", 0, wallet="shop")
+    assert [each["safe"] for each in listed if each["confirmations"] == 0] == [False]
+    world.mine("LTC")
+    assert world.rpc("LTC", "getbalance", wallet="shop") == before + 1
 
 
 def test_named_inputs_are_used(world):

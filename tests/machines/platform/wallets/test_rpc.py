@@ -33,7 +33,7 @@ VALUES = st.recursive(
 )
 FUZZ = settings(
     deadline=None,
-    max_examples=150,
+    max_examples=80,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 BITCOIN_METHODS = sorted(

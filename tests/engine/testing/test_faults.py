@@ -1,0 +1,265 @@
+"""A crash before and after every transaction of the store and every call of an effect.
+
+Each scenario is a small program that may be run again: it starts with a key and sends with keys.
+It runs once without a crash to count its boundaries, then once for each of them: the process dies
+there, the clock passes its lease, another process runs the same program over the same store.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from engine import (
+    Call,
+    Child,
+    ChildEnded,
+    ChildMoved,
+    Context,
+    Event,
+    GaveUp,
+    Machine,
+    NotDone,
+    OutcomeUnknown,
+    Permanent,
+    Retry,
+    State,
+    effect,
+    minutes,
+)
+from engine.testing import Crash, CrashPlan
+from engine.worker import LEASE_MS
+
+
+class Yard:
+    """An outside world of things that are made and unmade, in order, by key."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.made: dict[str, str] = {}
+        self.lost_answers = 0
+
+    def make(self, what: str, call: Call, *, answer: bool = True) -> None:
+        if call.key in self.made:
+            raise AssertionError(f"{what} made twice under one key")
+        self.made[call.key] = what
+        self.log.append(f"+{what}")
+        if not answer:
+            raise OutcomeUnknown("no answer")
+
+    def unmake(self, what: str) -> None:
+        for key in [key for key, made in self.made.items() if made == what]:
+            del self.made[key]
+            self.log.append(f"-{what}")
+
+
+class Plan(Context):
+    depth: int = 0
+    fail: bool = False
+    seen: int = 0
+    total: int = 0
+
+
+class Made(Event, tag="made"):
+    """The thing is there."""
+
+
+class Wired(Event, tag="wired"):
+    """The second thing is there."""
+
+
+class NotWired(GaveUp, tag="not_wired"):
+    """The second thing cannot be had."""
+
+
+class Removed(Event, tag="removed"):
+    """A thing is gone."""
+
+
+class Total(Context):
+    total: int
+
+
+class Inner(ChildEnded, tag="inner"):
+    output: Total | None = None
+
+
+class Passed(ChildMoved, tag="passed"):
+    """The child reached a milestone."""
+
+
+QUICK = Retry(attempts=3, first_ms=100, jitter=0)
+
+
+def creating(what: str, event: type[Event]):
+    @effect(retry=QUICK, name=f"make_{what}")
+    async def make(context: Plan, call: Call):
+        if what == "wire" and context.fail:
+            raise Permanent("no wire today")
+        call.resource(Yard).make(f"{what}{context.depth}", call)
+        return event()
+
+    @make.reconcile
+    async def find(context: Plan, call: Call):
+        return event() if call.key in call.resource(Yard).made else NotDone()
+
+    return make
+
+
+def removing(what: str):
+    @effect(idempotent=True, retry=QUICK, name=f"remove_{what}")
+    async def remove(context: Plan, call: Call) -> Removed:
+        call.resource(Yard).unmake(f"{what}{context.depth}")
+        return Removed()
+
+    return remove
+
+
+class Tower(Machine[Plan]):
+    """Make a post and a wire, then the same one level up, then take the wire down again."""
+
+    payloads = (Made, Wired, NotWired, Removed)
+
+    posting = State(
+        initial=True, effect=creating("post", Made), compensation=removing("post")
+    )
+    wiring = State(
+        effect=creating("wire", Wired), compensation=removing("wire"), on_exhausted="not_wired",
+        milestone=True,
+    )  # fmt: skip
+    resting = State(timeout=minutes(1), on_timeout="rise")
+    above = State(child="next_level", on_child="inner", on_child_moved="passed")
+    unwiring = State(effect=removing("wire"), undoes="wiring")
+    done = State(final=True)
+    fallen = State(final=True, failure=True)
+
+    made = posting.to(wiring)
+    wired = wiring.to(resting)
+    not_wired = wiring.to(fallen)
+    rise = resting.to(above, unless="is_top") | resting.to(unwiring)
+    passed = above.to.itself()
+    inner = above.to(unwiring, cond="is_good") | above.to(fallen)
+    removed = unwiring.to(done)
+
+    def is_top(self, context: Plan) -> bool:
+        return context.depth == 0
+
+    def is_good(self, event: Inner) -> bool:
+        return event.succeeded
+
+    def next_level(self, context: Plan) -> Child:
+        return Child("Tower", {"depth": context.depth - 1, "fail": context.fail})
+
+    def on_passed(self, context: Plan, event: Passed) -> Plan:
+        return self.but(context, seen=context.seen + 1)
+
+    def on_inner(self, context: Plan, event: Inner) -> Plan:
+        return self.but(context, total=event.output.total if event.output else -1)
+
+    def output(self, context: Plan) -> Total:
+        return Total(total=context.total + 1)
+
+
+async def happy_shop(harness, zoo):
+    run = await harness.app.start(zoo.Shop, zoo.Order(), key="order")
+    await harness.until_idle(horizon_ms=minutes(10))
+    await harness.app.send(run.run_id, zoo.Noted(count=2), key="note")
+    await harness.app.send(run.run_id, "pack", key="pack")
+    await harness.until_idle(horizon_ms=minutes(10))
+    await harness.app.send(run.run_id, zoo.Shipped(parcels=1), key="ship")
+    await harness.until_idle(horizon_ms=minutes(10))
+    return run.run_id
+
+
+async def expired_shop(harness, zoo):
+    run = await harness.app.start(zoo.Shop, zoo.Order(), key="order")
+    await harness.until_idle()
+    return run.run_id
+
+
+async def tower(harness, zoo):
+    run = await harness.app.start(Tower, Plan(depth=1), key="tower")
+    await harness.until_idle()
+    return run.run_id
+
+
+async def falling_tower(harness, zoo):
+    run = await harness.app.start(Tower, Plan(depth=0, fail=True), key="tower")
+    await harness.until_idle()
+    return run.run_id
+
+
+async def cancelled_tower(harness, zoo):
+    run = await harness.app.start(Tower, Plan(depth=1), key="tower")
+    await harness.until_idle(horizon_ms=minutes(1.5))
+    if not (await harness.app.get(run.run_id)).terminal:
+        await harness.app.cancel(run.run_id)
+    await harness.until_idle()
+    return run.run_id
+
+
+def judge_happy(bench, yard):
+    assert len(bench.ledger.charged) == 1
+    assert bench.ledger.refunded == []
+
+
+def judge_expired(bench, yard):
+    assert len(bench.ledger.charged) == 1
+    assert len(bench.ledger.refunded) == 1
+
+
+def judge_tower(bench, yard):
+    assert yard.log == ["+post1", "+wire1", "+post0", "+wire0", "-wire0", "-wire1"]
+
+
+def judge_falling(bench, yard):
+    assert yard.log == ["+post0", "-post0"]
+
+
+def judge_cancelled(bench, yard):
+    assert yard.made == {}
+    assert yard.log == [
+        "+post1", "+wire1", "+post0", "+wire0", "-wire0", "-post0", "-wire1", "-post1",
+    ]  # fmt: skip
+
+
+SCENARIOS = [
+    (happy_shop, judge_happy, "done", "completed", []),
+    (expired_shop, judge_expired, "expired", "failed", ["lost"]),
+    (tower, judge_tower, "done", "completed", []),
+    (falling_tower, judge_falling, "fallen", "failed", []),
+    (cancelled_tower, judge_cancelled, "above", "cancelled", []),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "judge", "state", "status", "script"), SCENARIOS, ids=lambda v: getattr(v, "__name__", "")
+)
+async def test_a_crash_at_every_boundary(make_bench, zoo, program, judge, state, status, script, capsys):
+    async def one(at: int | None) -> bool:
+        bench, yard = make_bench(), Yard()
+        bench.ledger.script = list(script)
+        common = {"resources": {Yard: yard}}
+        plan = CrashPlan(at=at)
+        doomed = bench.harness(zoo.Shop, Tower, plan=plan, **common)
+        try:
+            async with doomed:
+                await program(doomed, zoo)
+        except Crash:
+            pass
+        bench.clock.advance(LEASE_MS)
+        async with bench.harness(zoo.Shop, Tower, **common) as harness:
+            run_id = await program(harness, zoo)
+            outcome = await harness.app.outcome(run_id)
+            assert (outcome.state, outcome.status) == (state, status), plan.passed[-1]
+            judge(bench, yard)
+            bench.ledger.assert_once()
+            await bench.sound(harness)
+        bench.store.close()
+        return plan.dead
+
+    at = 1
+    while await one(at):
+        at += 1
+    with capsys.disabled():
+        print(f"\n{program.__name__}: {at - 1} boundaries")
+    assert at > 30
