@@ -35,6 +35,7 @@ from engine.errors import BadPayload, KeyConflict, Refused, UnknownMachine, Unkn
 from engine.events import Event, event_id
 from engine.journal import Entry
 from engine.limits import check_key
+from engine.log import configure
 from engine.performing import OutsideWorld, Performer, World
 from engine.ports import Delivery, EffectRecord, Query, Receipt, Store, StoredRun
 from engine.process import this_worker
@@ -107,6 +108,8 @@ class App:
         work: bool = True,
         moved: Any = None,
     ) -> None:
+        if not structlog.is_configured():
+            configure(json=False)  # warnings to stderr, until the program decides otherwise
         self.tables: dict[str, Table] = {m.__name__: compile_table(m) for m in machines}
         self.store = store
         self.clock: Clock = clock or SystemClock()

@@ -31,19 +31,22 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "run.lost": ("run_id", "reason"),
     "run.moved": ("run_id", "machine", "seq", "event_name", "source", "target", "status"),
     "run.quarantined": ("run_id", "state", "reason"),
+    "run.stopped": ("run_id", "reason"),
     "run.unreadable": ("run_id", "reason"),
     "worker.beat_missed": ("reason",),
     "worker.job_failed": ("exc_info",),
     "worker.reaped": ("runs",),
     # the store
     "send.dropped": ("event_name", "receiver", "why"),
-    "store.busy": ("reason",),
+    "store.failed": ("reason",),
     # the clients
     "http_call": ("call", "method", "elapsed_ms", "status", "outcome"),
     # the embedded platform
     "block_skipped": ("reason",),
+    "client_left": ("route",),
     "destroy_failed": ("sandbox_id", "error"),
     "expiry_failed": ("error",),
+    "job_failed": ("job_id", "error"),
     "listening": ("base_url", "pid"),
     "mining_failed": ("error",),
     "rate_limit_changed": ("requests_per_minute_per_tier",),
@@ -59,6 +62,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "sandbox_unavailable": ("problem",),
     "sessions_start": ("swept_sandboxes", "lost_sessions"),
     "stopped": (),
+    "sweep_failed": ("error",),
     "unexpected_error": ("route", "error", "where"),
 }
 """Every event that is logged, with the only fields it may carry."""

@@ -1,7 +1,7 @@
 """The one place where flows, clients and store meet.
 
 `turtles_app(store, clients)` is an `App` that knows every machine of this package and gives their
-effects the clients they ask for.
+effects the clients they ask for.  `restore_reservations` is called once before it works.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.app import App
 from engine.definition import Machine
-from machines.clients.ports import Platform, Portal
+from engine.ports import Query
+from machines.clients.ports import Currency, Platform, Portal
 from machines.flows.f01_discovery import Discovery, LocalSurroundings, Surroundings
 from machines.flows.f03_payment import Payment
 from machines.flows.f03c_confirmation import Confirmation
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from engine.decide import Decision
     from engine.ports import Store
     from machines.clients.bundle import Clients
+    from machines.clients.ports import SignedTransaction
 
 MACHINES: tuple[type[Machine[Any]], ...] = (
     Authentication,
@@ -62,3 +64,36 @@ def turtles_app(
     resources = resources_of(clients) if clients is not None else {}
     options.setdefault("work", clients is not None)
     return App(MACHINES, store, resources=resources, moved=moved, **options)
+
+
+async def restore_reservations(app: App, clients: Clients) -> int:
+    """Make the wallets' input locks agree with the spends that are under way.
+
+    A process that died between funding a transaction and committing it leaves inputs locked that
+    nobody will spend; a node that was restarted has forgotten the locks of those that somebody
+    will.  Skipped while another worker shares the store: it may be building right now.
+
+    Returns:
+        The number of locks that were given back.
+    """
+    from machines.clients import BitcoindWallet
+
+    if len(app.store.workers.all()) > 1:
+        return 0
+    released = 0
+    live = await _signed_spends(app)
+    for currency, wallet in clients.wallets.items():
+        if isinstance(wallet, BitcoindWallet):
+            held = [signed for coin, signed in live if coin is currency]
+            released += await wallet.release_orphans(held)
+            for signed in held:
+                await wallet.hold(signed)
+    return released
+
+
+async def _signed_spends(app: App) -> list[tuple[Currency, SignedTransaction]]:
+    """The transactions of spends that have not ended."""
+    statuses = ("pending", "running", "waiting", "paused", "quarantined")
+    query = Query(machine=Spend.__name__, statuses=statuses, limit=10_000)
+    contexts = [(await app.get(stored.run.run_id)).context for stored in await app.runs(query)]
+    return [(c.currency, c.transaction) for c in contexts if c.transaction is not None]

@@ -156,7 +156,7 @@ async def _run(
     progress: Callable[[Decision], None],
     started: Callable[[str], None],
 ) -> InceptionResult:
-    from machines.app import turtles_app
+    from machines.app import restore_reservations, turtles_app
     from machines.clients import clients_for
     from machines.flows.f13_inception import Inception, Layer
     from persistence import open_store
@@ -187,7 +187,10 @@ async def _run(
             months=options.months,
             poll_ms=seconds(options.poll_seconds),
         )
-        async with turtles_app(store, clients, moved=progress, clock=clock) as app:
+        app = turtles_app(store, clients, moved=progress, clock=clock)
+        await app.open()
+        await restore_reservations(app, clients)
+        async with app:
             run = await app.start(Inception, layer, key=options.key)
             started(run.run_id)
             outcome = await app.wait(run.run_id, timeout_seconds=options.timeout_seconds)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
 from engine import (
     Again,
@@ -33,6 +35,15 @@ from engine.ports import Query
 from engine.secrets import SecretsCodec
 from engine.testing import Harness, ManualClock
 from persistence.store import SqlStore, open_store
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Rendering log lines costs more than what most tests do."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.configure(**before)
 
 
 class Ledger:

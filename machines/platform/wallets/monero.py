@@ -2,7 +2,7 @@
 
 ::
 
-    POST /rpc/xmr/daemon/json_rpc               get_info, get_block_count
+    POST /rpc/xmr/daemon/json_rpc               get_info, get_block_count, get_block
     POST /rpc/xmr/daemon/get_transactions       where transactions are: pool, block or nowhere
     POST /rpc/xmr/daemon/is_key_image_spent     0 unspent, 1 spent in a block, 2 spent in the pool
     POST /rpc/xmr/daemon/send_raw_transaction   a signed blob, should the wallet be away
@@ -24,7 +24,7 @@ from starlette.routing import Route
 from engine.errors import UsageError
 from machines.platform.context import PlatformContext
 from machines.platform.ledger import chain, mempool, wallets
-from machines.platform.ledger.transaction import Outpoint
+from machines.platform.ledger.transaction import Outpoint, from_hex, key_image
 from machines.platform.wallets.monero_wallet import XMR, MoneroWallet, parse_blob
 from machines.platform.wallets.rpc import Call, RpcError, bind, parse_call, parse_json
 from persistence.database import Row, Session
@@ -52,7 +52,7 @@ class Monerod:
         self._context = context
 
     async def json_rpc(self, request: Request) -> Response:
-        """`get_info` and `get_block_count`."""
+        """`get_info`, `get_block_count` and `get_block`."""
         call_id: Any = "0"
         try:
             call = parse_call(await request.body())
@@ -63,9 +63,10 @@ class Monerod:
             return _error(call_id, error)
 
     async def get_transactions(self, request: Request) -> Response:
-        """Where each of `txs_hashes` is."""
+        """Where each of `txs_hashes` is; with `decode_as_json`, also what it spends and makes."""
         try:
-            hashes = _strings(parse_json(await request.body()), "txs_hashes")
+            body = parse_json(await request.body())
+            hashes = _strings(body, "txs_hashes")
         except RpcError as error:
             return _json({"status": f"Failed: {error.message}"})
         with self._context.database.reading() as sql:
@@ -78,7 +79,8 @@ class Monerod:
         }
         answer: dict[str, Any] = {"status": "OK"}
         if live:
-            answer["txs"] = [_whereabouts(row, height) for row in live.values()]
+            decoded = body.get("decode_as_json") is True
+            answer["txs"] = [_whereabouts(row, height, decoded) for row in live.values()]
         missed = [txid for txid in hashes if txid not in live]
         return _json(answer | ({"missed_tx": missed} if missed else {}))
 
@@ -111,6 +113,8 @@ class Monerod:
         tip = chain.tip(sql, XMR)
         if call.method == "get_block_count":
             return {"count": tip.height + 1, "status": "OK"}
+        if call.method == "get_block":
+            return _block(sql, call.params)
         if call.method != "get_info":
             raise RpcError(-32601, "Method not found")
         pool = sql.scalar(
@@ -180,13 +184,52 @@ def _open_wallet(sql: Session, row: Row | None, call: Call) -> dict[str, Any]:
     raise RpcError(-1, "Failed to open wallet")
 
 
-def _whereabouts(row: Row, height: int) -> dict[str, Any]:
+def _block(sql: Session, params: list[Any] | dict[str, Any]) -> dict[str, Any]:
+    """A block of the best chain by `height`, with the transactions in it."""
+    height = params.get("height") if isinstance(params, dict) else None
+    top = chain.tip(sql, XMR).height
+    if isinstance(height, bool) or not isinstance(height, int) or not 0 <= height <= top:
+        raise RpcError(-2, f"Requested block height: {height} greater than current top: {top}")
+    rows = sql.all(
+        """
+        SELECT b.hash, b.previous_hash, b.mined_ms, t.txid, t.coinbase
+        FROM block b LEFT JOIN ledger_tx t ON t.block_id = b.id
+        WHERE b.currency = 'XMR' AND b.state = 'best' AND b.height = :height ORDER BY t.id
+        """,
+        height=height,
+    )
+    header = {
+        "height": height,
+        "hash": rows[0]["hash"],
+        "prev_hash": rows[0]["previous_hash"],
+        "timestamp": rows[0]["mined_ms"] // 1000,
+        "depth": top - height,
+        "orphan_status": False,
+    }
+    hashes = [row["txid"] for row in rows if row["txid"] is not None and not row["coinbase"]]
+    return {"block_header": header, "tx_hashes": hashes, "status": "OK"}
+
+
+def _as_json(payload: str) -> str:
+    """What `decode_as_json` shows: the key images spent; amounts are hidden, as on the chain."""
+    parsed = from_hex(payload)
+    spent = [
+        {"key": {"amount": 0, "key_offsets": [], "k_image": key_image(XMR, place)}}
+        for place in parsed.inputs
+    ]
+    made = [{"amount": 0} for _ in parsed.outputs]
+    return msgspec.json.encode({"version": 2, "vin": spent, "vout": made}).decode()
+
+
+def _whereabouts(row: Row, height: int, decoded: bool) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "tx_hash": row["txid"],
         "as_hex": row["payload"],
         "in_pool": row["state"] == "mempool",
         "double_spend_seen": False,
     }
+    if decoded:
+        answer["as_json"] = _as_json(row["payload"])
     if row["state"] == "mined":
         answer |= {
             "block_height": row["height"],

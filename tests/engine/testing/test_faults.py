@@ -7,7 +7,13 @@ there, the clock passes its lease, another process runs the same program over th
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from typing import Any
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engine import (
     Call,
@@ -19,7 +25,6 @@ from engine import (
     GaveUp,
     Machine,
     NotDone,
-    OutcomeUnknown,
     Permanent,
     Retry,
     State,
@@ -36,15 +41,14 @@ class Yard:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.made: dict[str, str] = {}
-        self.lost_answers = 0
+        self.meanwhile: Any = None
 
-    def make(self, what: str, call: Call, *, answer: bool = True) -> None:
-        if call.key in self.made:
-            raise AssertionError(f"{what} made twice under one key")
+    async def make(self, what: str, call: Call) -> None:
+        if self.meanwhile is not None:
+            await self.meanwhile(what)
+        assert call.key not in self.made, f"{what} made twice under one key"
         self.made[call.key] = what
         self.log.append(f"+{what}")
-        if not answer:
-            raise OutcomeUnknown("no answer")
 
     def unmake(self, what: str) -> None:
         for key in [key for key, made in self.made.items() if made == what]:
@@ -95,7 +99,7 @@ def creating(what: str, event: type[Event]):
     async def make(context: Plan, call: Call):
         if what == "wire" and context.fail:
             raise Permanent("no wire today")
-        call.resource(Yard).make(f"{what}{context.depth}", call)
+        await call.resource(Yard).make(f"{what}{context.depth}", call)
         return event()
 
     @make.reconcile
@@ -189,10 +193,14 @@ async def falling_tower(harness, zoo):
 
 
 async def cancelled_tower(harness, zoo):
+    """The root is cancelled in the very moment in which the tower above it makes its wire."""
+
+    async def cancel(what: str) -> None:
+        if what == "wire0" and not (await harness.app.get(run.run_id)).closing:
+            await harness.app.cancel(run.run_id)
+
     run = await harness.app.start(Tower, Plan(depth=1), key="tower")
-    await harness.until_idle(horizon_ms=minutes(1.5))
-    if not (await harness.app.get(run.run_id)).terminal:
-        await harness.app.cancel(run.run_id)
+    harness.yard.meanwhile = cancel
     await harness.until_idle()
     return run.run_id
 
@@ -216,10 +224,10 @@ def judge_falling(bench, yard):
 
 
 def judge_cancelled(bench, yard):
+    """What was made is gone, in reverse order; whether the last wire was made depends."""
+    with_wire = ["+wire0", "-wire0"] if "+wire0" in yard.log else []
+    assert yard.log == ["+post1", "+wire1", "+post0", *with_wire, "-post0", "-wire1", "-post1"]
     assert yard.made == {}
-    assert yard.log == [
-        "+post1", "+wire1", "+post0", "+wire0", "-wire0", "-post0", "-wire1", "-post1",
-    ]  # fmt: skip
 
 
 SCENARIOS = [
@@ -231,35 +239,71 @@ SCENARIOS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("program", "judge", "state", "status", "script"), SCENARIOS, ids=lambda v: getattr(v, "__name__", "")
-)
-async def test_a_crash_at_every_boundary(make_bench, zoo, program, judge, state, status, script, capsys):
-    async def one(at: int | None) -> bool:
-        bench, yard = make_bench(), Yard()
-        bench.ledger.script = list(script)
-        common = {"resources": {Yard: yard}}
-        plan = CrashPlan(at=at)
-        doomed = bench.harness(zoo.Shop, Tower, plan=plan, **common)
-        try:
-            async with doomed:
-                await program(doomed, zoo)
-        except Crash:
-            pass
-        bench.clock.advance(LEASE_MS)
-        async with bench.harness(zoo.Shop, Tower, **common) as harness:
-            run_id = await program(harness, zoo)
-            outcome = await harness.app.outcome(run_id)
-            assert (outcome.state, outcome.status) == (state, status), plan.passed[-1]
-            judge(bench, yard)
-            bench.ledger.assert_once()
-            await bench.sound(harness)
-        bench.store.close()
-        return plan.dead
-
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario[0].__name__)
+async def test_a_crash_at_every_boundary(make_bench, zoo, scenario, capsys):
+    program = scenario[0]
+    assert not await _with_a_crash(make_bench(), zoo, scenario, CrashPlan())
     at = 1
-    while await one(at):
+    while await _with_a_crash(make_bench(), zoo, scenario, CrashPlan(at=at)):
         at += 1
     with capsys.disabled():
-        print(f"\n{program.__name__}: {at - 1} boundaries")
+        print(f"\n{program.__name__}: {at - 1} boundaries, a crash at each")
     assert at > 30
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario[0].__name__)
+@given(deaths=st.lists(st.integers(1, 40), min_size=2, max_size=5))
+@settings(
+    max_examples=max(settings.default.max_examples // 8, 3),
+    suppress_health_check=list(HealthCheck),  # make_bench makes a new store each time
+)
+def test_crash_after_crash(make_bench, zoo, scenario, deaths):
+    async def run():
+        plans = [CrashPlan(at=at) for at in deaths]
+        await _with_a_crash(make_bench(), zoo, scenario, *plans)
+
+    asyncio.run(run())
+
+
+async def _with_a_crash(bench, zoo, scenario, *plans) -> bool:
+    """Run the program under each plan, then to its end; whether the first plan's crash came."""
+    program, judge, state, status, script = scenario
+    yard = Yard()
+    bench.ledger.script = list(script)
+    machines = (zoo.Shop, Tower)
+    for plan in plans:
+        harness = bench.harness(*machines, plan=plan, resources={Yard: yard})
+        harness.yard = yard
+        with contextlib.suppress(Crash):
+            async with harness:
+                await program(harness, zoo)
+        bench.clock.advance(LEASE_MS)
+    async with bench.harness(*machines, resources={Yard: yard}) as harness:
+        harness.yard = yard
+        run_id = await program(harness, zoo)
+        outcome = await harness.app.outcome(run_id)
+        assert (outcome.state, outcome.status) == (state, status), plans[0].passed[-1]
+        judge(bench, yard)
+        bench.ledger.assert_once()
+        await bench.sound(harness)
+    bench.store.close()
+    return plans[0].dead
+
+
+# -- the plan itself ----------------------------------------------------------------------------
+
+
+def test_a_plan_crashes_once_and_refuses_whatever_the_dead_still_try():
+    plan = CrashPlan(at=2)
+    with pytest.raises(Crash, match="2: after one"):
+        plan.around("one", lambda: 1)
+    with pytest.raises(Crash, match="after death: before two"):
+        plan.around("two", lambda: 1)
+    assert [(b.number, b.name) for b in plan.passed] == [(1, "before one"), (2, "after one")]
+
+
+def test_a_plan_without_a_crash_counts():
+    plan = CrashPlan()
+    assert plan.around("one", lambda: 7) == 7
+    assert (len(plan.passed), plan.dead) == (2, False)
+

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from engine.clock import hours, minutes, seconds
+from engine.clock import hours, minutes
+from engine.decide import Decision, Violation, begin, decide
+from engine.events import event_id
 from engine.secrets import Secret
+from engine.table import compile_table
 from machines.clients.ports import (
     Currency,
-    InsufficientFunds,
+    Invoice,
     Rejected,
     ReplyLost,
+    SignedTransaction,
     Unavailable,
 )
 from machines.flows.f03_payment import Payment
 from machines.flows.f03c_confirmation import Confirmation
 from machines.flows.f03w_wallet import Spend
-from machines.flows.money import CUT_MS, Wallets, restocking_fee_atomic
+from machines.flows.money import CUT_MS, Leg, Wallets, restocking_fee_atomic
+from machines.flows.purchase import (
+    Denied,
+    FellShort,
+    Followed,
+    FollowResult,
+    Invoiced,
+    Issued,
+    Priced,
+    Proven,
+    Purchase,
+    RanOut,
+    Refunding,
+    RefundSeen,
+    Regenerated,
+    SankAgain,
+    SecretGone,
+    SpendResult,
+    Spent,
+    Topped,
+)
+from machines.flows.purchase_calls import top_up_allowed
 
 DUE = 1_000_003
 DOWN = Unavailable("portal: refused")
@@ -96,7 +126,7 @@ async def test_no_secret_in_the_database_or_the_log(
     world.wallet.lock("open sesame")
     story = await world.run(Payment, world.purchase(passphrase=Secret("open sesame")))
     assert story.state == "completed"
-    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    stored = _everything_in(tmp_path)
     printed = "".join(capsys.readouterr()).encode()
     payload = world.wallet.built[0].payload.reveal()
     for secret in (world.portal.secret, "open sesame", payload):
@@ -374,6 +404,7 @@ async def test_confirmation_reversed_by_a_reorganisation(world: Any) -> None:
 
 
 async def test_reversal_after_the_depth_was_reached_is_followed_again(world: Any) -> None:
+    world.chain.final = 12  # deeper than the portal asks for
     world.portal.silent = True
     world.chain.later(minutes(10), lambda: world.chain.reorganise(8))
     world.chain.later(minutes(30), lambda: setattr(world.portal, "silent", False))
@@ -392,9 +423,7 @@ async def test_payment_lost_from_the_chain_is_broadcast_again_not_paid_again(wor
 
 
 async def test_payment_double_spent_and_buried_is_paid_once_more(world: Any) -> None:
-    world.chain.later(
-        minutes(2), lambda: world.chain.steal(world.wallet.built[0], mined=False)
-    )
+    world.chain.later(minutes(2), lambda: world.chain.steal(world.wallet.built[0], mined=False))
     story = await world.run(Payment, world.purchase())
     assert story.state == "completed"
     assert [leg.status for leg in story.context.legs] == ["dead", "deep"]
@@ -419,9 +448,7 @@ async def test_input_stolen_before_the_broadcast_is_paid_once_more(world: Any) -
 
 async def test_double_spent_when_it_is_too_late_to_pay_again(world: Any) -> None:
     world.portal.life_ms = minutes(24)
-    world.chain.later(
-        minutes(3), lambda: world.chain.steal(world.wallet.built[0], mined=True)
-    )
+    world.chain.later(minutes(3), lambda: world.chain.steal(world.wallet.built[0], mined=True))
     story = await world.run(Payment, world.purchase())
     assert story.state == "expired_unpaid"
     assert world.paid() == 0
@@ -512,6 +539,269 @@ async def test_cancel_waits_while_money_is_on_its_way(world: Any) -> None:
     assert (outcome.state, outcome.status) == ("completed", "completed")
 
 
+# -- any sequence of events ---------------------------------------------------------------------
+
+RECEIVED = st.sampled_from([-1, 0, 400, 950, 1_000, 1_077])
+CHILD = {"run_id": st.just("child"), "machine": st.just("Spend"), "succeeded": st.booleans()}
+ENDS = st.sampled_from(
+    ["broadcast", "broadcast", "conflicted", "unfunded", "rejected", "abandoned", "building"]
+)
+
+
+def _invoice(**changes: Any) -> Invoice:
+    fields: dict[str, Any] = {
+        "invoice_id": "inv",
+        "currency": Currency.LTC,
+        "address": "shop",
+        "amount_atomic": 1_000,
+        "price_cents": 700,
+        "tier": 1,
+        "months": 1,
+        "expires_ms": 3_000,
+        "confirmations_required": 6,
+    }
+    return Invoice(**(fields | changes))
+
+
+def _ended(kind: Any, state: str) -> Any:
+    """The end of a spend as its machine would tell it, for whichever leg is open."""
+
+    def event(context: Purchase) -> Any:
+        transaction = None
+        if state in ("broadcast", "conflicted"):
+            number = len(context.legs)
+            transaction = SignedTransaction(
+                txid=f"t{number}",
+                payload=Secret("bytes"),
+                inputs=(f"in-{number}",),
+                fee_atomic=10,
+                amount_atomic=context.legs[-1].amount_atomic if context.legs else 1,
+                address="shop",
+            )
+        return kind(
+            run_id="child",
+            machine="Spend",
+            state=state,
+            succeeded=state == "broadcast",
+            output=SpendResult(transaction=transaction, reason=state),
+        )
+
+    return event
+
+
+INVOICES = st.builds(
+    _invoice,
+    amount_atomic=st.sampled_from([1_000, 1_000, 0]),
+    price_cents=st.sampled_from([700, 700, 701]),
+    tier=st.sampled_from([1, 1, 2]),
+    expires_ms=st.sampled_from([3_000, 3_000, 100]),
+)
+STRAIGHT = [
+    (Priced(price_cents=700), 0),
+    (Invoiced(invoice=_invoice(), refund_address="ours"), 0),
+    (_ended(Spent, "broadcast"), 0),
+    (
+        Followed(
+            run_id="c",
+            machine="Confirmation",
+            state="deep_enough",
+            succeeded=True,
+            output=FollowResult(depth=6),
+        ),
+        0,
+    ),
+]
+EVENTS = st.one_of(
+    st.sampled_from(
+        ["nobody_answers", "overdue", "no_settlement", "refund_overdue", "test_overdue"]
+    ),
+    st.builds(Priced, price_cents=st.sampled_from([0, 700, 9_999])),
+    st.builds(Invoiced, invoice=INVOICES, refund_address=st.sampled_from(["ours", "shop"])),
+    st.builds(_ended, st.sampled_from([Spent, Topped]), ENDS),
+    st.builds(
+        Followed,
+        run_id=st.just("c"),
+        machine=st.just("Confirmation"),
+        state=st.sampled_from(["deep_enough", "deep_enough", "replaced", "given_up"]),
+        succeeded=st.booleans(),
+        output=st.none() | st.builds(FollowResult, depth=st.integers(0, 9)),
+    ),
+    st.builds(SankAgain, number=st.integers(0, 3), confirmations=st.integers(-1, 7)),
+    st.builds(FellShort, received_atomic=RECEIVED),
+    st.builds(RanOut, received_atomic=RECEIVED),
+    st.builds(Refunding, received_atomic=RECEIVED),
+    st.builds(RefundSeen, refund_atomic=st.sampled_from([0, 364, 910, 909, 911])),
+    st.builds(
+        Issued,
+        public_key=st.just("pk"),
+        secret_key=st.just(Secret("sk")),
+        received_atomic=RECEIVED,
+    ),
+    st.builds(SecretGone, public_key=st.just("pk"), received_atomic=RECEIVED),
+    st.builds(Regenerated, public_key=st.just("pk"), secret_key=st.just(Secret("new"))),
+    st.just(Proven(tier=1)),
+    st.builds(Denied, reason=st.sampled_from(["invalid_signature", "suspended"])),
+)
+STEPS = st.tuples(
+    st.integers(0, len(STRAIGHT)), st.lists(st.tuples(EVENTS, st.integers(0, 300)), max_size=12)
+).map(lambda drawn: [*STRAIGHT[: drawn[0]], *drawn[1]])
+
+
+def _purchase() -> Purchase:
+    return Purchase(
+        tier=1, months=1, currency=Currency.LTC, budget_cents=1_000, cut_ms=500, poll_ms=14
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps=STEPS)
+def test_the_table_does_what_the_library_does(library_agrees: Any, steps: Any) -> None:
+    library_agrees(Payment, _purchase(), steps)
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps=STEPS)
+def test_contracts_hold_whatever_happens(walk: Any, steps: Any) -> None:
+    for run in walk(Payment, _purchase(), steps):
+        legs = run.context.legs
+        assert sum(leg.in_flight for leg in legs) <= 1
+        assert run.context.pledged_atomic <= 1_100
+        if run.state in ("key_stored", "completed"):
+            assert all(leg.depth >= 6 for leg in legs if leg.live)
+            assert run.context.pledged_atomic - run.context.unmatched_atomic == 1_000
+        if run.state == "completed":
+            assert len(_secrets(run.context)) == 1
+        if run.state == "refunded":
+            base = run.context.refund_base_atomic
+            assert run.context.refund_atomic + restocking_fee_atomic(base) == base
+
+
+@given(received=st.integers(0, 1_200), now_ms=st.integers(0, 3_000), depth=st.integers(0, 3))
+def test_a_leg_is_opened_only_for_an_answered_gap_in_time(
+    received: int, now_ms: int, depth: int
+) -> None:
+    leg = Leg(
+        number=1,
+        amount_atomic=1_000,
+        received_before_atomic=0,
+        status="deep" if depth else "sent",
+        depth=6,
+    )
+    context = msgspec.structs.replace(_purchase(), invoice=_invoice(), legs=(leg,))
+    if top_up_allowed(context, received, now_ms):
+        assert depth
+        assert now_ms < 2_500
+        assert 900 <= received < 1_000
+
+
+@pytest.mark.parametrize("change", [{"amount_atomic": 999}, {"address": "thief"}])
+def test_a_spend_that_paid_something_else_is_a_violation(change: dict[str, Any]) -> None:
+    table = compile_table(Payment)
+    begun = begin(table, run_id="r", context=_purchase(), now_ms=0)
+    assert isinstance(begun, Decision)
+    run = begun.after
+    for event, _ in STRAIGHT[:2]:
+        step = decide(table, run, event_id(type(event)), event, 0)
+        assert isinstance(step, Decision)
+        run = step.after
+    told = _ended(Spent, "broadcast")(run.context)
+    wrong = msgspec.structs.replace(told.output.transaction, **change)
+    told = msgspec.structs.replace(told, output=SpendResult(transaction=wrong, reason=""))
+    assert isinstance(decide(table, run, "spent", told, 0), Violation)
+
+
+# -- any interleaving, through the engine -------------------------------------------------------
+
+MISHAPS: dict[str, Any] = {
+    "reorganise": lambda w, n: w.chain.reorganise(n),
+    "reorganise and lose": lambda w, n: w.chain.reorganise(n, lose=True),
+    "evict": lambda w, n: w.chain.evict(),
+    "steal": lambda w, n: w.wallet.built and w.chain.steal(w.wallet.built[-1], mined=n % 2 == 0),
+    "freeze": lambda w, n: setattr(w.chain, "frozen", True),
+    "thaw": lambda w, n: setattr(w.chain, "frozen", False),
+    "count less": lambda w, n: setattr(w.portal, "undercount_atomic", n * 30_000),
+    "count right": lambda w, n: setattr(w.portal, "undercount_atomic", 0),
+    "fall silent": lambda w, n: setattr(w.portal, "silent", True),
+    "speak": lambda w, n: setattr(w.portal, "silent", False),
+    "close": lambda w, n: setattr(w.portal, "closed", True),
+    "show the secret": lambda w, n: setattr(w.portal, "viewed", True),
+    "lock": lambda w, n: w.wallet.lock("open sesame"),
+}
+PORT_CALLS = [
+    "quotes", "create_invoice", "payment_status", "regenerate_secret",
+    "new_address", "build", "broadcast", "look", "received_atomic", "validate_key",
+]  # fmt: skip
+FAULTS = st.lists(
+    st.tuples(
+        st.sampled_from(PORT_CALLS), st.sampled_from([DOWN, LOST]), st.booleans(), st.integers(1, 4)
+    ),
+    max_size=4,
+)
+AGENDA = st.lists(
+    st.tuples(st.integers(0, 70), st.sampled_from(sorted(MISHAPS)), st.integers(1, 5)), max_size=6
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(faults=FAULTS, agenda=AGENDA, crashes=st.lists(st.integers(1, 120), max_size=3))
+def test_no_interleaving_spends_twice_on_one_invoice(
+    make_world: Any, faults: Any, agenda: Any, crashes: Any
+) -> None:
+    world = make_world()
+    for method, error, after, times in faults:
+        for port in (world.portal, world.wallet, world.platform):
+            port.fail(method, error, after=after, times=times)
+    for minute, mishap, size in agenda:
+        act = MISHAPS[mishap]
+        world.chain.later(minutes(minute), lambda act=act, size=size: act(world, size))
+    purchase = world.purchase(
+        poll_ms=minutes(1),
+        passphrase=Secret("open sesame"),
+        follow_ms=hours(5),
+        settle_ms=hours(5),
+        refund_ms=hours(5),
+    )
+    story = asyncio.run(world.run(Payment, purchase, crash_at=tuple(crashes)))
+    assert story.status in ("completed", "failed"), story.last_error
+    context = story.context
+    assert world.paid() <= DUE + context.tolerance_atomic
+    assert set(world.wallet.handed_out) <= {leg.txid for leg in context.legs}
+    assert len(world.portal.invoices) <= 1
+    if context.invoice is not None:
+        assert all(at_ms < context.pay_by_ms for at_ms in world.wallet.built_ms)
+    if story.state == "completed":
+        assert world.portal.complete
+        assert world.paid() == DUE + context.unmatched_atomic
+        assert not context.proven or story.output.secret_key == Secret(world.portal.secret)
+    if story.state == "refunded":
+        assert world.chain.total(context.refund_address) == context.refund_atomic
+    if story.state in ("expired_unpaid", "unfunded", "wallet_refused", "unavailable"):
+        assert world.paid() == 0
+
+
+async def test_a_crash_at_every_boundary_buys_one_key_for_one_payment(make_world: Any) -> None:
+    at = 0
+    while True:
+        at += 1
+        world = make_world()
+        story = await world.run(Payment, world.purchase(poll_ms=minutes(3)), crash_at=(at,))
+        assert story.state == "completed", at
+        assert world.paid() == DUE, at
+        assert len(set(world.wallet.handed_out)) == 1, at
+        assert story.output.secret_key == Secret(world.portal.secret), at
+        assert len(world.portal.invoices) == 1, at
+        world.store.close()
+        if not world.crashes:
+            break
+    assert at > 60
+
+
+def _everything_in(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.iterdir())
+
+
 def _secrets(value: Any) -> list[Secret[str]]:
     if isinstance(value, Secret):
         return [value]
@@ -526,8 +816,6 @@ def _without_wallets(self: Wallets, wallets: Any) -> None:
 
 
 def _gift(world: Any, amount_atomic: int) -> None:
-    from dataclasses import replace
-
     ((tx, _),) = world.chain.paid_to("shop-0")
     gift = replace(tx, txid="gift", inputs=("elsewhere",), outputs={"shop-0": amount_atomic})
     world.chain.accept(gift)

@@ -351,9 +351,7 @@ EVENTS = st.one_of(
     st.builds(Refused, reason=st.just("no")),
     st.builds(Seen, where=st.sampled_from(["mempool", "mined"]), confirmations=st.integers(0, 9)),
     st.just(Released()),
-    st.builds(
-        NotReleased, effect=st.just("release"), reason=st.just("down"), attempts=st.just(20)
-    ),
+    st.builds(NotReleased, effect=st.just("release"), reason=st.just("down"), attempts=st.just(20)),
     st.builds(RivalBuried, confirmations=st.integers(0, 9)),
 )
 STEPS = st.lists(st.tuples(EVENTS, st.integers(0, 600)), max_size=12)

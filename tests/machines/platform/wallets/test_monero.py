@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 UNKNOWN = "ab" * 32
@@ -230,6 +232,35 @@ def test_a_double_spend_makes_it_vanish(world):
     assert spent(world, built) == [1]
     assert world.xmr("relay_tx", hex=built["tx_metadata"])["error"]["code"] == -4
     world.report()
+
+
+def test_a_rival_is_found_in_its_block_by_the_key_images(world):
+    built = world.built(shop_address(world), AMOUNT)
+    world.xmr("relay_tx", hex=built["tx_metadata"])
+    world.mine("XMR", 2)
+    world.fault("reorg", currency="XMR", depth=2, double_spend=True)
+    world.mine("XMR", 4)
+    count = world.daemon("json_rpc", method="get_block_count")["result"]["count"]
+
+    def block(height):
+        return world.daemon("json_rpc", method="get_block", params={"height": height})
+
+    depths = {
+        count - height: block(height)["result"]["tx_hashes"] for height in range(count - 8, count)
+    }
+    ((depth, hashes),) = [(depth, found) for depth, found in depths.items() if found]
+    assert depth == 7
+    (rival,) = world.daemon("get_transactions", txs_hashes=hashes, decode_as_json=True)["txs"]
+    spent_images = [each["key"]["k_image"] for each in json.loads(rival["as_json"])["vin"]]
+    assert spent_images == built["spent_key_images"]["key_images"]
+    assert rival["tx_hash"] != built["tx_hash"]
+    assert block(0)["result"]["tx_hashes"] == []
+    assert (
+        block(1)["result"]["block_header"]["prev_hash"]
+        == (block(0)["result"]["block_header"]["hash"])
+    )
+    for height in (count, -1, "1", None, True):
+        assert block(height)["error"]["code"] == -2
 
 
 def test_addresses_are_listed_with_their_labels(world):
