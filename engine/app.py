@@ -324,6 +324,7 @@ class App:
 
         Raises:
             TimeoutError: it has not ended in time.
+            StoreError: the store has refused this program's work for some seconds.
         """
         async with asyncio.timeout(timeout_seconds):
             while True:
@@ -331,7 +332,16 @@ class App:
                 outcome = await self.outcome(run_id)
                 if outcome.status in ("completed", "failed", "cancelled", "quarantined", "paused"):
                     return outcome
+                self._check_worker()
                 await self._change_or_poll(changed)
+
+    def _check_worker(self) -> None:
+        """Raise what stops the worker: nobody should wait for what cannot happen."""
+        failure = self._worker.failure()
+        if failure is not None:
+            raise failure
+        if self._serving is not None and self._serving.done():
+            self._serving.result()
 
     async def _change_or_poll(self, changed: asyncio.Event) -> None:
         waiting = [

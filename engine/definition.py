@@ -24,6 +24,9 @@ Guards (`cond=`, `unless=`: names, with `and`, `or`, `not`) choose; actions (`on
 effects, called by parameter names (`context`, `event`, `now_ms`).  `self` has no state: it gives
 access to the class's other methods, and nothing else.
 
+A transition from a state to itself stays there: neither left nor entered, so `on_exit_<state>` and
+`on_enter_<state>` are not called and the state's time goes on.
+
 This is the only file that imports python-statemachine.  The library validates and stays the
 oracle: `Oracle` runs a machine through it, and a test proves that the compiled table does the same.
 """
@@ -52,7 +55,7 @@ C = TypeVar("C", bound=Context)
 
 
 class _To(_ToState):
-    """Remembers the line on which each transition was written."""
+    """Remembers the line on which each transition was written, and lets self transitions stay."""
 
     def __call__(self, *states: Any, **kwargs: Any) -> TransitionList:
         return _with_line(super().__call__(*states, **kwargs), _caller_line())
@@ -75,6 +78,8 @@ def _caller_line() -> int:
 def _with_line(transitions: TransitionList, line: int) -> TransitionList:
     for transition in transitions:
         transition.turtles_line = line
+        # The library leaves and enters the state anew unless a self transition is internal.
+        transition.internal = transition.internal or transition.is_self
     return transitions
 
 

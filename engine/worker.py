@@ -25,6 +25,8 @@ log = structlog.get_logger("turtles.worker")
 
 LEASE_MS = seconds(15)
 SAFETY_MS = seconds(3)
+FAILING_MS = seconds(5)
+_CLAIM = "claim"
 
 
 class Lease:
@@ -91,10 +93,19 @@ class Worker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._jobs: set[asyncio.Task[None]] = set()
+        self._failing: dict[str, tuple[int, StoreError]] = {}
 
     def wake(self) -> None:
         """Something may be due: look now."""
         self._wake.set()
+
+    def failure(self) -> StoreError | None:
+        """The error with which the store has refused the same work for some seconds, if any."""
+        limit_ms = self._clock.now_ms() - FAILING_MS
+        return next((error for since, error in self._failing.values() if since <= limit_ms), None)
+
+    def _failed(self, work: str, error: StoreError) -> None:
+        self._failing.setdefault(work, (self._clock.now_ms(), error))
 
     def may_go_on(self) -> bool:
         """Whether the next step may be taken."""
@@ -119,7 +130,9 @@ class Worker:
                 try:
                     await self._take(runner)
                     await self._pause()
+                    self._failing.pop(_CLAIM, None)
                 except StoreError as error:
+                    self._failed(_CLAIM, error)
                     # Busy or full passes; whoever looks at a run meanwhile gets the same error.
                     log.warning("store.failed", reason=str(error))
                     await self._clock.sleep(self._poll_ms)
@@ -138,12 +151,15 @@ class Worker:
             job.add_done_callback(self._done)
 
     async def _move(self, runner: Runner, claimed: Claimed) -> None:
+        run_id = claimed.run.run_id
         try:
             await runner.advance(claimed)
+            self._failing.pop(run_id, None)
         except LostOwnership as error:
             log.warning("run.lost", run_id=claimed.run.run_id, reason=str(error))
         except StoreError as error:
-            log.warning("run.stopped", run_id=claimed.run.run_id, reason=str(error))
+            log.warning("run.stopped", run_id=run_id, reason=str(error))
+            self._failed(run_id, error)
             await self._give_back(claimed)
 
     async def _give_back(self, claimed: Claimed) -> None:

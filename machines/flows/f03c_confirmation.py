@@ -33,7 +33,7 @@ from engine.contracts import ensures, invariant, requires
 from engine.definition import Machine, State
 from engine.effects import Again, Call, effect
 from engine.events import Context, Event
-from engine.secrets import Secret
+from engine.secret import Secret
 from machines.clients.ports import (
     BroadcastRefused,
     Currency,

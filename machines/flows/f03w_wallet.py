@@ -38,7 +38,7 @@ from engine.effects import Again, Call, NotDone, effect
 from engine.errors import Permanent, Transient
 from engine.events import Context, Event, GaveUp
 from engine.retry import FOREVER, Retry
-from engine.secrets import Secret
+from engine.secret import Secret
 from machines.clients.ports import (
     BroadcastRefused,
     Currency,

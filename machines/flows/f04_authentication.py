@@ -31,7 +31,7 @@ from engine.definition import Machine, State
 from engine.effects import Call, effect
 from engine.events import Context, Event, GaveUp
 from engine.retry import Retry
-from engine.secrets import Secret
+from engine.secret import Secret
 from machines.clients.ports import (
     Credentials,
     KeyInfo,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engine.clock import hours
 from engine.events import ChildEnded, Context, Event, GaveUp
-from engine.secrets import Secret
+from engine.secret import Secret
 from machines.clients.ports import Currency, Invoice, Record, SignedTransaction
 from machines.flows.money import CUT_MS, FEE_ATOMIC_MAX, POLL_MS, Leg
 

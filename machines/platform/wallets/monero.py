@@ -213,7 +213,7 @@ def _block(sql: Session, params: list[Any] | dict[str, Any]) -> dict[str, Any]:
 def _as_json(payload: str) -> str:
     """What `decode_as_json` shows: the key images spent; amounts are hidden, as on the chain."""
     parsed = from_hex(payload)
-    spent = [
+    spent: list[dict[str, Any]] = [
         {"key": {"amount": 0, "key_offsets": [], "k_image": key_image(XMR, place)}}
         for place in parsed.inputs
     ]

@@ -20,7 +20,8 @@ from engine.definition import Oracle
 from engine.events import event_id
 from engine.ports import Query
 from engine.run import Run
-from engine.secrets import Secret, SecretsCodec
+from engine.secret import Secret
+from engine.secrets import SecretsCodec
 from engine.table import compile_table
 from engine.testing import CrashPlan, Harness, ManualClock
 from machines.clients.ports import (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.clock import hours, minutes, seconds
-from engine.secrets import Secret
+from engine.secret import Secret
 from machines.clients.ports import (
     BroadcastRefused,
     Currency,
