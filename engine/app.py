@@ -153,7 +153,11 @@ class App:
     # -- life -----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> App:
-        await self.open()
+        try:
+            await self.open()
+        except BaseException:
+            self._io.close()
+            raise
         if self._work:
             self._serving = asyncio.create_task(self._worker.serve(self._runner))
         return self
@@ -216,7 +220,7 @@ class App:
             UnknownMachine: not one of this app's machines.
             BadPayload: the context is not of the machine's type.
             KeyConflict: the key was used before with another context.
-            Refused: the context breaks an invariant of the initial state.
+            Refused: the context breaks an invariant of the initial state, or its child's does.
         """
         table = self._table(machine)
         if type(context) is not table.context:

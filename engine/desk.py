@@ -19,7 +19,7 @@ from engine.clock import Clock
 from engine.codec import Codec
 from engine.committer import Committer
 from engine.decide import Decision, Violation, begin
-from engine.errors import LostOwnership, TurtlesError
+from engine.errors import LostOwnership, Refused, TurtlesError
 from engine.limits import CHILD_DEPTH_MAX
 from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, Write
 from engine.run import Pending, Run
@@ -143,7 +143,7 @@ class Desk:
         table = self._codec.table(child.child.machine)
         depth = decision.after.depth + 1
         if depth > CHILD_DEPTH_MAX:
-            raise TurtlesError(f"child run at depth {depth}, the limit is {CHILD_DEPTH_MAX}")
+            raise Refused(f"child run at depth {depth}, the limit is {CHILD_DEPTH_MAX}")
         begun = begin(
             table,
             run_id=child.run_id,
@@ -153,7 +153,7 @@ class Desk:
             depth=depth,
         )
         if isinstance(begun, Violation):
-            raise TurtlesError(f"child {child.child.machine} cannot begin: {begun.reason}")
+            raise Refused(f"child {child.child.machine} cannot begin: {begun.reason}")
         return (self.start_for(begun),)
 
     def start_for(self, begun: Decision) -> Start:

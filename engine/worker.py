@@ -128,8 +128,8 @@ class Worker:
             while not self._stopping:
                 self._wake.clear()
                 try:
-                    await self._take(runner)
-                    await self._pause()
+                    if not await self._take(runner):
+                        await self._pause()
                     self._failing.pop(_CLAIM, None)
                 except StoreError as error:
                     self._failed(_CLAIM, error)
@@ -141,14 +141,16 @@ class Worker:
             with contextlib.suppress(asyncio.CancelledError):
                 await heart
 
-    async def _take(self, runner: Runner) -> None:
+    async def _take(self, runner: Runner) -> int:
         free = self._capacity - len(self._jobs)
         if free <= 0 or not self._lease.safe:
-            return
-        for claimed in await self.claim(limit=free):
+            return 0
+        taken = await self.claim(limit=free)
+        for claimed in taken:
             job = asyncio.create_task(self._move(runner, claimed))
             self._jobs.add(job)
             job.add_done_callback(self._done)
+        return len(taken)
 
     async def _move(self, runner: Runner, claimed: Claimed) -> None:
         run_id = claimed.run.run_id
@@ -194,8 +196,8 @@ class Worker:
         now_ms, versions = self._clock.now_ms(), self._versions()
         due_ms = await self._io(lambda: self._store.runs.next_due_ms(versions))
         wait_ms = self._poll_ms if due_ms is None else min(due_ms - now_ms, self._poll_ms)
-        if wait_ms <= 0 and len(self._jobs) < self._capacity:
-            return
+        if len(self._jobs) >= self._capacity or not self._lease.safe:
+            wait_ms = self._poll_ms  # what is due cannot be taken; do not spin
         waiting = [
             asyncio.create_task(self._wake.wait()),
             asyncio.create_task(self._clock.sleep(max(wait_ms, 1))),

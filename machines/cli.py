@@ -12,8 +12,9 @@ Everything heavy is imported when a command is called: `turtles --help` has to b
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ import typer
 
 from engine.cli import Place, build_cli, output
 from engine.cli.exits import FAILED, OK, EnvironmentUnusable, NotEnded, code_of_status
-from engine.cli.front import DEFAULT_DATA_DIR, AsJson, DataDir, Front, answering
+from engine.cli.front import DEFAULT_DATA_DIR, AsJson, DataDir, Front, answering, say_stopped
 from engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,36 +43,26 @@ PLATFORM = "platform"
 @asynccontextmanager
 async def make_app(place: Place) -> AsyncIterator[App]:
     """An app over all our machines; one that works has a platform to work with."""
-    from machines.app import turtles_app
+    from machines.app import restore_reservations, turtles_app
     from persistence import open_store
 
     if not place.work or place.data_dir is None:
         async with turtles_app(open_store(place.store_url), work=False) as app:
             yield app
         return
-    with translated():
-        async with _platform(place.data_dir / PLATFORM) as base_url, _clients(base_url) as clients:
-            store = open_store(place.store_url)
-            async with turtles_app(store, clients, moved=place.moved) as app:
+    from machines.platform_keeper import BLOCK_SECONDS, kept_platform
+
+    platform_dir = place.data_dir / PLATFORM
+    with translated(), closing(open_store(place.store_url)) as store:
+        async with (
+            kept_platform(platform_dir, block_seconds=BLOCK_SECONDS) as base_url,
+            _clients(base_url) as clients,
+        ):
+            app = turtles_app(store, clients, moved=place.moved)
+            await app.open()
+            await restore_reservations(app, clients)
+            async with app:
                 yield app
-
-
-@asynccontextmanager
-async def _platform(data_dir: Path) -> AsyncIterator[str]:
-    """The platform of a directory: the one that runs there, or one for as long as we do."""
-    from machines.inception import PlatformKeeper
-    from machines.platform.server import find_server
-
-    found = find_server(data_dir)
-    if found is not None:
-        yield found.base_url
-        return
-    keeper = PlatformKeeper(data_dir)
-    await keeper.start()
-    try:
-        yield keeper.base_url
-    finally:
-        await keeper.stop()
 
 
 @asynccontextmanager
@@ -332,8 +323,11 @@ def _print_ledger(report: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """The entry point."""
-    cli()
+    """The entry point.  Ctrl-C gives one line and exit code 130, wherever it comes."""
+    try:
+        cli()
+    except KeyboardInterrupt:
+        sys.exit(say_stopped("--json" in sys.argv))
 
 
 if __name__ == "__main__":

@@ -6,36 +6,44 @@
         runs.db, runs.db.key    our runs, and the key that opens their secrets
         platform/               the embedded platform (see machines.platform.server)
 
-The platform is a process of its own.  It is found by its `ready.json` or started; while the chain
-runs, one that dies is started again on the same port; when the chain has ended or we are told to
-stop, it is stopped.  Whatever is killed, the same command goes on where the runs stand.
+The platform is a process of its own, found or started, kept alive and stopped as told in
+machines.platform_keeper.  Whatever is killed, the same command goes on where the runs stand.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine.clock import seconds
-from engine.errors import TurtlesError, UsageError
+from engine.errors import KeyConflict, TurtlesError, UsageError
 from engine.secrets import Secret
 from engine.system import SystemClock
-from machines.platform import server
+from machines.platform_keeper import BLOCK_SECONDS, PlatformKeeper, kept_platform
 
 if TYPE_CHECKING:
     from engine.app import App, Outcome
     from engine.decide import Decision
+    from machines.flows.f13_inception import Layer
 
 CURRENCIES = ("XMR", "BTC", "LTC", "DOGE")
 DEPTH_MAX = 8
 TIER_MAX = 32
 MONTHS = (1, 3, 6, 12, 24)
-CHECK_MS = 300
+
+
+__all__ = [
+    "EnvironmentRefused",
+    "InceptionOptions",
+    "InceptionResult",
+    "LayerResult",
+    "PlatformKeeper",
+    "incept",
+]
 
 
 class EnvironmentRefused(TurtlesError):
@@ -53,7 +61,7 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
     months: int = 1
     budget_cents: int | None = None
     poll_seconds: float = 0.5
-    block_seconds: float = 0.25
+    block_seconds: float = BLOCK_SECONDS
     platform_url: str | None = None
     timeout_seconds: float | None = None
 
@@ -66,9 +74,7 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
         if not 1 <= self.depth <= DEPTH_MAX:
             raise UsageError(f"depth {self.depth}: expected 1 to {DEPTH_MAX}")
         if self.currency not in CURRENCIES:
-            raise UsageError(
-                f"currency {self.currency!r}: expected one of {', '.join(CURRENCIES)}"
-            )
+            raise UsageError(f"currency {self.currency!r}: expected one of {', '.join(CURRENCIES)}")
         if not 1 <= self.tier <= TIER_MAX:
             raise UsageError(f"tier {self.tier}: expected 1 to {TIER_MAX}")
         if self.months not in MONTHS:
@@ -191,13 +197,42 @@ async def _run(
         await app.open()
         await restore_reservations(app, clients)
         async with app:
-            run = await app.start(Inception, layer, key=options.key)
+            try:
+                run = await app.start(Inception, layer, key=options.key)
+            except KeyConflict as error:
+                raise KeyConflict(await _conflict(app, options.key, layer)) from error
             started(run.run_id)
             outcome = await app.wait(run.run_id, timeout_seconds=options.timeout_seconds)
             return await _result(app, options, outcome)
     finally:
         store.close()
         await clients.aclose()
+
+
+async def _conflict(app: App, key: str, asked: Layer) -> str:
+    """Which options of a chain differ from those it was begun with."""
+    run_id = await app.find("Inception", key)
+    begun = asked if run_id is None else (await app.get(run_id)).context
+    differing = [
+        f"{option} {getattr(begun, field)}, now {getattr(asked, field)}"
+        for option, field in _FIXED.items()
+        if getattr(begun, field) != getattr(asked, field)
+    ]
+    return (
+        f"chain {key!r}: begun with other options ({'; '.join(differing)}). "
+        "Give the same ones to go on with it, or another --run KEY for a new chain."
+    )
+
+
+_FIXED = {
+    "--depth": "max_depth",
+    "--currency": "currency",
+    "--tier": "tier",
+    "--months": "months",
+    "--budget-cents": "budget_cents",
+    "poll milliseconds": "poll_ms",
+}
+"""Options that a chain keeps from its beginning, and where it keeps them."""
 
 
 async def _result(app: App, options: InceptionOptions, outcome: Outcome) -> InceptionResult:
@@ -230,66 +265,6 @@ async def _platform(options: InceptionOptions) -> AsyncIterator[str]:
     if options.platform_url is not None:
         yield options.platform_url
         return
-    keeper = PlatformKeeper(options.data_dir / "platform", block_seconds=options.block_seconds)
-    await keeper.start()
-    watch = asyncio.create_task(keeper.watch())
-    try:
-        yield keeper.base_url
-    finally:
-        watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watch
-        await keeper.stop()
-
-
-class PlatformKeeper:
-    """Starts the embedded platform, starts it again when it dies, and stops it."""
-
-    def __init__(self, data_dir: Path, **settings: Any) -> None:
-        self._data_dir = data_dir
-        self._settings = settings
-        self._info: server.ServerInfo | None = None
-
-    @property
-    def base_url(self) -> str:
-        """Where it listens; the same after a restart."""
-        assert self._info is not None
-        return self._info.base_url
-
-    async def start(self) -> None:
-        """Find it or start it.
-
-        Raises:
-            ServerError: it did not start.
-        """
-        await asyncio.to_thread(self._make, self._last_port())
-
-    def _last_port(self) -> int:
-        try:
-            ready = msgspec.json.decode((self._data_dir / "ready.json").read_bytes())
-            return int(ready["port"])
-        except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
-            return 0
-
-    def _make(self, port: int) -> None:
-        try:
-            self._info = server.start_server(self._data_dir, port=port, **self._settings)
-        except server.ServerError:
-            if port == 0 or self._info is not None:
-                raise
-            self._info = server.start_server(self._data_dir, port=0, **self._settings)
-
-    async def watch(self) -> None:
-        """Start it again whenever it is gone, on the port that the clients know."""
-        while True:
-            await asyncio.sleep(CHECK_MS / 1000)
-            if await asyncio.to_thread(server.find_server, self._data_dir) is None:
-                assert self._info is not None
-                with contextlib.suppress(server.ServerError):
-                    await asyncio.to_thread(self._make, self._info.port)
-
-    async def stop(self) -> None:
-        """Stop it, whoever started it."""
-        info = await asyncio.to_thread(server.find_server, self._data_dir)
-        if info is not None:
-            await asyncio.to_thread(server.stop_server, info)
+    place = options.data_dir / "platform"
+    async with kept_platform(place, block_seconds=options.block_seconds) as base_url:
+        yield base_url

@@ -15,9 +15,10 @@ Foreign errors are translated here: a caller sees `StoreError` and its kinds, ne
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -126,9 +127,19 @@ class Database:
                 connect_args=arguments,
                 pool_size=2,
             )
+            event.listen(database, "do_connect", self._make_private)
         event.listen(database, "connect", self._prepare)
         event.listen(database, "begin", _begin_immediate)
         return database
+
+    def _make_private(self, *_connecting: object) -> None:
+        """Make the file for its owner alone; SQLite gives its log the mode of the file.
+
+        What cannot be made is left to SQLite, which then says why.
+        """
+        assert self.path is not None
+        with suppress(OSError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
     def _prepare(self, connection: sqlite3.Connection, _record: object) -> None:
         cursor = connection.cursor()

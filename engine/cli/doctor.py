@@ -2,6 +2,7 @@
 
 - the storage rules, one query each (`engine.ports.Inspector`);
 - every journal folds to the run as it is stored (`engine.journal.fold`);
+- the code of the version that made a run decides the same again (`engine.journal.replay`);
 - nobody else can enter the directory or read the files in it;
 - whatever checks the program adds.
 
@@ -74,7 +75,7 @@ def _journal(app: App, stored: StoredRun) -> list[Finding]:
 
 def _contradictions(app: App, stored: StoredRun) -> Iterator[str]:
     """How the stored run differs from what its journal folds to."""
-    from engine.journal import fold
+    from engine.journal import fold, replay
 
     run = stored.run
     try:
@@ -82,6 +83,9 @@ def _contradictions(app: App, stored: StoredRun) -> Iterator[str]:
         opened = [app.codec.open_entry(run.machine, entry) for entry in entries]
         folded = fold(opened)
         context = app.codec.open_run(run).context
+        table = app.tables.get(run.machine)
+        same_code = table is not None and table.fingerprint == run.version
+        differences = replay(table, opened) if table and same_code else []
     except TurtlesError as error:
         yield str(error)
         return
@@ -92,6 +96,8 @@ def _contradictions(app: App, stored: StoredRun) -> Iterator[str]:
         )
     if folded.context != context:
         yield f"the stored context is not the one of journal entry {folded.seq}"
+    for difference in differences:
+        yield f"its machine's code decides otherwise than recorded: {difference}"
 
 
 def permissions(data_dir: Path) -> list[Finding]:

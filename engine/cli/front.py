@@ -57,8 +57,10 @@ class Front(TyperGroup):
             if not standalone_mode:
                 raise
             code = _refuse_options(error, given)
-        except typer.Abort:
-            code = USAGE
+        except typer.Abort as error:
+            # The way typer tells of Ctrl-C before a command has begun.
+            interrupted = isinstance(error.__cause__, KeyboardInterrupt)
+            code = say_stopped("--json" in given) if interrupted else USAGE
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -114,13 +116,14 @@ def _answer(command: Callable[[], int], as_json: bool) -> int:
         configure_from(os.environ)
         return command()
     except (Interrupted, KeyboardInterrupt):
-        return _say_stopped(as_json)
+        return say_stopped(as_json)
     except TurtlesError as error:
         report(_kind(error), str(error), as_json=as_json)
         return code_of(error)
 
 
-def _say_stopped(as_json: bool) -> int:
+def say_stopped(as_json: bool) -> int:
+    """Say that an interruption was obeyed; the exit code."""
     from engine.cli.output import complain, emit
 
     message = "stopped; run the same command again to go on"

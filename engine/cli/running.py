@@ -38,6 +38,7 @@ def add_running(cli: typer.Typer, factory: AppFactory) -> None:
         as_json: AsJson = False,
     ) -> int:
         """Start a run of a machine, or go on with the one of that key."""
+        _check(factory, machine, input_)
         if wait:
             return _run(factory, data_dir, machine, input_, key, timeout, as_json)
         return _start(factory, data_dir, machine, input_, key, as_json)
@@ -54,6 +55,18 @@ def add_running(cli: typer.Typer, factory: AppFactory) -> None:
         except Interrupted:
             output.complain("stopped: every step in hand is finished")
         return OK
+
+
+def _check(factory: AppFactory, machine: str, given: str) -> None:
+    """Refuse what cannot be, before anything is made or started for it."""
+    from engine.cli.naming import find_table, read_context
+    from engine.cli.signals import run
+
+    async def main() -> None:
+        async with opened(factory, Place(data_dir=None)) as app:
+            read_context(find_table(app, machine), given)
+
+    run(main())
 
 
 def _run(
@@ -147,6 +160,8 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
     )
     if outcome.last_error:
         output.write(f"last error: {outcome.last_error}")
+    if outcome.status in ("failed", "cancelled"):
+        output.write(f"context: {output.one_line(outcome.context, 2000)}")
     if outcome.output is not None:
         output.write(f"output: {output.one_line(outcome.output, 2000)}")
 

@@ -11,6 +11,9 @@
          |                +--> release_child          (the deepest layer)
          +--> bury_child -> create_child              (the sandbox died with its platform)
 
+    create_child -- given up --> clear_up -> no_slot  (an attempt whose reply was lost may have
+                                                       made a sandbox: none is left behind)
+
 The ten named states are the paper's (Flow 13).  One run is one layer.  What a layer executes in
 its child sandbox is the inspection that the next layer's Discovery weighs: the next layer knows
 where it is from evidence gathered there.  No key is handed down; every layer buys its own.
@@ -53,6 +56,12 @@ PAYMENT_MILESTONES = ("invoicing", "paying", "confirming", "settling")
 
 DEPTH_MAX = 8
 """The deepest chain that one run may be asked for (paper, Flow 13: 8 slots at tier 32)."""
+
+LOST_MAX = 20
+"""So many sandboxes that died one after another mean that the next one will not live either."""
+
+STDOUT_CHARACTERS_MAX = 2 * evidence.EVIDENCE_BYTES_MAX
+"""What a sandbox says is not trusted; a greeting is shorter than this."""
 
 PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
 
@@ -133,6 +142,7 @@ class Layer(Context):
     last_session_id: str = ""
     stdout: str = ""
     latency_ms: int = 0
+    lost: int = 0
     inner: tuple[LayerReport, ...] = ()
     refusal: str = ""
 
@@ -200,6 +210,18 @@ class ExecutionFailed(Event, tag="execution_failed"):
     exit_code: int
 
 
+class ExecutionGivenUp(GaveUp, tag="execution_given_up"):
+    """The platform would not run the command."""
+
+
+class ClearedUp(Event, tag="cleared_up"):
+    """This layer's key owns no sandbox."""
+
+
+class NotClearedUp(GaveUp, tag="not_cleared_up"):
+    """Nobody can say whether the key owns a sandbox; one that there is ends with its time."""
+
+
 class Released(Event, tag="let_go"):
     """The child sandbox is gone, on purpose."""
 
@@ -245,9 +267,9 @@ async def create_session(context: Layer, call: Call) -> Created:
     """Create the child sandbox; the same key gives the same one."""
     platform = call.resource(Platform)  # type: ignore[type-abstract]
     try:
-        session = await platform.create_session(
+        session = await platform.create_session(  # noqa: S604 - the name of a shell, not a flag
             _credentials(context),
-            shell="bash",  # noqa: S604 - the name of a shell, not a flag
+            shell="bash",
             network_mode="zerotrust",
             ttl_seconds=context.session_ttl_seconds,
             key=call.key,
@@ -282,7 +304,19 @@ async def inspect_child(context: Layer, call: Call) -> Executed | ChildLost | Ex
         raise _later(error) from error
     if done.exit_code != 0:
         return ExecutionFailed(exit_code=done.exit_code)
-    return Executed(stdout=done.stdout, latency_ms=done.duration_ms)
+    return Executed(stdout=done.stdout[:STDOUT_CHARACTERS_MAX], latency_ms=done.duration_ms)
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def clear_sessions(context: Layer, call: Call) -> ClearedUp:
+    """End every sandbox of this layer's key; there is at most the one nobody told us of."""
+    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    try:
+        for session in await platform.sessions(_credentials(context)):
+            await platform.delete_session(_credentials(context), session.session_id)
+    except ClientError as error:
+        raise _later(error) from error
+    return ClearedUp()
 
 
 def greeting(context: Layer) -> str:
@@ -298,6 +332,12 @@ def _split(stdout: str) -> tuple[str, str]:
     """(the line for people, the evidence) of a greeting's output."""
     line, _, rest = stdout.partition("\n")
     return line.strip(), rest.strip()
+
+
+def _is_answer(context: Layer, stdout: str) -> bool:
+    """Whether this is what a greeting gives: its line, with evidence behind it."""
+    line, inspection = _split(stdout)
+    return line == _line(context) and inspection.startswith("{")
 
 
 def released(context: Layer) -> bool:
@@ -327,7 +367,13 @@ class Inception(Machine[Layer]):
     create_child = State(
         effect=create_session, compensation=delete_session, on_exhausted="no_slot_left"
     )
-    execute_in_child = State(effect=inspect_child, timeout=hours(1), on_timeout="execution_stuck")
+    clear_up = State(effect=clear_sessions, on_exhausted="not_cleared_up", cancellable=False)
+    execute_in_child = State(
+        effect=inspect_child,
+        on_exhausted="execution_given_up",
+        timeout=hours(1),
+        on_timeout="execution_stuck",
+    )
     bury_child = State(effect=delete_session, undoes="create_child")
     descend = State(child="next_layer", on_child="inner_ended")
     release_child = State(effect=delete_session, undoes="create_child")
@@ -370,9 +416,18 @@ class Inception(Machine[Layer]):
     equipped = install_tools.to(create_child)
     equipped_not = install_tools.to(no_tools)
     created = create_child.to(execute_in_child)
-    no_slot_left = create_child.to(no_slot)
-    executed = execute_in_child.to(descend, cond="goes_deeper") | execute_in_child.to(release_child)
-    child_lost = execute_in_child.to(bury_child)
+    no_slot_left = create_child.to(clear_up)
+    cleared_up = clear_up.to(no_slot)
+    not_cleared_up = clear_up.to(no_slot)
+    executed = (
+        execute_in_child.to(execution_refused, unless="answers")
+        | execute_in_child.to(descend, cond="goes_deeper")
+        | execute_in_child.to(release_child)
+    )
+    child_lost = execute_in_child.to(bury_child, cond="may_live") | (
+        execute_in_child.to(execution_refused)
+    )
+    execution_given_up = execute_in_child.to(execution_refused)
     execution_failed = execute_in_child.to(execution_refused)
     execution_stuck = execute_in_child.to(execution_refused)
     inner_ended = descend.to(release_child)
@@ -457,6 +512,14 @@ class Inception(Machine[Layer]):
         """The price is over the budget, or the wallet is short."""
         return event.state in ("over_budget", "unfunded")
 
+    def answers(self, context: Layer, event: Executed) -> bool:
+        """What came back is this layer's own greeting."""
+        return _is_answer(context, event.stdout)
+
+    def may_live(self, context: Layer) -> bool:
+        """Not every sandbox so far has died."""
+        return context.lost + 1 < LOST_MAX
+
     def goes_deeper(self, context: Layer) -> bool:
         """There is a layer below this one."""
         return context.depth < context.max_depth
@@ -514,9 +577,26 @@ class Inception(Machine[Layer]):
         """Keep why."""
         return self.but(context, refusal=event.reason)
 
+    def on_not_cleared_up(self, context: Layer, event: NotClearedUp) -> Layer:
+        """Keep that a sandbox may live on."""
+        return self.but(context, refusal=f"{context.refusal}; clearing up failed: {event.reason}")
+
     def on_executed(self, context: Layer, event: Executed) -> Layer:
-        """Keep what the child said."""
+        """Keep what the child said, if it is an answer."""
+        if not _is_answer(context, event.stdout):
+            return self.but(context, refusal="the child did not answer the greeting")
         return self.but(context, stdout=event.stdout, latency_ms=event.latency_ms)
+
+    def on_child_lost(self, context: Layer) -> Layer:
+        """Count the dead."""
+        lost = context.lost + 1
+        if lost < LOST_MAX:
+            return self.but(context, lost=lost)
+        return self.but(context, lost=lost, refusal=f"{lost} sandboxes died, one after another")
+
+    def on_execution_given_up(self, context: Layer, event: ExecutionGivenUp) -> Layer:
+        """Keep why."""
+        return self.but(context, refusal=event.reason)
 
     def on_execution_failed(self, context: Layer, event: ExecutionFailed) -> Layer:
         """Keep how it failed."""
@@ -575,8 +655,12 @@ class Inception(Machine[Layer]):
     @ensures(executed)
     def the_child_answered(self, new: Layer) -> bool:
         """What comes back is this layer's own greeting, with evidence behind it."""
-        line, inspection = _split(new.stdout)
-        return line == _line(new) and inspection.startswith("{")
+        return bool(new.refusal) or _is_answer(new, new.stdout)
+
+    @invariant
+    def depth_counts_from_one(self, context: Layer) -> bool:
+        """Otherwise a chain could be longer than its bound."""
+        return context.depth >= 1
 
     @invariant
     def a_sandbox_needs_a_key(self, context: Layer) -> bool:

@@ -88,11 +88,17 @@ def find_server(data_dir: Path) -> ServerInfo | None:
     return info if identity is not None and identity.is_alive() else None
 
 
-def start_server(data_dir: Path, **options: object) -> ServerInfo:
+def start_server(
+    data_dir: Path,
+    *,
+    spawned: Callable[[Identity], None] = lambda _identity: None,
+    **options: object,
+) -> ServerInfo:
     """Start a server that outlives this process, or find the one that is there.
 
     Args:
         data_dir: made (0700) when absent.
+        spawned: told of a process that was started, before it is ready.
         options: those of `serve`: `port=0, block_seconds=1.0, allow_faults=True, ...`.
 
     Raises:
@@ -106,6 +112,8 @@ def start_server(data_dir: Path, **options: object) -> ServerInfo:
     limit = time.monotonic() + START_SECONDS
     while True:
         child = _spawn(_command(data_dir, options), log_file)
+        if identity := identify(child.pid):
+            spawned(identity)
         if found := _wait_ready(data_dir, child, log_file, limit):
             return found
         # Another server held the directory: it is starting, and will be found, or stopping.
@@ -168,6 +176,8 @@ def _wait_ready(
         code = child.poll()
         if code == EXIT_TAKEN:
             return None
+        if code == EXIT_REFUSED:
+            raise DataDirectoryRefused(_last_words(log_file))
         if code is not None:
             raise ServerError(
                 f"platform server for {data_dir}: ended with exit code {code} before it was "
@@ -193,6 +203,12 @@ def _tail(log_file: Path, lines: int = 12) -> str:
     except OSError as error:
         return f"(unreadable: {error})"
     return "\n".join(text.splitlines()[-lines:]) or "(empty)"
+
+
+def _last_words(log_file: Path) -> str:
+    """Why a server refused to start, as it said itself."""
+    last = _tail(log_file, lines=1)
+    return f"platform server: {last.removeprefix('turtles: ')}"
 
 
 def stop_server(info: ServerInfo) -> bool:
@@ -276,6 +292,7 @@ def serve(
     allow_faults: bool = False,
     backend: str = "bubblewrap",
     requests_per_minute_per_tier: int = 7,
+    payer_outputs: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code (0).
@@ -289,6 +306,7 @@ def serve(
         allow_faults: whether misbehaviour can be injected.
         backend: `bubblewrap`, the only one.
         requests_per_minute_per_tier: 7 by the price list; another is shown by `/health`.
+        payer_outputs: how many coins the payer's wallet of a new platform holds; 0 is a poor one.
         say: takes the lines meant for a person, the last begins with `ready`.
 
     Raises:
@@ -309,6 +327,7 @@ def serve(
             allow_faults=allow_faults,
             backend=_backend(backend, data_dir),
             requests_per_minute_per_tier=requests_per_minute_per_tier,
+            payer_outputs=payer_outputs,
             say=say or (lambda _line: None),
         )
 
@@ -390,6 +409,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-faults", action="store_true")
     parser.add_argument("--backend", default="bubblewrap")
     parser.add_argument("--requests-per-minute-per-tier", type=int, default=7)
+    parser.add_argument("--payer-outputs", type=int, help=argparse.SUPPRESS)
     return parser
 
 

@@ -26,6 +26,7 @@ import structlog
 import uvicorn
 from starlette.applications import Starlette
 
+from engine.log import configure
 from engine.secrets import load_codec
 from machines.platform import keys
 from machines.platform.app import build_app
@@ -47,10 +48,15 @@ def run(
     allow_faults: bool,
     backend: Backend,
     requests_per_minute_per_tier: int,
+    payer_outputs: int | None = None,
     say: Callable[[str], None],
 ) -> int:
     """Serve a prepared and locked data directory until a signal; the exit code (0)."""
-    chosen = {"block_seconds": block_seconds, "invoice_seconds": invoice_seconds}
+    chosen = {
+        "block_seconds": block_seconds,
+        "invoice_seconds": invoice_seconds,
+        "payer_outputs": payer_outputs,
+    }
     settings = {name: value for name, value in chosen.items() if value is not None}
     config = PlatformConfig(allow_faults=allow_faults, **settings)  # type: ignore[arg-type]
     codec = load_codec(data_dir / "master.key", os.environ)
@@ -168,15 +174,6 @@ class _Server(uvicorn.Server):
 
 
 def log_to_stderr() -> None:
-    """One JSON object a line on stderr, for the server process."""
+    """One JSON object a line on stderr, secrets hidden, for the server process."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+    configure(json=True, level="info")

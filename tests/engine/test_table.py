@@ -128,6 +128,7 @@ def run_in(table, state: str, context: Any) -> Run:
 
 
 @given(machines(), st.data())
+@settings(max_examples=settings.default.max_examples * 5)
 def test_table_is_the_library_for_random_machines(machine, data):
     table = compile_table.__wrapped__(machine)
     run = begin(table, run_id="r1", context=Numbers(), now_ms=NOW).after

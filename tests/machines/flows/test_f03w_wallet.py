@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.clock import hours, minutes, seconds
 from engine.secret import Secret
 from engine.table import compile_table
+from engine.testing import CrashPlan
 from machines.clients.ports import (
     BroadcastRefused,
     Rejected,
@@ -293,7 +294,7 @@ async def test_a_crash_between_commit_and_broadcast_found_days_later_sends_the_s
 ) -> None:
     """Nobody knows whether the bytes were handed out, so they are never abandoned."""
     world = make_world()
-    plan = world.harness().plan
+    plan = CrashPlan()
     async with world.harness(plan) as harness:
         await harness.app.start(Spend, world.order(), key="a rehearsal")
         await harness.until_idle()
