@@ -39,7 +39,7 @@ from engine.log import configure
 from engine.performing import OutsideWorld, Performer, World
 from engine.ports import Delivery, EffectRecord, Query, Receipt, Store, StoredRun
 from engine.process import this_worker
-from engine.run import Run
+from engine.run import HELD, Run
 from engine.runner import Runner
 from engine.secrets import SecretsCodec, load_codec
 from engine.system import SystemClock, new_run_id
@@ -199,10 +199,12 @@ class App:
         self._io.close()
 
     def _note(self, decision: Decision) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-        self._worker.wake()
-        entry = decision.entry
+        after, entry = decision.after, decision.entry
+        if after.terminal or after.status in HELD:
+            self._changed.set()
+            self._changed = asyncio.Event()
+        if decision.child or decision.moved or after.terminal or after.closing:
+            self._worker.wake()  # another run may have become due
         log.info("run.moved", run_id=entry.run_id, machine=decision.after.machine, seq=entry.seq,
                  event_name=entry.event, source=entry.source, target=entry.target,
                  status=decision.after.status)  # fmt: skip

@@ -236,9 +236,7 @@ def _state_problems(machine: Any, state: Any, settings: Any) -> Iterable[tuple[s
             )
     if (settings.child or settings.follows_child) and not settings.on_child:
         yield "has a child but no on_child= event", "Say what its end means: on_child='...'"
-    if any(
-        e.target is state and settings.on_child in e.events for e in state.transitions
-    ):
+    if any(e.target is state and settings.on_child in e.events for e in state.transitions):
         yield (
             f"stays after on_child={settings.on_child!r}, where no child is left to wait for",
             "Lead to another state; that one may start the next child and come back",

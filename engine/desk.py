@@ -31,9 +31,7 @@ log = structlog.get_logger("turtles.desk")
 class Job:
     """A claimed run in this worker's hands."""
 
-    def __init__(
-        self, table: Table, run: Run, claimed: Claimed, *, performs: bool = True
-    ) -> None:
+    def __init__(self, table: Table, run: Run, claimed: Claimed, *, performs: bool = True) -> None:
         self.table = table
         self.run = run
         self.fence = claimed.fence

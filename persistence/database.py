@@ -35,6 +35,7 @@ from engine.errors import (
     StoreReadOnly,
     UsageError,
 )
+from persistence.compiled import bound, plan_for
 
 Synchronous = Literal["FULL", "NORMAL"]
 Row = Mapping[str, Any]
@@ -45,6 +46,8 @@ class Session:
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
+        driver: Any = connection.connection.driver_connection
+        self._driver = driver
 
     def run(self, statement: str, /, **parameters: Any) -> int:
         """Execute a statement; the number of rows it changed."""
@@ -57,15 +60,23 @@ class Session:
 
     def execute(self, statement: sa.Executable, /, **parameters: Any) -> int:
         """Execute a built statement; the number of rows it changed."""
-        return self.connection.execute(statement, parameters).rowcount
+        text, values = bound(plan_for(statement), parameters)
+        return int(self._driver.execute(text, values).rowcount)
 
     def execute_many(self, statement: sa.Executable, rows: Sequence[Mapping[str, Any]], /) -> int:
         """Execute a built statement once for each row; the number of rows changed in all."""
-        return self.connection.execute(statement, rows).rowcount if rows else 0
+        if not rows:
+            return 0
+        columns = tuple(rows[0]) if isinstance(statement, sa.Insert) else None
+        plan = plan_for(statement, columns)
+        values = [{**plan.constants, **row} for row in rows] if plan.constants else rows
+        return int(self._driver.executemany(plan.text, values).rowcount)
 
-    def fetch(self, statement: sa.Executable, /, **parameters: Any) -> Sequence[sa.Row[Any]]:
-        """Every row of a built query, or of a built statement with RETURNING."""
-        return self.connection.execute(statement, parameters).all()
+    def fetch(self, statement: sa.Executable, /, **parameters: Any) -> list[Any]:
+        """Every row of a built query, or of a built statement with RETURNING, by name."""
+        plan = plan_for(statement)
+        text, values = bound(plan, parameters)
+        return list(map(plan.row, self._driver.execute(text, values).fetchall()))
 
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Every row of a query, or of a statement with RETURNING."""
@@ -172,7 +183,9 @@ class Database:
         try:
             yield
         except sa.exc.DBAPIError as error:
-            raise translate(error, self.name) from error
+            raise translate(str(error.orig), self.name) from error
+        except sqlite3.Error as error:
+            raise translate(str(error), self.name) from error
 
 
 def open_database(
@@ -199,9 +212,8 @@ def _begin_immediate(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
-def translate(error: sa.exc.DBAPIError, name: str) -> StoreError:
-    """The store error that a driver's error means, with what to do about it."""
-    text = str(error.orig)
+def translate(text: str, name: str) -> StoreError:
+    """The store error that a driver's message means, with what to do about it."""
     lowered = text.lower()
     if "locked" in lowered or "busy" in lowered:
         return StoreBusy(

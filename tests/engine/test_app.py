@@ -63,7 +63,7 @@ async def test_start_says_what_is_wrong(shop, zoo, bench):
         pass
 
     async with shop:
-        with pytest.raises(UnknownMachine, match="no machine 'Nope' in this app. It has: Errand"):
+        with pytest.raises(UnknownMachine, match=r"no machine 'Nope' in this app. It has: Errand"):
             await shop.app.start("Nope", zoo.Order())
         with pytest.raises(BadPayload, match=r"expects a context Order\(amount.*, got Other"):
             await shop.app.start(zoo.Shop, Other())
@@ -71,7 +71,7 @@ async def test_start_says_what_is_wrong(shop, zoo, bench):
             await shop.app.start(zoo.Shop, zoo.Order(amount=0))
         with pytest.raises(TooLarge, match="key of the run: expected 1 to 200 characters, got 0"):
             await shop.app.start(zoo.Shop, zoo.Order(), key="")
-        with pytest.raises(TooLarge, match="context of run r.*: 3000.. bytes encoded"):
+        with pytest.raises(TooLarge, match=r"context of run r.*: 3000.. bytes encoded"):
             await shop.app.start(zoo.Shop, zoo.Order(receipt="x" * 300_000))
         assert bench.store.runs.select(Query()) == []
 
@@ -101,7 +101,7 @@ async def test_a_key_used_for_another_event_is_a_conflict(shop, zoo, other):
 async def test_send_says_what_is_wrong(shop, zoo):
     async with shop:
         run_id = await started(shop, zoo)
-        with pytest.raises(UnknownRun, match="no run 'r-none' in .*turtles list"):
+        with pytest.raises(UnknownRun, match=r"no run 'r-none' in .*turtles list"):
             await shop.app.send("r-none", "pack")
         with pytest.raises(UnknownEvent, match="machine Shop has no event 'nope'"):
             await shop.app.send(run_id, "nope")
@@ -162,8 +162,9 @@ async def test_wait_ends_with_the_run(bench, zoo):
     async with app:
         run = await app.start(zoo.Shop, zoo.Order())
         waiting = asyncio.create_task(app.wait(run.run_id))
-        while (await app.get(run.run_id)).state != "packing":
+        for _ in range(200):
             await asyncio.sleep(0)
+        assert (await app.get(run.run_id)).state == "packing"
         assert not waiting.done()
         await app.send(run.run_id, "pack")
         await app.send(run.run_id, zoo.Shipped(parcels=2))
@@ -250,9 +251,9 @@ async def test_output_is_shown_only_at_the_end(bench):
         number: int = 7
 
     class Giving(Machine[Box]):
-        open = State(initial=True, timeout=hours(1), on_timeout="close")
+        idle = State(initial=True, timeout=hours(1), on_timeout="close")
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def output(self, context: Box) -> Box:
             return Box(number=context.number + 1)

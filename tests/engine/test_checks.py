@@ -65,32 +65,32 @@ async def guess(context: Box, call: object) -> Event:
 class Good(Machine[Box]):
     """What the cases below begin from."""
 
-    open = State(initial=True, waits=True)
+    idle = State(initial=True, waits=True)
     end = State(final=True)
-    close = open.to(end)
+    close = idle.to(end)
 
 
 def eventless():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
-        open.to(end)  # here
+        close = idle.to(end)
+        idle.to(end)  # here
 
 
 def from_any():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
         stop = end.from_.any()
 
 
 def async_guard():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end, cond="ready")
+        close = idle.to(end, cond="ready")
 
         async def ready(self) -> bool:  # here
             return True
@@ -98,115 +98,115 @@ def async_guard():
 
 def duplicate_values():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, value=1)  # here
+        idle = State(initial=True, waits=True, value=1)  # here
         end = State(final=True, value=1)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def event_named_like_an_attribute():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        send = open.to(end)  # here
+        send = idle.to(end)  # here
 
 
 def event_with_the_librarys_prefix():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        error_found = open.to(end)  # here
+        error_found = idle.to(end)  # here
 
 
 def dotted_event():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end, event="close.now")  # here
+        close = idle.to(end, event="close.now")  # here
 
 
 def delayed_event():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = statemachine.Event(open.to(end), delay=100)  # here
+        close = statemachine.Event(idle.to(end), delay=100)  # here
 
 
 def invoking_state():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, invoke="anything")  # here
+        idle = State(initial=True, waits=True, invoke="anything")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def librarys_enter_hook():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, enter="anything")  # here
+        idle = State(initial=True, waits=True, enter="anything")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def nested_states():
     class Bad(Machine[Box]):
-        class open(State.Compound, initial=True):  # noqa: N801 - a state
+        class idle(State.Compound, initial=True):  # noqa: N801 - a state
             inner = State(initial=True, waits=True)
             back = statemachine.HistoryState()
             rest = State(final=True)
             go = inner.to(rest)
 
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def plain_library_state():
     class Bad(Machine[Box]):
-        open = statemachine.State(initial=True)
+        idle = statemachine.State(initial=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def timeout_without_transition():
     class Bad(Machine[Box]):
-        open = State(initial=True, timeout=5, on_timeout="late")  # here
+        idle = State(initial=True, timeout=5, on_timeout="late")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def timeout_without_event():
     class Bad(Machine[Box]):
-        open = State(initial=True, timeout=5)  # here
+        idle = State(initial=True, timeout=5)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def timeout_of_zero():
     class Bad(Machine[Box]):
-        open = State(initial=True, timeout=0, on_timeout="close")  # here
+        idle = State(initial=True, timeout=0, on_timeout="close")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def timeout_with_a_payload():
     class Bad(Machine[Box]):
         payloads = (Timed,)
-        open = State(initial=True, timeout=5, on_timeout="late")  # here
+        idle = State(initial=True, timeout=5, on_timeout="late")  # here
         end = State(final=True)
-        late = open.to(end)
+        late = idle.to(end)
 
 
 def exhausted_with_another_payload():
     class Bad(Machine[Box]):
         payloads = (NotGaveUp,)
-        open = State(initial=True, effect=work, on_exhausted="lost")  # here
+        idle = State(initial=True, effect=work, on_exhausted="lost")  # here
         end = State(final=True)
-        lost = open.to(end)
+        lost = idle.to(end)
 
 
 def child_with_another_payload():
     class Bad(Machine[Box]):
         payloads = (NotChildEnded,)
-        open = State(initial=True, child="kid", on_child="ended")  # here
+        idle = State(initial=True, child="kid", on_child="ended")  # here
         end = State(final=True)
-        ended = open.to(end)
+        ended = idle.to(end)
 
         def kid(self, context):
             return None
@@ -215,12 +215,12 @@ def child_with_another_payload():
 def moved_with_another_payload():
     class Bad(Machine[Box]):
         payloads = (Ended, Spare)
-        open = State(  # here
+        idle = State(  # here
             initial=True, child="kid", on_child="ended", on_child_moved="nowhere"
         )
         end = State(final=True)
-        ended = open.to(end)
-        nowhere = open.to.itself()
+        ended = idle.to(end)
+        nowhere = idle.to.itself()
 
         def kid(self, context):
             return None
@@ -229,139 +229,139 @@ def moved_with_another_payload():
 def two_payloads_for_one_event():
     class Bad(Machine[Box]):
         payloads = (NotGaveUp, Lost)
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        lost = open.to(end)
+        lost = idle.to(end)
 
 
 def nothing_happens_here():
     class Bad(Machine[Box]):
-        open = State(initial=True)  # here
+        idle = State(initial=True)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def unreachable():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         island = State(waits=True)  # here
         end = State(final=True)
-        close = open.to(end) | island.to(end)
+        close = idle.to(end) | island.to(end)
 
 
 def dead_end():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         pit = State(waits=True)  # here
         end = State(final=True)
-        close = open.to(end)
-        fall = open.to(pit)
+        close = idle.to(end)
+        fall = idle.to(pit)
 
 
 def no_path_to_an_end():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         pit = State(waits=True)  # here
         hole = State(waits=True)
         end = State(final=True)
-        close = open.to(end)
-        fall = open.to(pit) | pit.to(hole) | hole.to(pit)
+        close = idle.to(end)
+        fall = idle.to(pit) | pit.to(hole) | hole.to(pit)
 
 
 def no_final_state():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         other = State(waits=True)
-        close = open.to(other) | other.to(open)
+        close = idle.to(other) | other.to(idle)
 
 
 def initial_and_final():
     class Bad(Machine[Box]):
-        open = State(initial=True, final=True)  # here
+        idle = State(initial=True, final=True)  # here
 
 
 def final_with_effect():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True, effect=work)  # here
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def final_following_a_child():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True, follows_child=True)  # here
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def failure_that_is_not_final():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, failure=True)  # here
+        idle = State(initial=True, waits=True, failure=True)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def exhausted_without_effect():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, on_exhausted="close")  # here
+        idle = State(initial=True, waits=True, on_exhausted="close")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def every_without_effect():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, every=5)  # here
+        idle = State(initial=True, waits=True, every=5)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def effect_that_is_none():
     class Bad(Machine[Box]):
-        open = State(initial=True, effect=print)  # here
+        idle = State(initial=True, effect=print)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def effect_that_can_only_guess():
     class Bad(Machine[Box]):
-        open = State(initial=True, effect=guess)  # here
+        idle = State(initial=True, effect=guess)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def compensation_that_can_only_guess():
     class Bad(Machine[Box]):
-        open = State(initial=True, effect=work, compensation=guess)  # here
+        idle = State(initial=True, effect=work, compensation=guess)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def compensation_of_nothing():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, compensation=work)  # here
+        idle = State(initial=True, waits=True, compensation=work)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def undoes_without_effect():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, undoes="end")  # here
+        idle = State(initial=True, waits=True, undoes="end")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def undoes_no_state():
     class Bad(Machine[Box]):
-        open = State(initial=True, effect=work, undoes="nothing")  # here
+        idle = State(initial=True, effect=work, undoes="nothing")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def child_without_end():
     class Bad(Machine[Box]):
-        open = State(initial=True, child="kid")  # here
+        idle = State(initial=True, child="kid")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def kid(self, context):
             return None
@@ -369,23 +369,23 @@ def child_without_end():
 
 def end_without_child():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True, on_child="close")  # here
+        idle = State(initial=True, waits=True, on_child="close")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def child_without_method():
     class Bad(Machine[Box]):
-        open = State(initial=True, child="kid", on_child="close")  # here
+        idle = State(initial=True, child="kid", on_child="close")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def two_children():
     class Bad(Machine[Box]):
-        open = State(initial=True, child="kid", follows_child=True, on_child="close")  # here
+        idle = State(initial=True, child="kid", follows_child=True, on_child="close")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def kid(self, context):
             return None
@@ -393,9 +393,9 @@ def two_children():
 
 def child_and_effect():
     class Bad(Machine[Box]):
-        open = State(initial=True, child="kid", on_child="close", effect=work)  # here
+        idle = State(initial=True, child="kid", on_child="close", effect=work)  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def kid(self, context):
             return None
@@ -403,9 +403,9 @@ def child_and_effect():
 
 def childs_end_that_stays():
     class Bad(Machine[Box]):
-        open = State(initial=True, child="kid", on_child="close")  # here
+        idle = State(initial=True, child="kid", on_child="close")  # here
         end = State(final=True)
-        close = open.to(end, cond="good") | open.to.itself()
+        close = idle.to(end, cond="good") | idle.to.itself()
 
         def kid(self, context):
             return None
@@ -416,11 +416,11 @@ def childs_end_that_stays():
 
 def odd_parent_end():
     class Bad(Machine[Box]):
-        open = State(  # here
+        idle = State(  # here
             initial=True, child="kid", on_child="close", on_parent_end="forget"
         )
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def kid(self, context):
             return None
@@ -428,16 +428,16 @@ def odd_parent_end():
 
 def guard_without_method():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end, cond="redy")  # here
+        close = idle.to(end, cond="redy")  # here
 
 
 def guard_with_a_comparison():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end, cond="number > 3")  # here
+        close = idle.to(end, cond="number > 3")  # here
 
         def number(self):
             return 1
@@ -445,16 +445,16 @@ def guard_with_a_comparison():
 
 def action_without_method():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end, on="wave")  # here
+        close = idle.to(end, on="wave")  # here
 
 
 def before_callback():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end, before="wave")  # here
+        close = idle.to(end, before="wave")  # here
 
         def wave(self):
             return None
@@ -462,9 +462,9 @@ def before_callback():
 
 def before_hook():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def before_close(self):  # here
             return None
@@ -472,9 +472,9 @@ def before_hook():
 
 def generic_hook():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def on_transition(self):  # here
             return None
@@ -482,9 +482,9 @@ def generic_hook():
 
 def hook_of_nothing():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def on_enter_opne(self, context):  # here
             return context
@@ -492,9 +492,9 @@ def hook_of_nothing():
 
 def parameter_of_another_name():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end, cond="ready")
+        close = idle.to(end, cond="ready")
 
         def ready(self, invoice):  # here
             return True
@@ -502,9 +502,9 @@ def parameter_of_another_name():
 
 def timeout_parameter_of_another_name():
     class Bad(Machine[Box]):
-        open = State(initial=True, timeout="long", on_timeout="close")  # here
+        idle = State(initial=True, timeout="long", on_timeout="close")  # here
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         def long(self, invoice):
             return 5
@@ -512,9 +512,9 @@ def timeout_parameter_of_another_name():
 
 def contract_without_event():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         @requires()  # here
         def something(self, context):
@@ -523,9 +523,9 @@ def contract_without_event():
 
 def contract_of_an_unknown_event():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         @ensures("closed")  # here
         def something(self, old, new):
@@ -534,9 +534,9 @@ def contract_of_an_unknown_event():
 
 def invariant_with_an_event():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
         @invariant  # here
         def something(self, event):
@@ -546,80 +546,80 @@ def invariant_with_an_event():
 def payload_of_an_unknown_event():
     class Bad(Machine[Box]):
         payloads = (Spare,)
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def no_context():
     class Bad(Machine):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
 
 def two_initial_states():
     class Bad(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         other = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end) | other.to(end)
+        close = idle.to(end) | other.to(end)
 
 
 CASES: list[tuple[Callable[[], None], str, str, str]] = [
-    (eventless, "open -> end", "has no event", "name = a.to(b)"),
+    (eventless, "idle -> end", "has no event", "name = a.to(b)"),
     (from_any, "stop", "from_.any() copies transitions", "target.from_(a, b)"),
     (async_guard, "ready", "is async", "move the waiting into an effect"),
-    (duplicate_values, "open", "shares its value 1", "Drop value="),
+    (duplicate_values, "idle", "shares its value 1", "Drop value="),
     (event_named_like_an_attribute, "send", "is an attribute of the base class", "Rename"),
     (event_with_the_librarys_prefix, "error_found", "second, dotted id", "Rename the event"),
-    (dotted_event, "open -> end", "close.now' has a dot", "Rename the event"),
-    (delayed_event, "open -> end", "event close has delay=", "on_timeout="),
-    (invoking_state, "open", "uses the library's invoke=", "an effect"),
-    (librarys_enter_hook, "open", "uses the library's enter=", "on_enter_<state>"),
-    (nested_states, "open", "is nested, parallel or a history state", "Use a child run"),
-    (plain_library_state, "open", "is a plain library State", "Import State from engine"),
-    (timeout_without_transition, "open", "on_timeout='late' is no event", "late = open.to(...)"),
-    (timeout_without_event, "open", "timeout= and on_timeout= go together", "Give both"),
-    (timeout_of_zero, "open", "timeout=0", "positive duration"),
-    (timeout_with_a_payload, "open", "on_timeout='late' carries Timed", "another event"),
-    (exhausted_with_another_payload, "open", "a subclass of GaveUp", "payload's base"),
-    (child_with_another_payload, "open", "a subclass of ChildEnded", "payload's base"),
-    (moved_with_another_payload, "open", "a subclass of ChildMoved", "payload's base"),
+    (dotted_event, "idle -> end", "close.now' has a dot", "Rename the event"),
+    (delayed_event, "idle -> end", "event close has delay=", "on_timeout="),
+    (invoking_state, "idle", "uses the library's invoke=", "an effect"),
+    (librarys_enter_hook, "idle", "uses the library's enter=", "on_enter_<state>"),
+    (nested_states, "idle", "is nested, parallel or a history state", "Use a child run"),
+    (plain_library_state, "idle", "is a plain library State", "Import State from engine"),
+    (timeout_without_transition, "idle", "on_timeout='late' is no event", "late = idle.to(...)"),
+    (timeout_without_event, "idle", "timeout= and on_timeout= go together", "Give both"),
+    (timeout_of_zero, "idle", "timeout=0", "positive duration"),
+    (timeout_with_a_payload, "idle", "on_timeout='late' carries Timed", "another event"),
+    (exhausted_with_another_payload, "idle", "a subclass of GaveUp", "payload's base"),
+    (child_with_another_payload, "idle", "a subclass of ChildEnded", "payload's base"),
+    (moved_with_another_payload, "idle", "a subclass of ChildMoved", "payload's base"),
     (two_payloads_for_one_event, "Bad", "event 'lost' has two payload types", "Keep one"),
-    (nothing_happens_here, "open", "neither an effect, a timeout, a child", "waits=True"),
+    (nothing_happens_here, "idle", "neither an effect, a timeout, a child", "waits=True"),
     (unreachable, "island", "cannot be reached", "Add a transition to it"),
     (dead_end, "pit", "has no way out", "final=True"),
     (no_path_to_an_end, "pit", "has no path to a final state", "Add one"),
     (no_final_state, "Bad", "has no final state", "final=True"),
-    (initial_and_final, "open", "is both initial and final", "Add the state"),
+    (initial_and_final, "idle", "is both initial and final", "Add the state"),
     (final_with_effect, "end", "is final but has an effect", "the state before"),
     (final_following_a_child, "end", "is final but has an effect", "the state before"),
-    (failure_that_is_not_final, "open", "failure=True but is not final", "Add final=True"),
-    (exhausted_without_effect, "open", "has on_exhausted= without an effect", "Add effect="),
-    (every_without_effect, "open", "has every= without an effect", "Add effect="),
-    (effect_that_is_none, "open", "effect= is no effect", "@effect(...)"),
-    (effect_that_can_only_guess, "open", "'guess' is neither idempotent nor", "reconcile"),
-    (compensation_that_can_only_guess, "open", "compensation 'guess' is neither", "reconcile"),
-    (compensation_of_nothing, "open", "has a compensation without an effect", "remove it"),
-    (undoes_without_effect, "open", "has undoes= without an effect", "Name the effect"),
-    (undoes_no_state, "open", "undoes='nothing' is no state", "Name the state"),
-    (child_without_end, "open", "has a child but no on_child=", "on_child='...'"),
-    (end_without_child, "open", "has on_child= without child=", "Name the method"),
-    (child_without_method, "open", "child='kid' names no method", "Define def kid"),
-    (two_children, "open", "both starts and follows a child", "Choose one"),
-    (child_and_effect, "open", "has both an effect and a child", "two states"),
-    (childs_end_that_stays, "open", "stays after on_child='close'", "another state"),
-    (odd_parent_end, "open", "on_parent_end='forget'", "Say 'cancel' or 'abandon'"),
-    (guard_without_method, "open -> end", "guard 'redy' names no method", "Define def redy"),
-    (guard_with_a_comparison, "open -> end", "uses Compare", "joined by and, or, not"),
-    (action_without_method, "open -> end", "on='wave' names no method", "Define def wave"),
-    (before_callback, "open -> end", "has before callbacks", "cond=, unless= and on= only"),
+    (failure_that_is_not_final, "idle", "failure=True but is not final", "Add final=True"),
+    (exhausted_without_effect, "idle", "has on_exhausted= without an effect", "Add effect="),
+    (every_without_effect, "idle", "has every= without an effect", "Add effect="),
+    (effect_that_is_none, "idle", "effect= is no effect", "@effect(...)"),
+    (effect_that_can_only_guess, "idle", "'guess' is neither idempotent nor", "reconcile"),
+    (compensation_that_can_only_guess, "idle", "compensation 'guess' is neither", "reconcile"),
+    (compensation_of_nothing, "idle", "has a compensation without an effect", "remove it"),
+    (undoes_without_effect, "idle", "has undoes= without an effect", "Name the effect"),
+    (undoes_no_state, "idle", "undoes='nothing' is no state", "Name the state"),
+    (child_without_end, "idle", "has a child but no on_child=", "on_child='...'"),
+    (end_without_child, "idle", "has on_child= without child=", "Name the method"),
+    (child_without_method, "idle", "child='kid' names no method", "Define def kid"),
+    (two_children, "idle", "both starts and follows a child", "Choose one"),
+    (child_and_effect, "idle", "has both an effect and a child", "two states"),
+    (childs_end_that_stays, "idle", "stays after on_child='close'", "another state"),
+    (odd_parent_end, "idle", "on_parent_end='forget'", "Say 'cancel' or 'abandon'"),
+    (guard_without_method, "idle -> end", "guard 'redy' names no method", "Define def redy"),
+    (guard_with_a_comparison, "idle -> end", "uses Compare", "joined by and, or, not"),
+    (action_without_method, "idle -> end", "on='wave' names no method", "Define def wave"),
+    (before_callback, "idle -> end", "has before callbacks", "cond=, unless= and on= only"),
     (before_hook, "before_close", "this hook of the library is not run", "Use on_<event>"),
     (generic_hook, "on_transition", "this hook of the library is not run", "Use on_<event>"),
     (hook_of_nothing, "on_enter_opne", "is never called", "Correct the name"),
     (parameter_of_another_name, "ready", "parameter 'invoice' is none of", "Rename"),
-    (timeout_parameter_of_another_name, "open", "parameter 'invoice' is none of", "Rename"),
+    (timeout_parameter_of_another_name, "idle", "parameter 'invoice' is none of", "Rename"),
     (contract_without_event, "something", "@requires names no event", "@requires(event)"),
     (contract_of_an_unknown_event, "something", "no event 'closed' here", "Use one of: close"),
     (invariant_with_an_event, "something", "parameter 'event' is none of context", "Rename"),
@@ -640,7 +640,9 @@ def marked_line(make: Callable[[], None]) -> int | None:
     return next((first + i for i, line in enumerate(lines) if line.endswith("# here\n")), None)
 
 
-@pytest.mark.parametrize(("make", "name", "problem", "remedy"), CASES, ids=lambda c: getattr(c, "__name__", ""))
+@pytest.mark.parametrize(
+    ("make", "name", "problem", "remedy"), CASES, ids=lambda c: getattr(c, "__name__", "")
+)
 def test_refused_at_class_time(make, name, problem, remedy):
     message = refusal_of(make)
     assert message.startswith("machine Bad: ")
@@ -663,15 +665,15 @@ def test_the_marks_are_read():
 def test_all_findings_of_a_class_at_once():
     def make():
         class Bad(Machine[Box]):
-            open = State(initial=True)
+            idle = State(initial=True)
             island = State(timeout=-1)
             end = State(final=True, effect=work)
-            send = open.to(end, cond="redy", on="wave")
+            send = idle.to(end, cond="redy", on="wave")
             gone = island.to(end)
 
     lines = refusal_of(make).splitlines()
     assert lines[0] == f"machine Bad: {len(lines) - 1} finding(s)"
-    for part in ("send: is an attr", "open: has neither", "island: cannot", "timeout=-1", "'redy'",
+    for part in ("send: is an attr", "idle: has neither", "island: cannot", "timeout=-1", "'redy'",
                  "'wave'", "timeout= and on_timeout=", "end: is final"):  # fmt: skip
         assert any(part in line for line in lines), part
 
@@ -679,12 +681,12 @@ def test_all_findings_of_a_class_at_once():
 def test_what_is_right_is_accepted():
     class Whole(Machine[Box]):
         payloads = (Lost, Ended)
-        open = State(initial=True, effect=work, on_exhausted="lost", timeout=5, on_timeout="late")
+        idle = State(initial=True, effect=work, on_exhausted="lost", timeout=5, on_timeout="late")
         busy = State(child="kid", on_child="ended")
         end = State(final=True)
-        late = open.to(busy, cond="(a and not b) or b")
-        lost = open.to(end)
-        ended = busy.to(end, cond="a") | busy.to(open)
+        late = idle.to(busy, cond="(a and not b) or b")
+        lost = idle.to(end)
+        ended = busy.to(end, cond="a") | busy.to(idle)
 
         def a(self):
             return True
@@ -699,7 +701,7 @@ def test_what_is_right_is_accepted():
         def fine(self, context, event, now_ms):
             return True
 
-    assert [state.id for state in Whole.states] == ["open", "busy", "end"]
+    assert [state.id for state in Whole.states] == ["idle", "busy", "end"]
 
 
 @pytest.mark.parametrize(

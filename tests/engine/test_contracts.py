@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+import msgspec
 import pytest
 
 from engine import Context, Event, Machine, Secret, State, ensures, invariant, requires
@@ -26,7 +27,7 @@ class Everything(Context):
     code: Secret[str] = Secret("hunter2")
     colour: Colour = Colour.RED
     many: tuple[int, ...] = (1, 2, 3)
-    named: dict[str, int] = {}
+    named: dict[str, int] = msgspec.field(default_factory=dict)
     unused: str = "unused"
 
 
@@ -36,9 +37,9 @@ class Go(Event, tag="go"):
 
 
 class Judged(Machine[Everything]):
-    open = State(initial=True, waits=True)
+    idle = State(initial=True, waits=True)
     end = State(final=True)
-    go = open.to(end, cond="first or second")
+    go = idle.to(end, cond="first or second")
 
     def first(self, context: Everything, event: Go) -> bool:
         return context.number == 0 and event.step == 1

@@ -150,7 +150,7 @@ def test_a_broken_promise_is_a_violation(clause):
     result = decide(TABLE, run_of(Counter(break_at=clause)), "add", Add(number=1), NOW)
     assert isinstance(result, Violation)
     assert f"{clause} does not hold" in result.reason
-    assert not [v for v in result.verdicts if v.clause == clause][0].ok
+    assert not next(v for v in result.verdicts if v.clause == clause).ok
 
 
 @pytest.mark.parametrize(
@@ -269,9 +269,7 @@ def test_a_child_is_named_after_the_step_that_starts_it():
 
 
 def test_a_child_that_cannot_be_described_is_a_violation():
-    result = begin(
-        compile_table(Family), run_id="r1", context=Counter(break_at="kid"), now_ms=NOW
-    )
+    result = begin(compile_table(Family), run_id="r1", context=Counter(break_at="kid"), now_ms=NOW)
     assert isinstance(result, Violation)
     assert "the child of raising raised ValueError" in result.reason
     assert "1234" not in result.reason

@@ -116,9 +116,9 @@ def test_a_class_without_states_is_a_base_and_no_machine():
             return 7
 
     class Derived(Base):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
     assert context_type(Derived) is Steps
     assert methods_of(Derived).helper() == 7

@@ -1,4 +1,4 @@
-"""What happens together with a transition: children, what they tell, what is undone, who is told."""
+"""What happens together with a transition: children, messages, undoing, cancelling."""
 
 from __future__ import annotations
 
@@ -564,7 +564,7 @@ async def test_a_child_that_ends_just_before_the_cancel_reaches_it(garden, bench
 
 async def test_a_send_to_a_run_that_is_not_there_is_dropped(bench, garden):
     async with garden:
-        run_id, child_id = await planted(garden)
+        run_id, _ = await planted(garden)
         ghost = Delivery(run_id="r-none", key="k", event="x", payload=None, at_ms=0)
         (claimed,) = await garden.app._worker.claim(limit=1, run_id=run_id)
         written = bench.store.runs.commit(

@@ -65,7 +65,7 @@ async def listen(context: Log, call) -> Answered | NotDone:
 
 
 class Talk(Machine[Log]):
-    """Everything at once in one state: an effect, a timer, events, and a cancel of its own later."""
+    """Everything at once in one state: an effect, a timer, events; later a cancel of its own."""
 
     ringing = State(initial=True, effect=ring, timeout=minutes(5), on_timeout="tired")
     talking = State(timeout=hours(1), on_timeout="tired")

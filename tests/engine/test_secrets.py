@@ -94,7 +94,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path):
     load_codec(file, {})
     for mode in (0o640, 0o604, 0o666):
         file.chmod(mode)
-        with pytest.raises(SecretsError, match=f"mode {mode:o} lets others.*chmod 600"):
+        with pytest.raises(SecretsError, match=rf"mode {mode:o} lets others.*chmod 600"):
             load_codec(file, {})
 
 
@@ -169,8 +169,8 @@ class Try(Event, tag="try_it"):
 
 class Safe(Machine[Vault]):
     shut = State(initial=True, waits=True)
-    open = State(final=True)
-    try_it = shut.to(open, cond="fits") | shut.to.itself(on="count")
+    ajar = State(final=True)
+    try_it = shut.to(ajar, cond="fits") | shut.to.itself(on="count")
 
     def fits(self, context: Vault, event: Try) -> bool:
         return context.code == event.code
@@ -223,7 +223,7 @@ async def test_a_lost_key_is_a_clear_error_and_nothing_is_lost(bench):
         await harness.app.settle()
     right, bench.secrets = bench.secrets, SecretsCodec(OTHER)
     async with bench.harness(Safe) as harness:
-        with pytest.raises(SecretsError, match="sealed with master key .* but the key here is"):
+        with pytest.raises(SecretsError, match=r"sealed with master key .* but the key here is"):
             await harness.app.get(run_id)
         await harness.app.send(run_id, Try(code=Secret("x")))
         await harness.app.settle()

@@ -235,9 +235,9 @@ async def test_machines_of_another_version_are_left_alone(bench, zoo):
         number: int = 0
 
     class Other(Machine[Box]):
-        open = State(initial=True, waits=True)
+        idle = State(initial=True, waits=True)
         end = State(final=True)
-        close = open.to(end)
+        close = idle.to(end)
 
     async with bench.harness(Other) as harness:
         run = await harness.app.start(Other, Box())

@@ -667,6 +667,12 @@ _OWN_FAULTS = ("ensures ", "invariant ", " raised ", "cannot begin", "returned N
 
 
 @pytest.fixture(autouse=True)
+def same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every life begins with the same run id: keys, jitter and order of the runs hang on it."""
+    monkeypatch.setattr("engine.app.new_run_id", lambda now_ms: "r0")
+
+
+@pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """Rendering log lines costs more than the steps do."""
     before = structlog.get_config()

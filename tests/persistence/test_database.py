@@ -141,6 +141,35 @@ def test_a_read_only_file(readable_by_all, url):
     assert whole(f"sqlite:///{file}") == 1
 
 
+# -- modes --------------------------------------------------------------------------------------
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+
+
+def test_a_new_file_and_its_log_are_for_its_owner_alone(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        database = Database(tmp_path / "new.db")
+        assert modes(tmp_path) == {}
+        with database.transaction() as sql:
+            sql.run("CREATE TABLE t (n INTEGER)")
+        assert modes(tmp_path) == {"new.db": 0o600, "new.db-wal": 0o600, "new.db-shm": 0o600}
+        database.close()
+    finally:
+        os.umask(mask)
+
+
+def test_the_mode_of_a_file_that_exists_is_left_alone(tmp_path):
+    (tmp_path / "old.db").touch(mode=0o640)
+    database = Database(tmp_path / "old.db")
+    with database.transaction() as sql:
+        sql.run("CREATE TABLE t (n INTEGER)")
+    assert modes(tmp_path)["old.db"] == 0o640
+    database.close()
+
+
 # -- disk full ----------------------------------------------------------------------------------
 
 _STEPS = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import event
 
 from engine.errors import UsageError
 from engine.ports import Store
@@ -77,13 +76,10 @@ def test_the_hot_path_uses_the_partial_indexes(tmp_path, make):
     """No statement of a worker's life reads a table from end to end."""
     store = open_store(f"sqlite:///{tmp_path}/runs.db")
     store.runs.start([make.due("r1"), make.due("r2")])
+    with store.database.reading() as sql:  # the one pooled connection
+        driver = sql.connection.connection.driver_connection
     seen = []
-
-    def note(connection, cursor, statement, parameters, context, executemany):
-        if not statement.startswith(("INSERT", "BEGIN", "PRAGMA", "EXPLAIN")):
-            seen.append((statement, parameters[0] if executemany else parameters))
-
-    event.listen(store.database.sa, "before_cursor_execute", note)
+    driver.set_trace_callback(seen.append)
     store.inbox.deliver([make.delivery("r1")])
     store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
     claimed, other = store.runs.claim("w1", 2000, limit=5, versions=["v1"])
@@ -98,12 +94,12 @@ def test_the_hot_path_uses_the_partial_indexes(tmp_path, make):
     )  # fmt: skip
     store.runs.next_due_ms(["v1"])
     store.workers.retire("w1")
-    event.remove(store.database.sa, "before_cursor_execute", note)
+    driver.set_trace_callback(None)
 
     plans = {}
-    with store.database.reading() as sql:
-        for statement, parameters in seen:
-            rows = sql.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    for statement in seen:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            rows = driver.execute(f"EXPLAIN QUERY PLAN {statement}")
             plans[statement] = [row[3] for row in rows]
     store.close()
     whole = {

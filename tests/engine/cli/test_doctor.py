@@ -54,6 +54,19 @@ def test_a_missing_entry_is_found(demo, broken):
     assert "journal: no entries" in answer.out
 
 
+def test_code_that_decides_otherwise_than_recorded_is_found(demo, broken):
+    broken("UPDATE turtles_transition SET verdicts = CAST('[]' AS BLOB)")
+    answer = demo("doctor")
+    assert answer.code == 1
+    assert "its machine's code decides otherwise than recorded: entry 1 ($start" in answer.out
+
+
+def test_a_run_of_another_version_is_not_decided_again(demo, broken):
+    broken("UPDATE turtles_transition SET verdicts = CAST('[]' AS BLOB)")
+    broken("UPDATE turtles_run SET version = 'an older one'")
+    assert "decides otherwise" not in demo("doctor").out
+
+
 def test_a_file_that_others_can_read_is_found_with_its_remedy(demo):
     demo.order("o1")
     file = demo.data_dir / "runs.db"

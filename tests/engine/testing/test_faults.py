@@ -123,9 +123,7 @@ class Tower(Machine[Plan]):
 
     payloads = (Made, Wired, NotWired, Removed)
 
-    posting = State(
-        initial=True, effect=creating("post", Made), compensation=removing("post")
-    )
+    posting = State(initial=True, effect=creating("post", Made), compensation=removing("post"))
     wiring = State(
         effect=creating("wire", Wired), compensation=removing("wire"), on_exhausted="not_wired",
         milestone=True,
@@ -306,4 +304,3 @@ def test_a_plan_without_a_crash_counts():
     plan = CrashPlan()
     assert plan.around("one", lambda: 7) == 7
     assert (len(plan.passed), plan.dead) == (2, False)
-
