@@ -21,6 +21,7 @@ import msgspec
 
 from engine.clock import seconds
 from engine.errors import KeyConflict, TurtlesError, UsageError
+from engine.limits import check_key
 from engine.secrets import Secret
 from engine.system import SystemClock
 from machines.platform_keeper import BLOCK_SECONDS, PlatformKeeper, kept_platform
@@ -34,6 +35,7 @@ CURRENCIES = ("XMR", "BTC", "LTC", "DOGE")
 DEPTH_MAX = 8
 TIER_MAX = 32
 MONTHS = (1, 3, 6, 12, 24)
+SECONDS_MAX = 365 * 86_400
 
 
 __all__ = [
@@ -82,13 +84,26 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"months {self.months}: expected one of {months}")
         if self.budget_cents is not None and self.budget_cents < 0:
             raise UsageError(f"budget {self.budget_cents} cents: expected 0 or more")
-        if self.poll_seconds <= 0 or self.block_seconds <= 0:
-            raise UsageError("poll and block seconds: expected more than 0")
+        if not (_is_duration(self.poll_seconds) and _is_duration(self.block_seconds)):
+            raise UsageError(
+                "poll and block seconds: expected more than 0 (a millisecond at least, a year at "
+                f"most), got {self.poll_seconds} and {self.block_seconds}"
+            )
+        if self.timeout_seconds is not None and not _is_duration(self.timeout_seconds):
+            raise UsageError(
+                f"timeout {self.timeout_seconds} seconds: expected 0.001 to {SECONDS_MAX}"
+            )
+        check_key("key of the run", self.key)
 
     def budget(self) -> int:
         """The whole chain's money: 7 USD per tier, month and layer, unless told otherwise."""
         list_price = 700 * self.tier * self.months
         return list_price * self.depth if self.budget_cents is None else self.budget_cents
+
+
+def _is_duration(value: float) -> bool:
+    """Nothing can wait for no time, for ever, or for a time that is no number."""
+    return 0.001 <= value <= SECONDS_MAX
 
 
 class LayerResult(msgspec.Struct, frozen=True, kw_only=True):

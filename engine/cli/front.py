@@ -57,10 +57,11 @@ class Front(TyperGroup):
             if not standalone_mode:
                 raise
             code = _refuse_options(error, given)
-        except typer.Abort as error:
-            # The way typer tells of Ctrl-C before a command has begun.
-            interrupted = isinstance(error.__cause__, KeyboardInterrupt)
-            code = say_stopped("--json" in given) if interrupted else USAGE
+        except typer.Abort:
+            code = USAGE
+        if code == INTERRUPTED:
+            # Said here, because typer itself answers a Ctrl-C outside of a command, with silence.
+            say_stopped("--json" in given)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -116,7 +117,7 @@ def _answer(command: Callable[[], int], as_json: bool) -> int:
         configure_from(os.environ)
         return command()
     except (Interrupted, KeyboardInterrupt):
-        return say_stopped(as_json)
+        return INTERRUPTED
     except TurtlesError as error:
         report(_kind(error), str(error), as_json=as_json)
         return code_of(error)

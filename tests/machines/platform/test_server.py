@@ -9,6 +9,7 @@ import json
 import os
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -280,12 +281,24 @@ def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
         server.start_server(tmp_path)
 
 
-def test_a_failed_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_refused_directory_is_told_in_the_words_of_the_server(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "platform.db").write_bytes(b"this is no database" * 100)
-    with pytest.raises(server.ServerError, match="exit code 3") as caught:
+    with pytest.raises(server.DataDirectoryRefused) as caught:
         server.start_server(tmp_path)
-    assert "not a readable SQLite database" in str(caught.value)
+    expected = f"platform server: database {tmp_path / 'platform.db'}: not a readable SQLite"
+    assert str(caught.value).startswith(expected)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_failed_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(server.ServerError, match="exit code 1") as caught:
+            server.start_server(tmp_path / "data", port=port)
+    assert f"127.0.0.1:{port}: cannot be bound" in str(caught.value)
 
 
 @pytest.mark.parametrize("option", [{"host": "0.0.0.0"}, {"backend": "none"}])  # noqa: S104

@@ -1,0 +1,125 @@
+"""`lint(machines)`: the sixteen static checks, all findings at once.
+
+::
+
+    report = lint([Payment, Confirmation])
+    assert report.ok, report.findings
+
+Machines are classes or compiled tables (also such as were changed in memory).  Nothing is run but
+guards, contracts, `child=` methods and constructors of contexts and payloads, on small values; a
+machine whose code raises is a finding, never the end of the tool.  docs/lint.md lists the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter_ns
+from typing import Any
+
+import msgspec
+
+from engine.definition import Machine
+from engine.table import Table, compile_table
+from engine.verification.static.children import check_recursion
+from engine.verification.static.coding import check_coding
+from engine.verification.static.finding import TITLES, Finding
+from engine.verification.static.guards import check_guards
+from engine.verification.static.loops import check_loops
+from engine.verification.static.outcomes import check_effects, check_external, check_outcomes
+from engine.verification.static.purity import check_purity
+from engine.verification.static.shape import (
+    check_contracts,
+    check_graph,
+    check_timers,
+    check_waiting,
+)
+from engine.verification.static.subject import Subject
+from engine.verification.static.suppress import check_ignores, divide, ignores_in
+
+Check = Callable[[Subject], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (
+    check_graph,
+    check_external,
+    check_guards,
+    check_loops,
+    check_waiting,
+    check_effects,
+    check_outcomes,
+    check_recursion,
+    check_purity,
+    check_coding,
+    check_timers,
+    check_contracts,
+)
+
+
+class Ignored(msgspec.Struct, frozen=True, kw_only=True):
+    """A finding that a comment ignores, with the reason given there."""
+
+    finding: Finding
+    reason: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found: `findings` count, `ignored` do not."""
+
+    machines: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    ignored: tuple[Ignored, ...]
+    took_ms: int
+    checks: int = len(TITLES) - 1
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings of severity error."""
+        return tuple(one for one in self.findings if one.severity == "error")
+
+    @property
+    def ok(self) -> bool:
+        """Whether no finding is an error."""
+        return not self.errors
+
+
+def lint(
+    machines: Iterable[type[Machine[Any]] | Table],
+    *,
+    known: Iterable[type[Machine[Any]] | Table] = (),
+) -> Report:
+    """Check machines.
+
+    Args:
+        machines: those to be checked.
+        known: machines that they may start as children, besides one another.
+    """
+    began_ns = perf_counter_ns()
+    tables = [_table(one) for one in machines]
+    names = {table.name: table for table in (*(_table(one) for one in known), *tables)}
+    subjects = [Subject(table, names) for table in tables]
+    found = _without_repeats(one for s in subjects for check in CHECKS for one in check(s))
+    files = dict.fromkeys([*(s.file for s in subjects), *(f.file for f in found)])
+    ignores = [one for file in files for one in ignores_in(file)]
+    kept, ignored = divide(found, ignores)
+    kept += [one for subject in subjects for one in check_ignores(subject, ignores)]
+    return Report(
+        machines=tuple(table.name for table in tables),
+        findings=tuple(sorted(kept, key=lambda one: one.order)),
+        ignored=tuple(
+            Ignored(finding=one, reason=reason)
+            for one, reason in sorted(ignored, key=lambda pair: pair[0].order)
+        ),
+        took_ms=(perf_counter_ns() - began_ns) // 1_000_000,
+    )
+
+
+def _table(machine: type[Machine[Any]] | Table) -> Table:
+    return machine if isinstance(machine, Table) else compile_table(machine)
+
+
+def _without_repeats(findings: Iterable[Finding]) -> list[Finding]:
+    """A helper or payload that several machines share is told once."""
+    found: dict[Any, Finding] = {}
+    for one in findings:
+        shared = one.state is None and one.edge is None
+        key = (one.code, one.file, one.line, one.problem, None if shared else one.machine, one.edge)
+        found.setdefault(key, one)
+    return list(found.values())

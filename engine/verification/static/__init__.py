@@ -1,0 +1,1 @@
+"""The static checks, a file for each thing they look at; `engine.verification.lint` runs them."""

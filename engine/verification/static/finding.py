@@ -1,0 +1,58 @@
+"""One finding of the static checks, and what the codes stand for."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Severity = Literal["error", "warning"]
+Method = Literal["shape", "read", "checked"]
+
+TITLES: dict[str, str] = {
+    "V000": "an ignore comment without a reason, or that ignores nothing",
+    "V001": "state cannot be reached",
+    "V002": "dead end",
+    "V003": "no path to a final state",
+    "V004": "an event from outside may meet a state that does not handle it",
+    "V005": "guards overlap",
+    "V006": "guards leave a gap",
+    "V007": "an edge is never taken",
+    "V008": "a cycle without timer, budget or external event",
+    "V009": "waits without a time limit",
+    "V010": "effect without idempotency or reconcile",
+    "V011": "an outcome is not handled",
+    "V012": "recursion without a depth bound",
+    "V013": "not a function of its arguments",
+    "V014": "cannot be stored and read back",
+    "V015": "timer that never ends",
+    "V016": "contract that is never evaluated",
+}
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, order=False):
+    """What is wrong, where, and what to do.
+
+    Args:
+        method: `shape` (follows from states and edges), `read` (seen in the code), or `checked`
+            (seen by trying small values, see `engine.verification.scope`).
+        witness: the values with which it shows, where there are any.
+    """
+
+    code: str
+    severity: Severity
+    file: str
+    line: int
+    machine: str
+    state: str | None = None
+    event: str | None = None
+    edge: str | None = None
+    problem: str
+    remedy: str
+    method: Method = "shape"
+    witness: dict[str, Any] | None = None
+
+    @property
+    def order(self) -> tuple[str, int, str, str, str]:
+        """Findings are listed by file, line and code."""
+        return (self.file, self.line, self.code, self.machine, self.problem)
