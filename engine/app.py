@@ -31,7 +31,14 @@ from engine.control import CANCEL, PAUSE, RESUME
 from engine.decide import Decision, Violation, begin, decide
 from engine.definition import Machine
 from engine.desk import Desk
-from engine.errors import BadPayload, KeyConflict, Refused, UnknownMachine, UnknownRun
+from engine.errors import (
+    BadPayload,
+    KeyConflict,
+    Refused,
+    SecretsError,
+    UnknownMachine,
+    UnknownRun,
+)
 from engine.events import Event, event_id
 from engine.journal import Entry
 from engine.limits import check_key
@@ -113,7 +120,7 @@ class App:
         self.tables: dict[str, Table] = {m.__name__: compile_table(m) for m in machines}
         self.store = store
         self.clock: Clock = clock or SystemClock()
-        self.codec = Codec(secrets or load_codec(store.key_file, os.environ), self.tables)
+        self.codec = Codec(secrets or _codec_of(store), self.tables)
         self._io: Io = io or (InlineIo() if store.key_file is None else ThreadIo())
         self._work = work
         self._listener = moved
@@ -301,7 +308,9 @@ class App:
 
     async def _control(self, run_id: str, event: str) -> Receipt:
         stored = await self._stored(run_id)
-        key = f"{event}:{stored.run.seq}:{stored.updated_ms}"
+        # The same request twice is one, but never one that was settled before: settling needs a
+        # claim, which raises the fence.
+        key = f"{event}:{stored.run.seq}:{stored.fence}:{stored.updated_ms}"
         return await self._deliver(stored.run, event, key, None, None)
 
     async def apply(self, receipt: Receipt) -> Receipt:
@@ -456,6 +465,18 @@ class App:
                 f"no run {run_id!r} in {self.store.name}. List them with: turtles list"
             )
         return stored
+
+
+def _codec_of(store: Store) -> SecretsCodec:
+    """The codec of a store: a new key is only made for a store in which nothing was sealed yet."""
+    file = store.key_file
+    missing = file is not None and not file.exists() and "TURTLES_MASTER_KEY" not in os.environ
+    if missing and store.runs.select(Query(limit=1)):
+        raise SecretsError(
+            f"master key file {file}: missing, but {store.name} has runs whose secrets it opens. "
+            "Restore the file, or give the key in TURTLES_MASTER_KEY."
+        )
+    return load_codec(file, os.environ)
 
 
 __all__ = ["App", "Outcome", "Permission", "RunRef"]

@@ -216,7 +216,7 @@ def _note_success(place: Place, run: Run) -> Run:
     undo = run.undo
     if place.undoes is not None:
         undo = tuple(name for name in undo if name != place.undoes)
-    if place.compensation is not None:
+    if place.compensation is not None and place.name not in undo:
         undo = (*undo, place.name)
     return run.but(undo=undo)
 

@@ -102,7 +102,9 @@ class State(statemachine.State):
         milestone: tell the parent run when this state is entered.
         waits: an external event is expected here, without a time limit.
         invariant: a function of the context, or the name of a method, that must hold here.
-        compensation: the effect that undoes this state's effect.
+        compensation: the effect that undoes this state's effect.  It is remembered when the effect
+            returns any event: an effect that made nothing raises (`Permanent`) instead.  Whatever
+            event it returns itself means that it is done.
         undoes: the name of the state whose effect this state's effect undoes, so that no
             compensation is left to run for it.
         cancellable: a cancel request may stop the run here (default); otherwise it waits.

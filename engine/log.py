@@ -69,7 +69,15 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error", "critical")
-SECRET_ENDINGS = ("secret", "passphrase", "password", "key_hex", "private_key", "token")
+SECRET_ENDINGS = (
+    "secret",
+    "secret_key",
+    "passphrase",
+    "password",
+    "key_hex",
+    "private_key",
+    "token",
+)
 """A field whose name is or ends with one of these is never shown."""
 HIDDEN = "***"
 

@@ -7,6 +7,9 @@ Each turn does the first of these that applies, and commits it before it looks a
     3. an attempt without an outcome: reconcile first    7. nothing: give the run up
     4. the oldest event of the inbox
 
+An effect that was due before the timer goes before it (5, 6): a program that was stopped past a
+deadline takes one last look before it gives up.
+
 The first attempt of a new effect is recorded in the transaction that enters its state, and the
 worker goes straight on to perform it.  Where a process can die, and who goes on:
 
@@ -103,7 +106,7 @@ class Runner:
             await self._performer.step(job)
         elif job.inbox:
             await self._event(job, job.inbox[0], now_ms)
-        elif effects and run.deadline_ms is not None and run.deadline_ms <= now_ms:
+        elif effects and _timer_is_next(run, now_ms):
             await self._timer(job, now_ms)
         elif effects and run.effect and run.effect.next_ms <= now_ms:
             await self._performer.step(job)
@@ -227,3 +230,10 @@ def _describe(error: Exception) -> str:
         trace = trace.tb_next
     where = f" at line {trace.tb_lineno}" if trace else ""
     return f"the machine's code raised {type(error).__name__}{where}"
+
+
+def _timer_is_next(run: Run, now_ms: int) -> bool:
+    """Whether the state's timer is due, and no effect was due before it."""
+    if run.deadline_ms is None or run.deadline_ms > now_ms:
+        return False
+    return run.effect is None or run.effect.next_ms >= run.deadline_ms

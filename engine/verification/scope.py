@@ -171,9 +171,7 @@ def _score(table: Table, fields: dict[str, Any], clauses: Sequence[Clause]) -> i
     return sum(holds(clause, {"context": context}) for clause in clauses)
 
 
-def _neighbours(
-    columns: dict[str, list[Any]], fields: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+def _neighbours(columns: dict[str, list[Any]], fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
     wide = [name for name, values in columns.items() if len(values) > 1]
     for name in wide:
         for value in columns[name]:

@@ -29,6 +29,12 @@ from machines.clients.ports import (
 )
 from machines.clients.transport import Transport, base_of, parsed, segment
 
+CLOCK_MS_MAX = 24 * 3600 * 1000
+"""A clock that is further off than this is not corrected but reported."""
+
+DATE_MS = 2_000
+"""What the header `Date`, in whole seconds, and the way of the reply cannot tell apart."""
+
 _STATUSES: dict[str, PortalStatus] = {status: status for status in get_args(PortalStatus)}
 
 
@@ -58,18 +64,35 @@ class HttpPortal:
             "payment_method": currency.value,
             "refund_address": refund_address,
         }
-        data = await self._transport.request_json(
+        reply = await self._transport.request(
             "POST",
             f"{self._base_url}/api/invoices",
             call=call,
             body=json.dumps(wanted, separators=(",", ":")).encode(),
             headers={"Idempotency-Key": key},
         )
-        invoice = _invoice(Fields(data, call), currency)
+        ahead_ms = self._ahead_ms(call, reply.server_ms)
+        invoice = _invoice(Fields(parsed(reply, call), call), currency, ahead_ms)
         _require(call, "tier_level", tier, invoice.tier)
         _require(call, "months", months, invoice.months)
         self._currencies[invoice.invoice_id] = invoice.currency
         return invoice
+
+    def _ahead_ms(self, call: str, server_ms: int | None) -> int:
+        """How far our clock is ahead of the server's; below a second it is not known to be.
+
+        Raises:
+            Rejected: further than a day; nothing should be paid on such a clock.
+        """
+        if server_ms is None:
+            return 0
+        ahead_ms = self._transport.clock_ms() - server_ms
+        if abs(ahead_ms) > CLOCK_MS_MAX:
+            raise Rejected(
+                f"{call}: our clock is {ahead_ms // 1000} s ahead of the server's, at most "
+                f"{CLOCK_MS_MAX // 1000} s can be corrected. Set the clock of this machine."
+            )
+        return ahead_ms if abs(ahead_ms) > DATE_MS else 0
 
     async def payment_status(self, invoice_id: str) -> PaymentStatus:
         """Read the status.  A lost reply may have been the one that held the secret."""
@@ -129,7 +152,7 @@ def _quote(fields: Fields) -> Quote:
     )
 
 
-def _invoice(fields: Fields, currency: Currency) -> Invoice:
+def _invoice(fields: Fields, currency: Currency, ahead_ms: int) -> Invoice:
     _require("portal.create_invoice", "currency", currency, _currency(fields))
     amount_atomic = fields.amount("amount", currency=currency)
     if amount_atomic == 0:
@@ -143,7 +166,7 @@ def _invoice(fields: Fields, currency: Currency) -> Invoice:
         price_cents=fields.integer("price_cents") if in_cents else fields.cents("amount_usd"),
         tier=fields.integer("tier_level", "tier"),
         months=fields.integer("months"),
-        expires_ms=fields.moment_ms("expires_ms", "expires_at"),
+        expires_ms=fields.moment_ms("expires_ms", "expires_at") + ahead_ms,
         confirmations_required=fields.integer(
             "confirmations_required", default=currency.confirmations
         ),

@@ -130,7 +130,11 @@ class Quote(Record):
 
 
 class Invoice(Record):
-    """What to pay, where and until when."""
+    """What to pay, where and until when.
+
+    `expires_ms` is the moment on *our* clock at which the server's clock says that it is over, so
+    it may be compared with our time however wrong that is.
+    """
 
     invoice_id: str
     currency: Currency

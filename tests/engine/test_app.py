@@ -263,3 +263,17 @@ async def test_output_is_shown_only_at_the_end(bench):
         assert (await harness.app.outcome(run_id)).output is None
         await harness.until_idle()
         assert (await harness.app.outcome(run_id)).output == Box(number=8)
+
+
+async def test_a_control_settled_in_the_same_instant_does_not_swallow_the_next(bench, zoo):
+    bench.ledger.script = ["never"]
+    async with bench.harness() as harness:
+        run_id = (await harness.app.start(zoo.Errand, zoo.Order())).run_id
+        refused = await harness.app.resume(run_id)
+        assert (await harness.app.resume(run_id)).duplicate
+        await harness.app.settle()
+        assert bench.store.inbox.receipt(run_id, refused.key).status == "rejected"
+        assert (await harness.app.get(run_id)).status == "quarantined"
+        assert not (await harness.app.resume(run_id)).duplicate
+        await harness.app.settle()
+        assert (await harness.app.get(run_id)).status == "completed"

@@ -147,17 +147,32 @@ async def test_an_event_comes_before_a_timer_of_the_same_instant(talk, bench):
         await bench.sound(talk)
 
 
-async def test_a_timer_comes_before_an_effect_of_the_same_instant(talk, bench, phone):
-    phone.script = ["busy"]
+async def test_an_effect_due_before_the_timer_has_one_last_look(talk, bench, phone):
+    phone.script = ["busy", "busy"]
     async with talk:
         run_id = await begun(talk)
         await talk.app.settle()
-        bench.clock.advance(minutes(5))
+        bench.clock.advance(minutes(6))
         await talk.app.open()
         await talk.app.settle()
         assert await events_of(talk, run_id) == ["$start", "tired"]
-        assert phone.calls == ["busy"]
+        assert phone.calls == ["busy", "busy"]
         await bench.sound(talk)
+
+
+async def test_a_timer_due_before_the_effect_comes_first(talk, bench, phone):
+    phone.script = ["busy"] * 8
+    async with talk:
+        run_id = await begun(talk)
+        await talk.app.settle()
+        bench.clock.advance(minutes(5) - 1)
+        await talk.app.open()
+        await talk.app.settle()
+        bench.clock.advance(seconds(10))
+        await talk.app.open()
+        await talk.app.settle()
+        assert await events_of(talk, run_id) == ["$start", "tired"]
+        assert phone.calls == ["busy", "busy"]
 
 
 async def test_a_timer_does_not_fire_early_nor_twice(talk, bench):

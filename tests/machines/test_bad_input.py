@@ -460,7 +460,9 @@ def test_no_space_left(turtles, served):
 def test_a_lost_master_key(copy, finished):
     (copy.data_dir / "runs.db.key").unlink()
     for asked in (copy.chain, ("show", "Inception:default", "--json")):
-        copy(*asked).refuses(3, "sealed with master key", "TURTLES_MASTER_KEY", "restore its file")
+        answer = copy(*asked)
+        answer.refuses(3, "runs.db.key: missing", "TURTLES_MASTER_KEY", "Restore the file")
+        assert not (copy.data_dir / "runs.db.key").exists(), "a new key would hide the loss"
     shutil.copy(finished / "runs.db.key", copy.data_dir)
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +153,6 @@ def kill(place: Path) -> server.ServerInfo:
     return info
 
 
-async def until(reached: Callable[[], Any]) -> Any:
-    """The first truthy answer; asked again whenever the event loop has had its turn."""
-    async with asyncio.timeout(60):
-        while not (found := await asyncio.to_thread(reached)):
-            await asyncio.sleep(0)
-    return found
-
-
 async def test_the_keeper_finds_starts_again_and_stops(platform_dir: Path) -> None:
     keeper = PlatformKeeper(platform_dir, block_seconds=0.25)
     await keeper.start()
@@ -174,7 +166,10 @@ async def test_the_keeper_finds_starts_again_and_stops(platform_dir: Path) -> No
 
     watch = asyncio.create_task(keeper.watch())
     killed = await asyncio.to_thread(kill, platform_dir)
-    revived = await until(lambda: server.find_server(platform_dir))
+    revived = None
+    async with asyncio.timeout(60):
+        while revived is None:
+            revived = await asyncio.to_thread(server.find_server, platform_dir)
     assert revived.pid != killed.pid
     assert (revived.port, revived.base_url) == (killed.port, keeper.base_url)
 

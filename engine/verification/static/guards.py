@@ -207,8 +207,10 @@ def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
                 "guard", "Correct the guard or the invariant", method="checked")  # fmt: skip
         return
     severity: Severity = "error" if free.complete else "warning"
-    how = "is false for every small value" if free.complete else (
-        f"was false for all of the {VALUES_MAX} values tried (there are more)"
+    how = (
+        "is false for every small value"
+        if free.complete
+        else (f"was false for all of the {VALUES_MAX} values tried (there are more)")
     )
     yield subject.at_edge("V007", severity, edge, f"guard {edge.guard_text} {how}",
         "Correct it, or remove the edge; if only large values make it true, say so in an ignore "

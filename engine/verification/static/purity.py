@@ -111,8 +111,9 @@ class _Scan:
                 yield from self._named(node, line)
             case ast.Call():
                 yield from self._called(node, line)
-            case ast.Attribute(ctx=ast.Store() | ast.Del()) | ast.Subscript(
-                ctx=ast.Store() | ast.Del()
+            case (
+                ast.Attribute(ctx=ast.Store() | ast.Del())
+                | ast.Subscript(ctx=ast.Store() | ast.Del())
             ):
                 if self._outlives(node):
                     yield line, f"changes what outlives the call: {ast.unparse(node)}"
@@ -130,10 +131,15 @@ class _Scan:
         why = _why(chain[-1], text)
         if isinstance(chain[-1], ModuleType | type) and not _is_called_class(chain[-1]):
             return  # `time` in `time.time()`: the attribute is told, not the module
-        if why is None and len(chain) > 1 and any(
-            isinstance(one, ModuleType) and _MODULES.get(one.__name__.partition(".")[0])
-            for one in chain[:-1]
-        ) and not _is_harmless(chain[-1], text):
+        if (
+            why is None
+            and len(chain) > 1
+            and any(
+                isinstance(one, ModuleType) and _MODULES.get(one.__name__.partition(".")[0])
+                for one in chain[:-1]
+            )
+            and not _is_harmless(chain[-1], text)
+        ):
             why = next(_MODULES[one.__name__.partition(".")[0]] for one in chain[:-1]
                        if isinstance(one, ModuleType)
                        and one.__name__.partition(".")[0] in _MODULES)  # fmt: skip

@@ -97,7 +97,9 @@ def check_contracts(subject: Subject) -> Iterator[Finding]:
     """V016: contracts attached to nothing, or only to what is never reached."""
     table = subject.table
     alive = reached(table)
-    live = {c.name for e in table.all_edges() if e.source in alive for c in (*e.requires, *e.ensures)}
+    live = {
+        c.name for e in table.all_edges() if e.source in alive for c in (*e.requires, *e.ensures)
+    }
     known = {c.name for c in table.invariants}
     for place in table.places.values():
         for clause in place.invariants:
@@ -108,7 +110,11 @@ def check_contracts(subject: Subject) -> Iterator[Finding]:
     for base in table.machine.__mro__:
         for name, value in vars(base).items():
             contract = contract_of(value)
-            if contract is None or name in live | known or getattr(table.machine, name) is not value:
+            if (
+                contract is None
+                or name in live | known
+                or getattr(table.machine, name) is not value
+            ):
                 continue
             known.add(name)
             what = "no edge that can be taken" if contract[0] != "invariant" else "nothing"

@@ -67,24 +67,51 @@ class Subject:
         """The line on which a state was written."""
         return self._state_lines.get(state, self.span[0])
 
-    def at_state(self, code: str, severity: Severity, state: str, problem: str, remedy: str,
-                 *, method: Method = "shape", witness: dict[str, Any] | None = None) -> Finding:
+    def at_state(
+        self,
+        code: str,
+        severity: Severity,
+        state: str,
+        problem: str,
+        remedy: str,
+        *,
+        method: Method = "shape",
+        witness: dict[str, Any] | None = None,
+    ) -> Finding:
         """A finding about a state."""  # fmt: skip
         return Finding(code=code, severity=severity, file=self.file, line=self.state_line(state),
                        machine=self.table.name, state=state, problem=problem, remedy=remedy,
                        method=method, witness=witness)  # fmt: skip
 
-    def at_edge(self, code: str, severity: Severity, edge: Edge, problem: str, remedy: str,
-                *, method: Method = "shape", witness: dict[str, Any] | None = None) -> Finding:
+    def at_edge(
+        self,
+        code: str,
+        severity: Severity,
+        edge: Edge,
+        problem: str,
+        remedy: str,
+        *,
+        method: Method = "shape",
+        witness: dict[str, Any] | None = None,
+    ) -> Finding:
         """A finding about an edge."""  # fmt: skip
         return Finding(code=code, severity=severity, file=self.file, line=self.edge_line(edge),
                        machine=self.table.name, state=edge.source, event=edge.event,
                        edge=shown(edge), problem=problem, remedy=remedy, method=method,
                        witness=witness)  # fmt: skip
 
-    def at_line(self, code: str, severity: Severity, file: str, line: int, problem: str,
-                remedy: str, *, method: Method = "read",
-                witness: dict[str, Any] | None = None) -> Finding:
+    def at_line(
+        self,
+        code: str,
+        severity: Severity,
+        file: str,
+        line: int,
+        problem: str,
+        remedy: str,
+        *,
+        method: Method = "read",
+        witness: dict[str, Any] | None = None,
+    ) -> Finding:
         """A finding about a line of code, or about the machine (line 0)."""  # fmt: skip
         return Finding(code=code, severity=severity, file=file or self.file,
                        line=line or self.span[0], machine=self.table.name, problem=problem,

@@ -14,7 +14,9 @@ def test_a_log_line_is_json_without_secrets(capsys):
     try:
         log_to_stderr()
         log = structlog.get_logger("turtles.platform.server")
-        log.info("listening", base_url="http://here", client_secret="unsb-sk-1", inner=[Secret("s2")])
+        log.info(
+            "listening", base_url="http://here", client_secret="unsb-sk-1", inner=[Secret("s2")]
+        )
         log.debug("listening", base_url="not this one")
     finally:
         structlog.reset_defaults()

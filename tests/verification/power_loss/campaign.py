@@ -24,10 +24,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engine.errors import TurtlesError
 from engine.journal import fold
@@ -44,6 +46,7 @@ FILE = "runs.db"
 GENERATIONS = 3
 SEEDS_PER_POINT = 2
 GO_ON_EVERY = 100
+TALLY_EVERY = 250
 Image = Mapping[str, bytes]
 _TABLES = (*sorted(metadata.tables), "alembic_version", "sqlite_sequence")
 
@@ -117,6 +120,7 @@ class Bench:
         self._synchronous = synchronous
         self._checkpoint_pages = checkpoint_pages
         self._known: dict[str, Seen] = {}
+        self._sound: dict[str, Seen] = {}
 
     @property
     def url(self) -> str:
@@ -138,6 +142,7 @@ class Bench:
     def record(self, image: Image, done: list[tuple[int, str]], clock_ms: int, seed: str) -> Take:
         """Run the program from this image on, and write down what it does to the disk."""
         self.lay(image)
+        image = _without_memory(image)
         with recorded(self.directory, Disk(image).numbers) as recording:
             book = Book(lambda: len(recording.operations))
             ledger, clock = Ledger(book.now, done), ManualClock(clock_ms)
@@ -145,7 +150,7 @@ class Bench:
         written = {path.name: path.read_bytes() for path in self.directory.iterdir()}
         take = Take(image, recording.operations, book.promises, ledger.done, clock.now_ms())
         seen = Disk(image).apply_all(take.operations).as_seen()
-        if {name: data for name, data in written.items() if not name.endswith("-shm")} != seen:
+        if _without_memory(written) != seen:
             raise AssertionError("the recording is incomplete: the files differ from the disk")
         return take
 
@@ -174,7 +179,8 @@ class Bench:
     def look(self, image: Image) -> Seen:
         """Open what is left with the ordinary store, and see what it holds.
 
-        Equal images are looked at once.
+        Equal images are looked at once, and the rules that are about rows are asked once for equal
+        rows; whether the indexes agree with those is what `integrity_check` says of each image.
         """
         name = _digest_of_image(image)
         if name not in self._known:
@@ -188,8 +194,12 @@ class Bench:
         except TurtlesError as error:
             return Seen((f"it cannot be opened: {error}",), "", frozenset())
         try:
-            return Seen(tuple(_problems(store)), _content(store), _attempted(store))
-        except TurtlesError as error:
+            integrity, content = _integrity(store), _content(store)
+            if content not in self._sound:
+                self._sound[content] = Seen(tuple(_problems(store)), content, _attempted(store))
+            sound = self._sound[content]
+            return Seen((*integrity, *sound.problems), content, sound.effects)
+        except (TurtlesError, sqlite3.Error) as error:
             return Seen((f"it cannot be read: {error}",), "", frozenset())
         finally:
             store.close()
@@ -205,9 +215,6 @@ class Bench:
 
 
 def _problems(store: SqlStore) -> Iterator[str]:
-    with store.database.reading() as sql:
-        answers = [str(row["integrity_check"]) for row in sql.all("PRAGMA integrity_check")]
-    yield from (f"integrity: {answer}" for answer in answers if answer != "ok")
     yield from (f"finding: {one.rule} {one.problem}" for one in store.inspector.findings())
     for stored in store.runs.select(Query(limit=1_000)):
         run = stored.run
@@ -220,19 +227,40 @@ def _problems(store: SqlStore) -> Iterator[str]:
             yield f"journal of {run.run_id} folds to {folded.state} at {folded.seq}, not to the run"
 
 
+def _integrity(store: SqlStore) -> tuple[str, ...]:
+    answers = _rows(store, "PRAGMA integrity_check")
+    return tuple(f"integrity: {answer}" for (answer,) in answers if answer != "ok")
+
+
 def _content(store: SqlStore) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with store.database.reading() as sql:
-        for table in _TABLES:
-            rows = sql.connection.exec_driver_sql(f"SELECT * FROM {table}").all()  # noqa: S608
-            digest.update(repr((table, sorted(map(repr, rows)))).encode())
+    for table in _TABLES:
+        digest.update(repr((table, _rows(store, f"SELECT * FROM {table}"))).encode())  # noqa: S608
     return digest.hexdigest()
+
+
+def _rows(store: SqlStore, query: str) -> list[tuple[Any, ...]]:
+    """The answer of the driver itself, in its own order; a thousand of these cost much."""
+    connection = store.database.sa.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute(query)
+        rows = [tuple(row) for row in cursor.fetchall()]
+        cursor.close()
+        return rows
+    finally:
+        connection.close()
 
 
 def _attempted(store: SqlStore) -> frozenset[str]:
     with store.database.reading() as sql:
         rows = sql.all("SELECT key FROM turtles_effect WHERE calls > 0")
     return frozenset(str(row["key"]) for row in rows)
+
+
+def _without_memory(image: Image) -> Image:
+    """The files that SQLite writes to; its shared memory is only mapped."""
+    return {name: data for name, data in image.items() if not name.endswith("-shm")}
 
 
 def _digest_of_image(image: Image) -> str:
@@ -251,6 +279,8 @@ class Sweep:
 
     def __init__(self, bench: Bench, take: Take, where: str) -> None:
         self.bench, self.take, self.where = bench, take, where
+        self.next: tuple[int, Image] = (0, take.image)
+        """A point, and what was left there: from this the next generation goes on."""
         self._contents = [bench.look(take.image).content, *self._baseline()]
 
     def _baseline(self) -> Iterator[str]:
@@ -300,6 +330,32 @@ class Sweep:
         where = f"{self.where}, after operation {point} ({type(last).__name__}), promise {made}"
         return Loss(where, tuple(lost), tuple(problems), image)
 
+    def run(self, points: list[int], chosen: int) -> Iterator[Tally]:
+        """Lose the power at each of these points; `chosen` is the number of the one to keep."""
+        tally, images, last = Tally(), self.bench.images, -1
+        for number, (point, image) in enumerate(self.losses(points, self.where), start=1):
+            bad = self.judge(point, image)
+            if bad is None and number % GO_ON_EVERY == 0:
+                tally.went_on += 1
+                bad = self._gone_on(point, image)
+            if bad is not None:
+                tally.bad.append(bad)
+                tally.lost += len(bad.lost)
+            elif number == chosen + 1:
+                self.next = (point, image)
+            tally.losses += 1
+            tally.points += point != last
+            last = point
+            if number % TALLY_EVERY == 0 or number == len(points):
+                tally.images = self.bench.images - images
+                yield tally
+                tally, images = Tally(), self.bench.images
+
+    def _gone_on(self, point: int, image: Image) -> Loss | None:
+        problems = self.bench.go_on(image, self.take, point, f"{self.where}/{point}")
+        where = f"{self.where}, after operation {point}"
+        return Loss(where, (), problems, image) if problems else None
+
 
 def lose(
     *,
@@ -307,16 +363,17 @@ def lose(
     seed: str,
     synchronous: Synchronous = "FULL",
     checkpoint_pages: int | None = None,
-    stop_at_first: bool = False,
 ) -> Iterator[Tally]:
-    """So many power losses, in programs and at points that the seed chooses; a tally for each take.
+    """So many power losses, in programs and at points that the seed chooses; a tally now and then.
 
     Args:
         losses: how many; a take of about 1,500 operations is swept `SEEDS_PER_POINT` times when
             there are enough of them left, and sampled when not.
         synchronous: of the store under test.
         checkpoint_pages: see `workload.Program`.
-        stop_at_first: end with the first loss that is not harmless.
+
+    Raises:
+        AssertionError: see `Sweep`; or the recording is not what is on the disk.
     """
     left, chain = losses, 0
     while left > 0:
@@ -324,11 +381,9 @@ def lose(
             bench = Bench(
                 Path(name).resolve(), synchronous=synchronous, checkpoint_pages=checkpoint_pages
             )
-            for tally in _chain(bench, left, f"{seed}/{chain}", stop_at_first):
+            for tally in _chain(bench, left, f"{seed}/{chain}"):
                 left -= tally.losses
                 yield tally
-                if left <= 0 or (stop_at_first and tally.bad):
-                    return
         chain += 1
 
 
@@ -337,51 +392,24 @@ def _memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
 
-def _chain(bench: Bench, left: int, seed: str, stop_at_first: bool) -> Iterator[Tally]:
+def _chain(bench: Bench, left: int, seed: str) -> Iterator[Tally]:
     """A few generations: each but the first begins with what a loss in the one before left."""
     image: Image = {}
     done: list[tuple[int, str]] = []
     clock_ms = ManualClock().now_ms()
     for generation in range(GENERATIONS):
+        if left <= 0:
+            return
         name = f"seed {seed}, generation {generation}"
         take = bench.record(image, done, clock_ms, f"{seed}/{generation}")
+        sweep = Sweep(bench, take, name)
+        yield Tally(operations=len(take.operations), promises=len(take.promises))
+        every = [*range(len(take.operations) + 1)] * SEEDS_PER_POINT
         chance = random.Random(f"{seed}/{generation}/points")
-        tally, (point, image) = _sweep(bench, take, name, min(left, _all(take)), chance,
-                                       stop_at_first)  # fmt: skip
-        yield tally
-        left -= tally.losses
+        points = sorted(chance.sample(every, min(left, len(every))))
+        for tally in sweep.run(points, chance.randrange(len(points))):
+            left -= tally.losses
+            yield tally
+        point, image = sweep.next
         done = [(0, key) for at, key in take.done if at <= point]
         clock_ms = take.ended_ms
-
-
-def _all(take: Take) -> int:
-    return (len(take.operations) + 1) * SEEDS_PER_POINT
-
-
-def _sweep(
-    bench: Bench, take: Take, name: str, most: int, chance: random.Random, stop_at_first: bool
-) -> tuple[Tally, tuple[int, Image]]:
-    """Losses at the points of one take, and one of them to go on from."""
-    points = sorted(chance.sample([*range(len(take.operations) + 1)] * SEEDS_PER_POINT, most))
-    before = bench.images
-    sweep = Sweep(bench, take, name)
-    tally = Tally(operations=len(take.operations), promises=len(take.promises))
-    chosen = chance.randrange(len(points))
-    next_image: tuple[int, Image] = (0, take.image)
-    for number, (point, image) in enumerate(sweep.losses(points, name)):
-        bad = sweep.judge(point, image)
-        if bad is None and number % GO_ON_EVERY == 0:
-            tally.went_on += 1
-            if problems := bench.go_on(image, take, point, f"{name}/{point}"):
-                bad = Loss(f"{name}, after operation {point}", (), problems, image)
-        if bad is not None:
-            tally.bad.append(bad)
-            tally.lost += len(bad.lost)
-        if number == chosen and bad is None:
-            next_image = (point, image)
-        tally.losses += 1
-        if bad is not None and stop_at_first:
-            break
-    tally.points = len(set(points[: tally.losses]))
-    tally.images = bench.images - before
-    return tally, next_image

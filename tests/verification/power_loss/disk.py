@@ -97,7 +97,7 @@ class File:
         """One of the contents that the disk may have."""
         if not self.changes:
             return self.safe
-        kind = chance.choices(*zip(*_KINDS, strict=True))[0]
+        (kind,) = chance.choices(list(_KINDS), list(_KINDS.values()))
         if kind == "everything":
             return bytes(self.seen)
         if kind == "nothing":
@@ -150,13 +150,7 @@ class File:
         return bytes(content)
 
 
-_KINDS = (
-    ("independent", 50),
-    ("in order", 20),
-    ("one lost", 15),
-    ("nothing", 10),
-    ("everything", 5),
-)
+_KINDS = {"independent": 50, "in order": 20, "one lost": 15, "nothing": 10, "everything": 5}
 # Chances of (kept, lost, torn, older): from "nearly all is there" to "nearly nothing is".
 _MIXES = ((50, 30, 10, 10), (90, 5, 3, 2), (10, 80, 5, 5), (25, 25, 40, 10))
 

@@ -85,7 +85,7 @@ class _Methods(ctypes.Structure):
 
 
 class Recording:
-    """What happened to the files of one directory, from `first_file` on.
+    """What happened to the files of one directory.
 
     Files have numbers, because a name may be given to another file later.
     """
@@ -111,7 +111,7 @@ class Recording:
 
 
 class _Recorder:
-    """The VFS, once for the process: SQLite keeps pointers into it for as long as a file is open."""
+    """The VFS, made once for the process: SQLite keeps pointers into it while a file is open."""
 
     def __init__(self) -> None:
         library = _library()
@@ -176,9 +176,7 @@ class _Recorder:
         if address not in self._methods:
             methods = _Methods.from_buffer_copy(_Methods.from_address(address))
             methods.write = self._pointer(_WRITE, self._write, _WRITE(methods.write))
-            methods.truncate = self._pointer(
-                _TRUNCATE, self._truncate, _TRUNCATE(methods.truncate)
-            )
+            methods.truncate = self._pointer(_TRUNCATE, self._truncate, _TRUNCATE(methods.truncate))
             methods.sync = self._pointer(_SYNC, self._sync, _SYNC(methods.sync))
             self._methods[address] = methods
         return self._methods[address]
