@@ -4,7 +4,7 @@ They are pure decisions like every other and stand in the journal under names wi
 
     $pause      any live run -> paused               $resume     paused, quarantined -> as before
     $cancel     closing as cancelled                 $undone     one compensation has succeeded
-    $child_ended  while closing: the child is gone   $closed     all undone: the run has ended
+    $child_ended  while closing: the child is gone
 
 Compensations run in the reverse order of the effects they undo; each is an effect of its own, with
 attempts, retry and reconcile.  A run that is closing accepts no events of its machine.
@@ -25,7 +25,7 @@ from engine.run import HELD, Pending, Run
 from engine.table import Table
 
 PAUSE, RESUME, CANCEL = "$pause", "$resume", "$cancel"
-UNDONE, CHILD_ENDED, CLOSED = "$undone", "$child_ended", "$closed"
+UNDONE, CHILD_ENDED = "$undone", "$child_ended"
 CONTROLS = frozenset({PAUSE, RESUME, CANCEL})
 CANCEL_EVENT = "cancel"
 """A machine that declares an event of this name handles cancellation itself, where it does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import TooLarge
+from engine.errors import TooLarge, UsageError
 
 CONTEXT_BYTES_MAX = 256 * 1024
 PAYLOAD_BYTES_MAX = 256 * 1024
@@ -23,8 +23,17 @@ def check_size(what: str, body: bytes, limit_bytes: int) -> None:
         )
 
 
+RESERVED = ("$", "child:", "parent:")
+"""Keys that begin so are the engine's own messages between runs."""
+
+
 def check_key(what: str, key: str) -> None:
-    """Refuse an empty or overlong idempotency key."""
+    """Refuse an empty, overlong or reserved idempotency key."""
+    if key.startswith(RESERVED):
+        raise UsageError(
+            f"{what}: {key[:40]!r} begins with one of {', '.join(RESERVED)}, which the engine "
+            "keeps for its own. Use another key."
+        )
     if not key or len(key) > KEY_CHARACTERS_MAX:
         raise TooLarge(
             f"{what}: expected 1 to {KEY_CHARACTERS_MAX} characters, got {len(key)} ({key[:40]!r})."

@@ -158,6 +158,7 @@ class Worker:
             await runner.advance(claimed)
             self._failing.pop(run_id, None)
         except LostOwnership as error:
+            self._failing.pop(run_id, None)
             log.warning("run.lost", run_id=claimed.run.run_id, reason=str(error))
         except StoreError as error:
             log.warning("run.stopped", run_id=run_id, reason=str(error))

@@ -1,9 +1,16 @@
-"""How hard Hypothesis tries: `TURTLES_HYPOTHESIS_PROFILE` is `dev` (default), `ci` or `nightly`."""
+"""How hard Hypothesis tries, and figures at the end of a run.
+
+`TURTLES_HYPOTHESIS_PROFILE` is `dev` (default), `ci` or `nightly`.  A test that counts something
+worth telling says so with the `figure` fixture; the line stands in the summary, also under xdist.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # The machine's speed is no property of the code: no deadline, and slow draws are no failure.
@@ -15,3 +22,26 @@ settings.register_profile(
 )
 settings.register_profile("nightly", max_examples=5_000, stateful_step_count=60, **_COMMON)
 settings.load_profile(os.environ.get("TURTLES_HYPOTHESIS_PROFILE", "dev"))
+
+FIGURE = "figure"
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say one line in the summary of the run."""
+    return lambda line: record_property(FIGURE, line)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests said with `figure`."""
+    lines = [
+        str(value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == FIGURE and getattr(report, "when", "") == "call"
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        for line in sorted(set(lines)):
+            terminalreporter.write_line(line)
