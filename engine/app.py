@@ -325,9 +325,12 @@ class App:
         return found or receipt
 
     async def settle(self) -> int:
-        """Move everything that is due now, in the foreground; the number of runs moved."""
+        """Move everything that is due now, in the foreground; the number of runs moved.
+
+        Moves nothing once the lease is over; see `beat`.
+        """
         moved = 0
-        while claimed := await self._worker.claim(limit=1):
+        while self._worker.may_go_on() and (claimed := await self._worker.claim(limit=1)):
             await self._runner.advance(claimed[0])
             moved += 1
         return moved

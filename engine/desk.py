@@ -40,6 +40,8 @@ class Job:
         """Whether this worker goes on to perform effects, so that it may count first attempts."""
         self.fresh = False
         """Whether the open attempt was recorded by this very worker a moment ago."""
+        self.doubt = False
+        """Whether an attempt before the present one may have taken effect."""
 
     @property
     def place(self) -> Place:
@@ -128,7 +130,7 @@ class Desk:
             sends=sends,
             output=output,
         )
-        job.fresh = fresh
+        job.fresh, job.doubt = fresh, False
         self._moved(decision)
 
     def _due_now(self, run: Run) -> bool:

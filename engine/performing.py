@@ -96,7 +96,7 @@ class Performer:
         if pending.open and not job.fresh:
             await self._reconcile(job, effect, pending)
         elif not pending.open:
-            await self._count_attempt(job, pending)
+            await self._count_attempt(job, pending, doubt=False)
         else:
             await self._perform(job, effect, pending)
 
@@ -108,17 +108,17 @@ class Performer:
         assert found is not None
         return found
 
-    async def _count_attempt(self, job: Job, pending: Pending) -> None:
+    async def _count_attempt(self, job: Job, pending: Pending, *, doubt: bool) -> None:
         counted = msgspec.structs.replace(pending, attempts=pending.attempts + 1, open=True)
         await self._desk.write(job, job.run.but(effect=counted, status="running"))
-        job.fresh = True
+        job.fresh, job.doubt = True, doubt
 
     async def _reconcile(self, job: Job, effect: Effect, pending: Pending) -> None:
         if effect.ask is None:  # idempotent: performing again is the same as once
             if effect.retry.exhausted(pending.attempts):
                 await self._give_up(job, effect, pending, pending.last_error or "no outcome")
             else:
-                await self._count_attempt(job, pending)
+                await self._count_attempt(job, pending, doubt=True)
             return
         try:
             answer = await self._world.reconcile(effect, job.run.context, self._call(job, pending))
@@ -130,7 +130,7 @@ class Performer:
             settled = msgspec.structs.replace(pending, open=False)
             await self._desk.write(job, job.run.but(effect=settled))
         elif isinstance(answer, NotDone):
-            await self._count_attempt(job, pending)
+            await self._count_attempt(job, pending, doubt=False)
         else:
             await self._outcome(job, effect, pending, answer)
 
@@ -197,7 +197,14 @@ class Performer:
         delay = max(delay, error.retry_after_ms or 0)
         log.info("effect.retry", run_id=job.run.run_id, effect=effect.name,
                  attempt=pending.attempts, delay_ms=delay, reason=str(error))  # fmt: skip
-        await self._reschedule(job, pending, self._clock.now_ms() + delay, last_error=str(error))
+        # This attempt did nothing; an earlier one whose end nobody knows may still have.
+        await self._reschedule(
+            job,
+            pending,
+            self._clock.now_ms() + delay,
+            in_doubt=job.doubt,
+            last_error=str(error),
+        )
 
     async def _still_unknown(
         self, job: Job, effect: Effect, pending: Pending, error: Exception

@@ -130,11 +130,11 @@ class Runner:
         applied = Consumed(number=event.number, status="applied")
         if isinstance(result, Decision):
             await self._desk.commit(job, result, consumed=(applied,))
-        elif isinstance(result, Violation):
-            await self._desk.violated(job, result, event)
         elif child is not None and event.key == ended_key(child):
             # Nobody will say it again, and the run would wait for ever; the event is kept.
             await self._desk.quarantine(job, f"the end of its child was refused: {result.reason}")
+        elif isinstance(result, Violation):
+            await self._desk.violated(job, result, event)
         else:
             await self._reject(job, event, result.reason)
 
@@ -186,7 +186,7 @@ class Runner:
                 after = result.after.but(cancel_requested=False)
                 result = msgspec.structs.replace(result, after=after)
         else:
-            result = control.cancel(job.table, job.run, now_ms)
+            result = control.cancel(job.table, _as_known(job), now_ms)
         if isinstance(result, Violation):
             await self._desk.violated(job, result, event)
         else:
@@ -204,9 +204,17 @@ class Runner:
             await self._desk.write(job, job.run.but(cancel_requested=False))
 
     def _can_cancel(self, job: Job) -> bool:
-        in_doubt = job.run.effect is not None and job.run.effect.open
+        effect = _as_known(job).effect
         own = (job.run.state, control.CANCEL_EVENT) in job.table.edges
-        return own or (job.place.cancellable and not in_doubt)
+        return own or (job.place.cancellable and not (effect is not None and effect.open))
+
+
+def _as_known(job: Job) -> Run:
+    """The run as this worker knows it: an attempt it has counted but not made is in no doubt."""
+    effect = job.run.effect
+    if effect is None or not effect.open or not job.fresh or job.doubt:
+        return job.run
+    return job.run.but(effect=msgspec.structs.replace(effect, open=False))
 
 
 def _is_poison(claimed: Claimed, run: Run) -> bool:

@@ -27,6 +27,7 @@ from engine.cli.doctor import Check, add_doctor
 from engine.cli.exits import epilog
 from engine.cli.front import Front
 from engine.cli.graph import add_graph
+from engine.cli.lint import add_lint
 from engine.cli.looking import add_looking
 from engine.cli.place import AppFactory, Schema
 from engine.cli.running import add_running
@@ -70,6 +71,7 @@ def build_cli(
     add_looking(cli, app_factory)
     add_sending(cli, app_factory)
     add_graph(cli, app_factory)
+    add_lint(cli, app_factory)
     add_doctor(cli, app_factory, tuple(checks))
     if schema is not None:
         add_schema(cli, schema)

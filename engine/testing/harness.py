@@ -9,7 +9,7 @@ from typing import Any
 from engine.app import App
 from engine.committer import InlineIo
 from engine.definition import Machine
-from engine.performing import OutsideWorld
+from engine.performing import OutsideWorld, World
 from engine.ports import Store
 from engine.testing.clock import ManualClock
 from engine.testing.faults import CrashingStore, CrashingWorld, CrashPlan
@@ -27,6 +27,7 @@ class Harness:
         resources: fakes for what the effects ask for.
         clock: shared likewise.
         plan: where to crash, if anywhere.
+        world: how effects are called, if not for real.
         secrets: the codec for secrets; share it when the store is shared.
     """
 
@@ -38,6 +39,7 @@ class Harness:
         resources: Mapping[Any, Any] | None = None,
         clock: ManualClock | None = None,
         plan: CrashPlan | None = None,
+        world: World | None = None,
         **app: Any,
     ) -> None:
         self.clock = clock or ManualClock()
@@ -49,7 +51,7 @@ class Harness:
             crashing,
             resources=resources,
             clock=self.clock,
-            world=CrashingWorld(OutsideWorld(), self.plan),
+            world=CrashingWorld(world or OutsideWorld(), self.plan),
             io=InlineIo(),
             work=False,
             **app,

@@ -59,7 +59,7 @@ def reading_of(calls: Iterable[Any], types: Iterable[type] = ()) -> Reading:
 
 
 def types_in(kind: Any) -> frozenset[type]:
-    """The structs, enums and other classes that a type annotation is made of, also inside fields."""
+    """The structs, enums and other classes in a type annotation, also inside fields."""
     return _types_in(kind)
 
 
@@ -81,6 +81,7 @@ def _types_in(kind: Any) -> frozenset[type]:
 class _Walk:
     def __init__(self, types: tuple[type, ...]) -> None:
         self.types = [t for t in types if t.__module__ not in sys.stdlib_module_names]
+        self.fields = {n for t in self.types for n in getattr(t, "__struct_fields__", ())}
         self.functions: dict[FunctionType, None] = {}
         self.seen: set[FunctionType] = set()
         self.names: set[str] = set()
@@ -158,6 +159,8 @@ class _Walk:
                     self.visit(value)
         for name in code.co_names:
             for holder in (*modules, *self.types):
+                if name in self.fields and not isinstance(holder, ModuleType):
+                    continue  # `event.output` is the field, not the machine's method
                 value = getattr_static(holder, name, None)
                 if isinstance(holder, ModuleType) and _is_library(getattr(holder, "__file__", "")):
                     continue

@@ -21,7 +21,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from itertools import combinations, islice, product, zip_longest
+from itertools import combinations, islice, pairwise, product, zip_longest
 from math import prod
 from typing import (
     Annotated,
@@ -86,14 +86,15 @@ class Combinations:
         self.limit = limit
         self.complete = prod(len(column) for column in columns) <= limit
         """Whether the rows are all there are."""
+        self.wide = [i for i, column in enumerate(columns) if len(column) > 1]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        depth = len(self.columns) if self.complete else 1
+        depth = len(self.wide) if self.complete else 1
         rows = (self._row(which) for n in range(depth + 1) for which in self._differing(n))
         return islice(rows if self.complete else self._sampled(rows), self.limit)
 
     def _differing(self, count: int) -> Iterator[dict[int, int]]:
-        for places in combinations(range(len(self.columns)), count):
+        for places in combinations(self.wide, count):
             for picked in product(*(range(1, len(self.columns[p])) for p in places)):
                 yield dict(zip(places, picked, strict=True))
 
@@ -103,9 +104,9 @@ class Combinations:
     def _sampled(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         yield from rows
         chance = random.Random(SAMPLE_SEED)  # noqa: S311 - a fixed sample, no secret
-        wide = [i for i, column in enumerate(self.columns) if len(column) > 1]
         for _ in range(self.limit):
-            places = chance.sample(wide, min(chance.choice((2, 2, 3, 4, len(wide))), len(wide)))
+            count = min(chance.choice((2, 2, 3, 4, len(self.wide))), len(self.wide))
+            places = chance.sample(self.wide, count)
             yield self._row({p: chance.randrange(1, len(self.columns[p])) for p in places})
 
 
@@ -224,7 +225,7 @@ def _collections(
         return
     yield make()
     yield from (make([one]) for one in first)
-    yield from (make(pair) for pair in zip(first, first[1:], strict=False))
+    yield from (make(pair) for pair in pairwise(first))
 
 
 _COLLECTIONS: dict[Any, Any] = {
@@ -299,7 +300,7 @@ def _fields(kind: Any) -> dict[str, tuple[Any, Any]] | None:
         return {f.name: (hints[f.name], _default(f)) for f in dataclasses.fields(kind) if f.init}
     if isinstance(kind, type) and hasattr(kind, "_field_defaults"):
         return {
-            name: (one, (lambda v=kind._field_defaults.get(name): v)
+            name: (one, partial(kind._field_defaults.get, name)
                    if name in kind._field_defaults else _REQUIRED)
             for name, one in get_type_hints(kind).items()
         }  # fmt: skip

@@ -2,7 +2,7 @@
 
 For each (state, event) with guards::
 
-    contexts in which the invariants hold  x  payloads  x  moments      (`engine.verification.scope`)
+    contexts in which the invariants hold  x  payloads  x  moments
       -> which edges are enabled?   two: overlap    none: gap    never this one: dead
 
 Values that the preconditions refuse count for neither overlaps nor gaps.  If no small context
@@ -11,6 +11,7 @@ fulfils the invariants, all are tried and overlaps and gaps are warnings: they m
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -30,13 +31,12 @@ from engine.verification.scope import (
 )
 from engine.verification.static.finding import Finding, Severity
 from engine.verification.static.subject import Subject, own_outcomes, sent_by_engine, shown
-from engine.verification.values import made, values_of
+from engine.verification.values import columns_of, made, values_of
 
 CONTEXTS_MAX = 300
 PAYLOADS_MAX = 300
 VALUES_MAX = 3_000
 TWICE_MAX = 20
-SHOWN_FIELDS_MAX = 8
 
 Row = dict[str, Any]
 
@@ -119,8 +119,6 @@ def _scope(subject: Subject, edges: tuple[Edge, ...], *, constrained: bool) -> _
 
 
 def _free_contexts(subject: Subject, hints: Hints) -> Space:
-    from engine.verification.values import columns_of
-
     kind = subject.table.context
     columns = columns_of(kind, hints)
     complete = Combinations(list(columns.values()), CONTEXTS_MAX).complete
@@ -194,7 +192,7 @@ def _dead(
 
 
 def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
-    """Alone, its values are fewer and its own literals count; first as a run may be, then freely."""
+    """Alone, it has fewer values and its own literals; first as a run may be, then freely."""
     alone = (edge,)
     scope = _scope(subject, alone, constrained=True)
     if _try(alone, scope).enabled:
@@ -220,19 +218,39 @@ def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
 def _overlaps(
     subject: Subject, edges: tuple[Edge, ...], scope: _Scope, seen: _Seen
 ) -> Iterator[Finding]:
-    for (first, second), row in sorted(seen.both.items(), key=lambda item: item[0]):
-        one, other = edges[first], edges[second]
-        if not other.guards or _same(one, other):
-            continue
-        differ = one.target != other.target
+    """One finding for each edge that overlaps with edges tried before it."""
+    pairs: dict[int, list[int]] = {}
+    for first, second in sorted(seen.both):
+        if not _is_fallback(edges[second], edges[first]) and not _same(edges[first], edges[second]):
+            pairs.setdefault(second, []).append(first)
+    for second, firsts in pairs.items():
+        other, ones = edges[second], [edges[first] for first in firsts]
+        differ = any(one.target != other.target for one in ones)
         severity: Severity = "error" if differ and scope.contexts.constrained else "warning"
-        which = "" if differ else " (same target, other actions)"
+        how = "" if differ else " (same target, other actions)"
+        names = " and ".join(one.guard_text for one in ones)
         yield subject.at_edge("V005", severity, other,
-            f"guards {one.guard_text} and {other.guard_text} hold at once{which}; "
-            "the order of the lines decides",
+            f"{other.guard_text} may hold when {names} does{how}; the order of the lines decides",
             "Let one exclude the other (cond='b and not a'), or say in an ignore comment that "
             "the order is meant", method="checked",
-            witness=_witness(subject, (one, other), row))  # fmt: skip
+            witness=_witness(subject, (ones[0], other), seen.both[firsts[0], second])
+        )  # fmt: skip
+
+
+def _is_fallback(later: Edge, earlier: Edge) -> bool:
+    """Whether the later edge asks for less than the earlier: `a and b`, then `a`, then nothing."""
+    return _conjuncts(later) < _conjuncts(earlier)
+
+
+def _conjuncts(edge: Edge) -> set[str]:
+    texts: set[str] = set()
+    for clause in edge.guards:
+        node = ast.parse(clause.name.strip(), mode="eval").body
+        values = (
+            node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) else [node]
+        )
+        texts.update(ast.unparse(value) for value in values)
+    return texts
 
 
 def _same(one: Edge, other: Edge) -> bool:
@@ -278,7 +296,16 @@ def _witness(subject: Subject, edges: tuple[Edge, ...], row: Row) -> dict[str, A
         struct = row[holder]
         for name in getattr(struct, "__struct_fields__", ()):
             if name in read.names or (holder, name) in directly:
-                found[f"{holder}.{name}"] = plain(getattr(struct, name))
+                found[f"{holder}.{name}"] = _pruned(plain(getattr(struct, name)), read.names)
     if any("now_ms" in function.__code__.co_varnames for function in read.functions):
         found["now_ms"] = row["now_ms"]
     return found
+
+
+def _pruned(value: Any, names: frozenset[str]) -> Any:
+    """Without the fields inside that nobody reads."""
+    if isinstance(value, dict):
+        return {k: _pruned(v, names) for k, v in value.items() if k in names} or value
+    if isinstance(value, list | tuple):
+        return [_pruned(one, names) for one in value]
+    return value

@@ -1,4 +1,4 @@
-"""What effects and the engine send to a run, and whether somebody is there to take it: V004, V010, V011."""
+"""What effects and the engine send, and whether a state takes it: V004, V010, V011."""
 
 from __future__ import annotations
 
@@ -47,15 +47,17 @@ def _effect_outcomes(subject: Subject, place: Place) -> Iterator[Finding]:
             f"effect {name} does not say which events it may return",
             f"Annotate it: async def {name}(context, call) -> Paid | Declined", method="read"
         )  # fmt: skip
+    missing = [event for event in sorted(events) if (place.name, event) not in subject.table.edges]
+    if missing:
+        kinds = ", ".join(events[event].__name__ for event in missing)
+        yield subject.at_state("V011", "error", place.name,
+            f"effect {name} may return {kinds}, but {place.name} does not handle "
+            f"{', '.join(missing)}: the run would be quarantined",
+            f"Add {missing[0]} = {place.name}.to(...), or narrow the effect's return annotation",
+            method="read")  # fmt: skip
     for event, kind in sorted(events.items()):
-        if (place.name, event) not in subject.table.edges:
-            yield subject.at_state("V011", "error", place.name,
-                f"effect {name} may return {kind.__name__}, but {place.name} does not handle "
-                f"{event!r}: the run would be quarantined",
-                f"Add {event} = {place.name}.to(...), or narrow the effect's return annotation",
-                method="read")  # fmt: skip
-        elif subject.table.payloads.get(event) is not kind:
-            expected = subject.table.payloads.get(event)
+        expected = subject.table.payloads.get(event)
+        if event not in missing and expected is not kind:
             yield subject.at_state("V011", "error", place.name,
                 f"effect {name} returns {kind.__name__} for {event!r}, the machine expects "
                 f"{expected.__name__ if expected else 'no payload'}",

@@ -83,7 +83,7 @@ def _waits_for(subject: Subject, place: Place) -> str | None:
 
 
 def check_timers(subject: Subject) -> Iterator[Finding]:
-    """V015: the state's time is not started anew by an edge that stays, so it is up at once again."""
+    """V015: an edge that stays does not start the state's time anew: it is up again at once."""
     for place in subject.table.places.values():
         for edge in subject.table.edges.get((place.name, place.on_timeout or ""), ()):
             if edge.stays and place.timeout is not None:

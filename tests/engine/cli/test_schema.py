@@ -50,7 +50,7 @@ def test_a_lost_master_key_is_named(demo):
     answer = demo("show", "Order:o1", "--json")
     assert answer.code == 3
     assert answer.json["error"] == "secrets_error"
-    assert "sealed with master key" in answer.err
+    assert "runs.db.key: missing" in answer.err and "Restore the file" in answer.err
 
 
 def test_a_directory_that_cannot_be_made_is_refused(demo, tmp_path):
