@@ -36,6 +36,8 @@ from engine.verification.values import columns_of, made, values_of
 CONTEXTS_MAX = 300
 PAYLOADS_MAX = 300
 VALUES_MAX = 3_000
+ALONE_FACTOR = 10
+"""How many more values are tried before a guard is said to be never true."""
 TWICE_MAX = 20
 
 Row = dict[str, Any]
@@ -59,6 +61,7 @@ class _Scope:
     contexts: Space
     payloads: Space
     moments: Space
+    limit: int
 
     @property
     def complete(self) -> bool:
@@ -67,7 +70,7 @@ class _Scope:
 
     def _rows(self) -> Combinations:
         parts = (self.contexts, self.payloads, self.moments)
-        return Combinations([part.values for part in parts], VALUES_MAX)
+        return Combinations([part.values for part in parts], self.limit)
 
     def __iter__(self) -> Iterator[Row]:
         if self.contexts.values and self.payloads.values:
@@ -107,22 +110,25 @@ def _hints(subject: Subject, edges: tuple[Edge, ...]) -> Hints:
     return hints_from(subject.reading(clauses))
 
 
-def _scope(subject: Subject, edges: tuple[Edge, ...], *, constrained: bool) -> _Scope:
+def _scope(
+    subject: Subject, edges: tuple[Edge, ...], *, constrained: bool, factor: int = 1
+) -> _Scope:
     """Raises: OutOfScope."""
     hints = _hints(subject, edges)
     table, source, event = subject.table, edges[0].source, edges[0].event
     if constrained:
-        contexts = contexts_space(table, source, CONTEXTS_MAX, hints)
+        contexts = contexts_space(table, source, CONTEXTS_MAX * factor, hints)
     else:
-        contexts = _free_contexts(subject, hints)
-    return _Scope(contexts, payloads_space(table, event, PAYLOADS_MAX, hints), _moments(hints))
+        contexts = _free_contexts(subject, hints, CONTEXTS_MAX * factor)
+    payloads = payloads_space(table, event, PAYLOADS_MAX, hints)
+    return _Scope(contexts, payloads, _moments(hints), VALUES_MAX * factor)
 
 
-def _free_contexts(subject: Subject, hints: Hints) -> Space:
+def _free_contexts(subject: Subject, hints: Hints, limit: int) -> Space:
     kind = subject.table.context
     columns = columns_of(kind, hints)
-    complete = Combinations(list(columns.values()), CONTEXTS_MAX).complete
-    return Space(tuple(made(kind, columns, CONTEXTS_MAX)), complete, constrained=False)
+    complete = Combinations(list(columns.values()), limit).complete
+    return Space(tuple(made(kind, columns, limit)), complete, constrained=False)
 
 
 def _moments(hints: Hints) -> Space:
@@ -194,10 +200,10 @@ def _dead(
 def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
     """Alone, it has fewer values and its own literals; first as a run may be, then freely."""
     alone = (edge,)
-    scope = _scope(subject, alone, constrained=True)
+    scope = _scope(subject, alone, constrained=True, factor=ALONE_FACTOR)
     if _try(alone, scope).enabled:
         return
-    free = _scope(subject, alone, constrained=False)
+    free = _scope(subject, alone, constrained=False, factor=ALONE_FACTOR)
     if _try(alone, free).enabled:
         if scope.complete and scope.contexts.constrained:
             yield subject.at_edge("V007", "error", edge,
@@ -208,7 +214,7 @@ def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
     how = (
         "is false for every small value"
         if free.complete
-        else (f"was false for all of the {VALUES_MAX} values tried (there are more)")
+        else (f"was false for all of the {free.limit} values tried (there are more)")
     )
     yield subject.at_edge("V007", severity, edge, f"guard {edge.guard_text} {how}",
         "Correct it, or remove the edge; if only large values make it true, say so in an ignore "
