@@ -79,7 +79,7 @@ def main() -> int:
             problems = storm(one, chance, typical)
             took = time.monotonic() - began
         verdict = "ok" if not problems else "FAILED: " + "; ".join(problems)
-        where = " ".join(one.killed_at) or "never alive long enough"
+        where = " ".join(one.killed_at) or "too late, it was done"
         line = f"round {number:3} {one.currency:4} killed {where}  {took:5.1f}s  {verdict}"
         print(line, flush=True)
         passed, failed = passed + (not problems), failed + bool(problems)
@@ -92,7 +92,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--typical-seconds", type=float, default=12.0)
+    parser.add_argument("--typical-seconds", type=float, default=5.0)
     return parser.parse_args()
 
 
