@@ -29,7 +29,7 @@ from machines.platform_keeper import BLOCK_SECONDS, PlatformKeeper, kept_platfor
 if TYPE_CHECKING:
     from engine.app import App, Outcome
     from engine.decide import Decision
-    from machines.flows.f13_inception import Layer
+    from machines.flows.layer import Layer
 
 CURRENCIES = ("XMR", "BTC", "LTC", "DOGE")
 DEPTH_MAX = 8
@@ -179,7 +179,8 @@ async def _run(
 ) -> InceptionResult:
     from machines.app import restore_reservations, turtles_app
     from machines.clients import clients_for
-    from machines.flows.f13_inception import Inception, Layer
+    from machines.flows.f13_inception import Inception
+    from machines.flows.layer import Layer
     from persistence import open_store
 
     clock = SystemClock()

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,7 @@ def add_lint(cli: typer.Typer, factory: AppFactory) -> None:
     @answering
     def lint(
         machines: Annotated[
-            list[str] | None, typer.Argument(metavar="[MACHINE]...", show_default=False)
+            list[str] | None, typer.Argument(metavar="MACHINE", show_default=False)
         ] = None,
         as_json: AsJson = False,
     ) -> int:
@@ -47,7 +48,8 @@ def add_lint(cli: typer.Typer, factory: AppFactory) -> None:
         except DefinitionError as error:  # the class itself is refused, with every finding
             report("definition", str(error), as_json=as_json)
             return FAILED
-        found = check(chosen, known=known.values())
+        with redirect_stdout(sys.stderr):  # a guard that prints must not garble the answer
+            found = check(chosen, known=known.values())
         if as_json:
             output.emit({"ok": found.ok, **output.plain(found)})
         else:

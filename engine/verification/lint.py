@@ -95,7 +95,7 @@ def lint(
     tables = [_table(one) for one in machines]
     names = {table.name: table for table in (*(_table(one) for one in known), *tables)}
     subjects = [Subject(table, names) for table in tables]
-    found = _without_repeats(one for s in subjects for check in CHECKS for one in check(s))
+    found = _without_repeats(one for s in subjects for check in CHECKS for one in _made(check, s))
     files = dict.fromkeys([*(s.file for s in subjects), *(f.file for f in found)])
     ignores = [one for file in files for one in ignores_in(file)]
     kept, ignored = divide(found, ignores)
@@ -109,6 +109,21 @@ def lint(
         ),
         took_ms=(perf_counter_ns() - began_ns) // 1_000_000,
     )
+
+
+def _made(check: Check, subject: Subject) -> Iterator[Finding]:
+    """A check's findings; one that the machine's code breaks off is a finding itself."""
+    try:
+        yield from check(subject)
+    except Exception as error:  # noqa: BLE001 - code of the machine, in a place not foreseen
+        trace = error.__traceback__
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        file = trace.tb_frame.f_code.co_filename if trace else ""
+        yield subject.at_line("V000", "error", file, trace.tb_lineno if trace else 0,
+            f"{check.__name__} could not be finished: {type(error).__name__}: {error}",
+            "Correct the machine's code there; if it is not the machine's, report this",
+            method="checked")  # fmt: skip
 
 
 def _table(machine: type[Machine[Any]] | Table) -> Table:

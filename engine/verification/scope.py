@@ -58,8 +58,12 @@ def reads(table: Table, calls: Iterable[Any]) -> Reading:
 def hints_from(reading: Reading, *, all_fields: bool = False) -> Hints:
     """Hints out of the literals of some code; only the fields that it may read vary."""
     numbers = sorted(reading.numbers, key=abs)[:NUMBERS_MAX]
-    near = tuple(dict.fromkeys(n + d for n in numbers for d in (0, -1, 1)))
-    return Hints(near, reading.texts[:TEXTS_MAX], None if all_fields else reading.names)
+    near = [n + d for n in numbers for d in (0, -1, 1)]
+    if near:  # one field may have to be above a literal, and another above that field
+        near += [2 * max(near) + 2, 2 * min(near) - 2]
+    return Hints(
+        tuple(dict.fromkeys(near)), reading.texts[:TEXTS_MAX], None if all_fields else reading.names
+    )
 
 
 def hints_of(table: Table) -> Hints:
@@ -166,7 +170,7 @@ def _settled(
 def _score(table: Table, fields: dict[str, Any], clauses: Sequence[Clause]) -> int:
     try:
         context = table.context(**fields)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - the struct's own code; it refuses these values
         return -1
     return sum(holds(clause, {"context": context}) for clause in clauses)
 

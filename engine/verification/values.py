@@ -21,7 +21,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from itertools import combinations, islice, pairwise, product, zip_longest
+from itertools import combinations, cycle, islice, pairwise, product, zip_longest
 from math import prod
 from typing import (
     Annotated,
@@ -41,9 +41,10 @@ import msgspec
 from engine.errors import UsageError
 from engine.secret import Secret
 
-FIELD_VALUES_MAX = 24
-INNER_VALUES_MAX = 12
+FIELD_VALUES_MAX = 48
+INNER_VALUES_MAX = 24
 DEPTH_MAX = 4
+LENGTH_MAX = 200
 SAMPLE_SEED = 13
 
 
@@ -79,19 +80,23 @@ class Combinations:
     Args:
         columns: the values of each column, none empty.
         limit: at most so many rows.
+        whole: the columns themselves lack nothing, however long they are.
     """
 
-    def __init__(self, columns: Sequence[Sequence[Any]], limit: int) -> None:
+    def __init__(
+        self, columns: Sequence[Sequence[Any]], limit: int, *, whole: bool = False
+    ) -> None:
         self.columns = columns
         self.limit = limit
-        self.complete = prod(len(column) for column in columns) <= limit
-        """Whether the rows are all there are."""
+        self._fits = prod(map(len, columns)) <= limit
+        self.complete = self._fits and (whole or not any(map(_is_cut, columns)))
+        """Whether the rows are all that small values can make."""
         self.wide = [i for i, column in enumerate(columns) if len(column) > 1]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        depth = len(self.wide) if self.complete else 1
+        depth = len(self.wide) if self._fits else 1
         rows = (self._row(which) for n in range(depth + 1) for which in self._differing(n))
-        return islice(rows if self.complete else self._sampled(rows), self.limit)
+        return islice(rows if self._fits else self._sampled(rows), self.limit)
 
     def _differing(self, count: int) -> Iterator[dict[int, int]]:
         for places in combinations(self.wide, count):
@@ -104,10 +109,20 @@ class Combinations:
     def _sampled(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         yield from rows
         chance = random.Random(SAMPLE_SEED)  # noqa: S311 - a fixed sample, no secret
+        seen: set[tuple[tuple[int, int], ...]] = set()
         for _ in range(self.limit):
             count = min(chance.choice((2, 2, 3, 4, len(self.wide))), len(self.wide))
             places = chance.sample(self.wide, count)
-            yield self._row({p: chance.randrange(1, len(self.columns[p])) for p in places})
+            which = {p: chance.randrange(1, len(self.columns[p])) for p in sorted(places)}
+            if len(which) > 1 and tuple(which.items()) not in seen:
+                seen.add(tuple(which.items()))
+                yield self._row(which)
+
+
+def _is_cut(column: Sequence[Any]) -> bool:
+    """Whether a column may lack values of its type, because it, or a struct in it, is full."""
+    inner = any(isinstance(one, msgspec.Struct | tuple | list | dict) for one in column)
+    return len(column) >= (INNER_VALUES_MAX if inner else FIELD_VALUES_MAX)
 
 
 def values_of(
@@ -152,7 +167,7 @@ def _values(kind: Any, hints: Hints, limit: int, depth: int) -> Iterable[Any]:
     if kind is Secret or origin is Secret:
         return (Secret(value) for value in inner(arguments[0] if arguments else str))
     if origin in _COLLECTIONS or kind in _COLLECTIONS:
-        return _collections(origin or kind, arguments, inner)
+        return _collections(origin or kind, arguments, inner, _lengths(hints))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return list(kind)
     if kind in _LEAVES:
@@ -205,9 +220,12 @@ def _within(kind: Any, hints: Hints, limit: int, depth: int) -> Iterator[Any]:
 
 
 def _collections(
-    origin: Any, arguments: tuple[Any, ...], inner: Callable[[Any], list[Any]]
+    origin: Any,
+    arguments: tuple[Any, ...],
+    inner: Callable[[Any], list[Any]],
+    lengths: Sequence[int],
 ) -> Iterator[Any]:
-    """None, one and two of what is inside."""
+    """None, one and two of what is inside, and as many as the hints say."""
     make = _COLLECTIONS[origin]
     if make is tuple and arguments and arguments[-1] is not Ellipsis:
         yield from Combinations([inner(a) for a in arguments], FIELD_VALUES_MAX)
@@ -221,11 +239,20 @@ def _collections(
         yield make()
         return
     if make is dict:
-        yield from (dict(zip(first, second[:n], strict=False)) for n in range(3))
+        for n in (0, 1, 2, *lengths):
+            yield dict(zip(first, islice(cycle(second), n), strict=False))
         return
     yield make()
     yield from (make([one]) for one in first)
     yield from (make(pair) for pair in pairwise(first))
+    yield from (make(islice(cycle(first), n)) for n in lengths)
+
+
+def _lengths(hints: Hints) -> list[int]:
+    """Lengths worth trying, where the code asks for one."""
+    if not hints.vary("len"):
+        return []
+    return sorted({n for n in hints.numbers if 2 < n <= LENGTH_MAX})
 
 
 _COLLECTIONS: dict[Any, Any] = {
@@ -243,7 +270,8 @@ def _structs(
         name: field_values(name, one, default, hints, depth - 1)
         for name, (one, default) in fields.items()
     }
-    return made(kind, columns, limit)
+    # Some rows may be refused by the struct itself.
+    return islice(made(kind, columns, 4 * limit), limit)
 
 
 def made(kind: Any, columns: Mapping[str, Sequence[Any]], limit: int) -> Iterator[Any]:
@@ -251,7 +279,7 @@ def made(kind: Any, columns: Mapping[str, Sequence[Any]], limit: int) -> Iterato
     for row in Combinations(list(columns.values()), limit):
         try:
             yield kind(**dict(zip(columns, row, strict=True)))
-        except (ValueError, TypeError):
+        except Exception:  # noqa: BLE001, S112 - the struct's own code; it refuses these values
             continue
 
 
@@ -327,7 +355,7 @@ _LEAVES: dict[Any, Callable[[Hints], Iterable[Any]]] = {
     int: _numbers,
     bool: lambda hints: (False, True),
     float: lambda hints: (1.0, 0.0, 0.5, -1.0, *map(float, hints.numbers)),
-    str: lambda hints: ("a", "", "b", *hints.texts),
+    str: lambda hints: ("a", "", "b", *hints.texts, *("a" * n for n in _lengths(hints))),
     bytes: lambda hints: (b"a", b"", *(t.encode() for t in hints.texts)),
     type(None): lambda hints: (None,),
     None: lambda hints: (None,),

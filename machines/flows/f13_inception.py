@@ -27,317 +27,42 @@ owned by a live run or has been destroyed, whatever crashed in between.
 
 from __future__ import annotations
 
-import hashlib
-import shlex
 from typing import Any
 
-from engine.clock import hours, minutes, seconds
+from engine.clock import hours
 from engine.contracts import ensures, invariant, requires
 from engine.definition import Machine, State
-from engine.effects import Call, effect
-from engine.errors import OutcomeUnknown, Permanent, Transient
-from engine.events import ChildEnded, ChildMoved, Context, Event, GaveUp
-from engine.retry import Retry
-from engine.secrets import Secret
 from engine.table import Child
-from machines.clients.ports import (
-    ClientError,
-    Credentials,
-    NotFound,
-    Platform,
-    Record,
-    ReplyLost,
-    Unavailable,
+from machines.flows.layer import (
+    DEPTH_MAX,
+    LOST_MAX,
+    PAYMENT_MILESTONES,
+    Bought,
+    Created,
+    Discovered,
+    Equipped,
+    EquippedNot,
+    Executed,
+    ExecutionFailed,
+    ExecutionGivenUp,
+    InnerEnded,
+    Layer,
+    LayerReport,
+    Layers,
+    NoSlot,
+    NotClearedUp,
+    PaymentMoved,
+    Proven,
 )
-from machines.flows import evidence
-
-PAYMENT_MILESTONES = ("invoicing", "paying", "confirming", "settling")
-"""States of Payment that end fetch_pricing, create_invoice, send_payment, poll_confirmation."""
-
-DEPTH_MAX = 8
-"""The deepest chain that one run may be asked for (paper, Flow 13: 8 slots at tier 32)."""
-
-LOST_MAX = 20
-"""So many sandboxes that died one after another mean that the next one will not live either."""
-
-STDOUT_CHARACTERS_MAX = 2 * evidence.EVIDENCE_BYTES_MAX
-"""What a sandbox says is not trusted; a greeting is shorter than this."""
-
-PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
-
-
-class KeyReceipt(Record):
-    """What a finished Payment reports, as far as a layer needs it."""
-
-    public_key: str
-    secret_key: Secret[str]
-    paid_cents: int
-    txids: tuple[str, ...]
-
-
-class Surroundings(Record):
-    """What a finished Discovery reports, as far as a layer needs it."""
-
-    awareness: str
-    profile: str | None
-    tools: tuple[str, ...]
-
-
-class Proof(Record):
-    """What a finished Authentication reports."""
-
-    offset_ms: int
-    concurrency: int
-
-
-class LayerReport(Record):
-    """One finished layer, without its secret."""
-
-    depth: int
-    public_key: str
-    paid_cents: int
-    txids: tuple[str, ...]
-    session_id: str
-    stdout: str
-    latency_ms: int
-    awareness: str
-    profile: str | None
-
-
-class Layers(Record):
-    """The output of a layer's run: its own report and those of the layers below it."""
-
-    layers: tuple[LayerReport, ...]
-    complete: bool
-    refusal: str
-
-
-class Layer(Context):
-    """What a layer is asked for, and what it has so far.
-
-    `budget_cents` is what this layer and all below it may spend; `inspection` is the evidence
-    gathered in the sandbox this layer lives in (None: look around here).
-    """
-
-    depth: int
-    max_depth: int
-    currency: str
-    budget_cents: int
-    tier: int = 1
-    months: int = 1
-    poll_ms: int = seconds(14)
-    inspection: str | None = None
-    session_ttl_seconds: int = 3600
-    awareness: str = "unknown"
-    profile: str | None = None
-    tools: tuple[str, ...] = ()
-    public_key: str = ""
-    secret_key: Secret[str] | None = None
-    paid_cents: int = 0
-    txids: tuple[str, ...] = ()
-    offset_ms: int = 0
-    concurrency: int = 0
-    tool_digest: str = ""
-    session_id: str = ""
-    last_session_id: str = ""
-    stdout: str = ""
-    latency_ms: int = 0
-    lost: int = 0
-    inner: tuple[LayerReport, ...] = ()
-    refusal: str = ""
-
-
-class Looked(ChildMoved, tag="looked"):
-    """Discovery knows where it is and is looking for tools."""
-
-
-class Discovered(ChildEnded, tag="discovered"):
-    """Discovery has ended."""
-
-    output: Surroundings | None = None
-
-
-class PaymentMoved(ChildMoved, tag="payment_moved"):
-    """The purchase has come a step further."""
-
-
-class Bought(ChildEnded, tag="bought"):
-    """The purchase has ended."""
-
-    output: KeyReceipt | None = None
-
-
-class Proven(ChildEnded, tag="proven"):
-    """Authentication has ended."""
-
-    output: Proof | None = None
-
-
-class Equipped(Event, tag="equipped"):
-    """The tool that goes into the child is at hand, and the platform can run it."""
-
-    digest: str
-
-
-class EquippedNot(GaveUp, tag="equipped_not"):
-    """The platform cannot run what the child needs."""
-
-
-class Created(Event, tag="created"):
-    """A child sandbox exists."""
-
-    session_id: str
-
-
-class NoSlot(GaveUp, tag="no_slot_left"):
-    """The platform gave no sandbox."""
-
-
-class Executed(Event, tag="executed"):
-    """The inspection ran inside the child."""
-
-    stdout: str
-    latency_ms: int
-
-
-class ChildLost(Event, tag="child_lost"):
-    """The sandbox is gone; it died with its platform or was ended."""
-
-
-class ExecutionFailed(Event, tag="execution_failed"):
-    """The command ran and failed."""
-
-    exit_code: int
-
-
-class ExecutionGivenUp(GaveUp, tag="execution_given_up"):
-    """The platform would not run the command."""
-
-
-class ClearedUp(Event, tag="cleared_up"):
-    """This layer's key owns no sandbox."""
-
-
-class NotClearedUp(GaveUp, tag="not_cleared_up"):
-    """Nobody can say whether the key owns a sandbox; one that there is ends with its time."""
-
-
-class Released(Event, tag="let_go"):
-    """The child sandbox is gone, on purpose."""
-
-
-class InnerEnded(ChildEnded, tag="inner_ended"):
-    """The next layer has ended."""
-
-    output: Layers | None = None
-
-
-def _credentials(context: Layer) -> Credentials:
-    if context.secret_key is None:
-        raise Permanent("this layer has no secret key")
-    return Credentials(
-        public_key=context.public_key, secret_key=context.secret_key, offset_ms=context.offset_ms
-    )
-
-
-def _later(error: ClientError) -> Exception:
-    """What a failed call means when performing it again with its key is harmless."""
-    if isinstance(error, Unavailable):
-        return Transient(str(error), retry_after_ms=error.retry_after_ms)
-    if isinstance(error, ReplyLost):
-        return OutcomeUnknown(str(error))
-    return Permanent(str(error))
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def equip(context: Layer, call: Call) -> Equipped:
-    """Take the inspection script along, if the platform can run it."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
-    try:
-        languages = await platform.languages(_credentials(context))
-    except ClientError as error:
-        raise _later(error) from error
-    if "python" not in languages:
-        raise Permanent(f"the platform has no python; it has {', '.join(languages)}")
-    return Equipped(digest=hashlib.sha256(evidence.command().encode()).hexdigest())
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def create_session(context: Layer, call: Call) -> Created:
-    """Create the child sandbox; the same key gives the same one."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
-    try:
-        session = await platform.create_session(  # noqa: S604 - the name of a shell, not a flag
-            _credentials(context),
-            shell="bash",
-            network_mode="zerotrust",
-            ttl_seconds=context.session_ttl_seconds,
-            key=call.key,
-        )
-    except ClientError as error:
-        raise _later(error) from error
-    return Created(session_id=session.session_id)
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def delete_session(context: Layer, call: Call) -> Released:
-    """End the child sandbox; one that is gone already is no error."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
-    try:
-        await platform.delete_session(_credentials(context), context.session_id)
-    except ClientError as error:
-        raise _later(error) from error
-    return Released()
-
-
-@effect(idempotent=True, retry=PATIENT, timeout_ms=minutes(3))
-async def inspect_child(context: Layer, call: Call) -> Executed | ChildLost | ExecutionFailed:
-    """Look around inside the child; the same key runs the command once."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
-    try:
-        done = await platform.execute(
-            _credentials(context), context.session_id, greeting(context), key=call.key
-        )
-    except NotFound:
-        return ChildLost()
-    except ClientError as error:
-        raise _later(error) from error
-    if done.exit_code != 0:
-        return ExecutionFailed(exit_code=done.exit_code)
-    return Executed(stdout=done.stdout[:STDOUT_CHARACTERS_MAX], latency_ms=done.duration_ms)
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def clear_sessions(context: Layer, call: Call) -> ClearedUp:
-    """End every sandbox of this layer's key; there is at most the one nobody told us of."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
-    try:
-        for session in await platform.sessions(_credentials(context)):
-            await platform.delete_session(_credentials(context), session.session_id)
-    except ClientError as error:
-        raise _later(error) from error
-    return ClearedUp()
-
-
-def greeting(context: Layer) -> str:
-    """The command of a layer: a line for people, then the evidence as one line of JSON."""
-    return f"echo {shlex.quote(_line(context))}; {evidence.command()}"
-
-
-def _line(context: Layer) -> str:
-    return f"turtle {context.depth} of {context.max_depth} was here"
-
-
-def _split(stdout: str) -> tuple[str, str]:
-    """(the line for people, the evidence) of a greeting's output."""
-    line, _, rest = stdout.partition("\n")
-    return line.strip(), rest.strip()
-
-
-def _is_answer(context: Layer, stdout: str) -> bool:
-    """Whether this is what a greeting gives: its line, with evidence behind it."""
-    line, inspection = _split(stdout)
-    return line == _line(context) and inspection.startswith("{")
+from machines.flows.layer_calls import (
+    clear_sessions,
+    create_session,
+    delete_session,
+    equip,
+    inspect_child,
+    is_answer,
+    split_answer,
+)
 
 
 def released(context: Layer) -> bool:
@@ -466,7 +191,7 @@ class Inception(Machine[Layer]):
 
     def next_layer(self, context: Layer) -> Child:
         """The same, one layer down, with what is left of the budget."""
-        _, inspection = _split(context.stdout)
+        _, inspection = split_answer(context.stdout)
         return Child(
             "Inception",
             {
@@ -514,7 +239,7 @@ class Inception(Machine[Layer]):
 
     def answers(self, context: Layer, event: Executed) -> bool:
         """What came back is this layer's own greeting."""
-        return _is_answer(context, event.stdout)
+        return is_answer(context, event.stdout)
 
     def may_live(self, context: Layer) -> bool:
         """Not every sandbox so far has died."""
@@ -583,7 +308,7 @@ class Inception(Machine[Layer]):
 
     def on_executed(self, context: Layer, event: Executed) -> Layer:
         """Keep what the child said, if it is an answer."""
-        if not _is_answer(context, event.stdout):
+        if not is_answer(context, event.stdout):
             return self.but(context, refusal="the child did not answer the greeting")
         return self.but(context, stdout=event.stdout, latency_ms=event.latency_ms)
 
@@ -655,7 +380,7 @@ class Inception(Machine[Layer]):
     @ensures(executed)
     def the_child_answered(self, new: Layer) -> bool:
         """What comes back is this layer's own greeting, with evidence behind it."""
-        return bool(new.refusal) or _is_answer(new, new.stdout)
+        return bool(new.refusal) or is_answer(new, new.stdout)
 
     @invariant
     def depth_counts_from_one(self, context: Layer) -> bool:
@@ -675,7 +400,7 @@ class Inception(Machine[Layer]):
             paid_cents=context.paid_cents,
             txids=context.txids,
             session_id=context.last_session_id,
-            stdout=_split(context.stdout)[0],
+            stdout=split_answer(context.stdout)[0],
             latency_ms=context.latency_ms,
             awareness=context.awareness,
             profile=context.profile,

@@ -29,7 +29,8 @@ from machines import cli
 from machines.app import turtles_app
 from machines.clients import clients_for
 from machines.flows.f04_authentication import Authentication, Proof
-from machines.flows.f13_inception import Inception, Layer
+from machines.flows.f13_inception import Inception
+from machines.flows.layer import Layer
 from machines.platform.reports import ledger
 from machines.platform.server import find_server, start_server, stop_server
 from persistence import open_store

@@ -27,7 +27,8 @@ from machines.clients.inprocess import InProcess
 from machines.clients.ports import Currency
 from machines.flows import evidence
 from machines.flows.f03_payment import Payment
-from machines.flows.f13_inception import Inception, Layer
+from machines.flows.f13_inception import Inception
+from machines.flows.layer import Layer
 from machines.flows.purchase import Purchase
 from machines.platform.app import build_app
 from machines.platform.context import PlatformConfig, open_money

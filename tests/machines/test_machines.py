@@ -25,7 +25,7 @@ from machines.flows.f01_discovery import Discovered, Findings
 from machines.flows.f03c_confirmation import FollowReport
 from machines.flows.f03w_wallet import SpendReport
 from machines.flows.f04_authentication import Identity
-from machines.flows.f13_inception import KeyReceipt, Layers, Proof, Surroundings
+from machines.flows.layer import KeyReceipt, Layers, Proof, Surroundings
 from machines.flows.purchase import FollowResult, Receipt, SpendResult
 
 TABLES = {machine.__name__: compile_table(machine) for machine in MACHINES}

@@ -69,7 +69,7 @@ from machines.flows.f01_discovery import Findings, Surroundings
 from machines.flows.f03c_confirmation import Following
 from machines.flows.f03w_wallet import SpendOrder
 from machines.flows.f04_authentication import Proof
-from machines.flows.f13_inception import Layer
+from machines.flows.layer import Layer
 from machines.flows.money import Wallets
 from machines.flows.purchase import Purchase
 from persistence import open_store

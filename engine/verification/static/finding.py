@@ -10,7 +10,7 @@ Severity = Literal["error", "warning"]
 Method = Literal["shape", "read", "checked"]
 
 TITLES: dict[str, str] = {
-    "V000": "an ignore comment without a reason, or that ignores nothing",
+    "V000": "an ignore comment without a reason or a use, or a check that could not be made",
     "V001": "state cannot be reached",
     "V002": "dead end",
     "V003": "no path to a final state",

@@ -18,6 +18,7 @@ from itertools import combinations
 from typing import Any
 
 from engine.table import Edge
+from engine.verification.reading import Reading
 from engine.verification.scope import (
     Combinations,
     Hints,
@@ -36,6 +37,8 @@ from engine.verification.values import columns_of, made, values_of
 CONTEXTS_MAX = 300
 PAYLOADS_MAX = 300
 VALUES_MAX = 3_000
+MOMENT_MS = 1_700_000_000_000
+"""A moment like those of real runs, besides the small ones."""
 ALONE_FACTOR = 10
 """How many more values are tried before a guard is said to be never true."""
 TWICE_MAX = 20
@@ -70,7 +73,7 @@ class _Scope:
 
     def _rows(self) -> Combinations:
         parts = (self.contexts, self.payloads, self.moments)
-        return Combinations([part.values for part in parts], self.limit)
+        return Combinations([part.values for part in parts], self.limit, whole=True)
 
     def __iter__(self) -> Iterator[Row]:
         if self.contexts.values and self.payloads.values:
@@ -105,23 +108,19 @@ def _check_choice(subject: Subject, edges: tuple[Edge, ...]) -> Iterator[Finding
     yield from _gap(subject, edges, scope, seen)
 
 
-def _hints(subject: Subject, edges: tuple[Edge, ...]) -> Hints:
-    clauses = [clause.call for edge in edges for clause in (*edge.guards, *edge.requires)]
-    return hints_from(subject.reading(clauses))
-
-
 def _scope(
     subject: Subject, edges: tuple[Edge, ...], *, constrained: bool, factor: int = 1
 ) -> _Scope:
     """Raises: OutOfScope."""
-    hints = _hints(subject, edges)
+    reading = subject.reading(c.call for edge in edges for c in (*edge.guards, *edge.requires))
+    hints = hints_from(reading)
     table, source, event = subject.table, edges[0].source, edges[0].event
     if constrained:
         contexts = contexts_space(table, source, CONTEXTS_MAX * factor, hints)
     else:
         contexts = _free_contexts(subject, hints, CONTEXTS_MAX * factor)
     payloads = payloads_space(table, event, PAYLOADS_MAX, hints)
-    return _Scope(contexts, payloads, _moments(hints), VALUES_MAX * factor)
+    return _Scope(contexts, payloads, _moments(reading, hints), VALUES_MAX * factor)
 
 
 def _free_contexts(subject: Subject, hints: Hints, limit: int) -> Space:
@@ -131,10 +130,14 @@ def _free_contexts(subject: Subject, hints: Hints, limit: int) -> Space:
     return Space(tuple(made(kind, columns, limit)), complete, constrained=False)
 
 
-def _moments(hints: Hints) -> Space:
-    if not hints.vary("now_ms") and hints.names is not None:
-        return Space((1, 0, 2, 1_000_000), complete=True)
-    return Space(tuple(values_of(int, hints=hints)), complete=True)
+def _moments(reading: Reading, hints: Hints) -> Space:
+    if not _asks_time(reading):
+        return Space((1,), complete=True)
+    return Space((*values_of(int, hints=hints), MOMENT_MS), complete=True)
+
+
+def _asks_time(reading: Reading) -> bool:
+    return any("now_ms" in function.__code__.co_varnames for function in reading.functions)
 
 
 def _try(edges: tuple[Edge, ...], scope: _Scope) -> _Seen:
@@ -303,7 +306,7 @@ def _witness(subject: Subject, edges: tuple[Edge, ...], row: Row) -> dict[str, A
         for name in getattr(struct, "__struct_fields__", ()):
             if name in read.names or (holder, name) in directly:
                 found[f"{holder}.{name}"] = _pruned(plain(getattr(struct, name)), read.names)
-    if any("now_ms" in function.__code__.co_varnames for function in read.functions):
+    if _asks_time(read):
         found["now_ms"] = row["now_ms"]
     return found
 

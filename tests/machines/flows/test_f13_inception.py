@@ -40,7 +40,9 @@ from machines.clients.ports import (
     Unauthorized,
     Unavailable,
 )
-from machines.flows.f13_inception import LOST_MAX, PATIENT, STDOUT_CHARACTERS_MAX, Inception, Layer
+from machines.flows.f13_inception import Inception
+from machines.flows.layer import LOST_MAX, STDOUT_CHARACTERS_MAX, Layer
+from machines.flows.layer_calls import PATIENT
 from persistence import open_store
 
 PRICE_CENTS = 700
