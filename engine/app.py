@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets as secrets_module
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -44,7 +44,7 @@ from engine.journal import Entry
 from engine.limits import check_key
 from engine.log import configure
 from engine.performing import OutsideWorld, Performer, World
-from engine.ports import Delivery, EffectRecord, Query, Receipt, Store, StoredRun
+from engine.ports import Delivery, EffectRecord, Query, Receipt, Runs, Store, StoredRun
 from engine.process import this_worker
 from engine.run import HELD, Run
 from engine.runner import Runner
@@ -100,6 +100,8 @@ class App:
             in memory.
         work: whether to move runs; without, the app only looks and sends.
         moved: called after every transition this program makes.
+        new_id: names new runs, given the time; tests and the explorer choose the names.
+        committer: how writes reach the store; the explorer commits each by itself.
     """
 
     def __init__(
@@ -114,6 +116,8 @@ class App:
         io: Io | None = None,
         work: bool = True,
         moved: Any = None,
+        new_id: Callable[[int], str] = new_run_id,
+        committer: Callable[[Runs, Io], Committer] = Committer,
     ) -> None:
         if not structlog.is_configured():
             configure(json=False)  # warnings to stderr, until the program decides otherwise
@@ -124,6 +128,7 @@ class App:
         self._io: Io = io or (InlineIo() if store.key_file is None else ThreadIo())
         self._work = work
         self._listener = moved
+        self._new_id = new_id
         self._changed = asyncio.Event()
         self._lease = Lease(store, self._io, self.clock, this_worker())
         self._worker = Worker(
@@ -136,7 +141,7 @@ class App:
         self._desk = Desk(
             worker_id=self._lease.identity.worker_id,
             codec=self.codec,
-            committer=Committer(store.runs, self._io),
+            committer=committer(store.runs, self._io),
             clock=self.clock,
             moved=self._note,
         )
@@ -240,7 +245,7 @@ class App:
         if key is not None:
             check_key("key of the run", key)
         now_ms = self.clock.now_ms()
-        begun = begin(table, run_id=new_run_id(now_ms), context=context, now_ms=now_ms, key=key)
+        begun = begin(table, run_id=self._new_id(now_ms), context=context, now_ms=now_ms, key=key)
         if isinstance(begun, Violation):
             raise Refused(f"machine {table.name} cannot begin: {begun.reason}")
         start = self._desk.start_for(begun)

@@ -85,3 +85,12 @@ class Committer:
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(result)
+
+
+class DirectCommitter(Committer):
+    """Commits every write by itself, at once; needs no event loop where its `Io` needs none."""
+
+    async def write(self, write: Write) -> Written:
+        """Commit one write."""
+        (written,) = await self._io(lambda: self._runs.commit([write]))
+        return written

@@ -43,6 +43,13 @@ ALONE_FACTOR = 10
 """How many more values are tried before a guard is said to be never true."""
 TWICE_MAX = 20
 
+_TEXT_METHODS = frozenset({
+    "split", "rsplit", "splitlines", "partition", "rpartition", "startswith", "endswith", "strip",
+    "lstrip", "rstrip", "removeprefix", "removesuffix", "find", "rfind", "index", "count", "lower",
+    "upper", "casefold", "isdigit", "isalpha", "isalnum", "encode", "decode", "match", "search",
+    "fullmatch", "sha256", "fromhex", "fromisoformat",
+})  # fmt: skip
+"""Code that uses these looks at the form of texts, and few forms are tried."""
 Row = dict[str, Any]
 
 
@@ -65,11 +72,13 @@ class _Scope:
     payloads: Space
     moments: Space
     limit: int
+    whole: bool = True
+    """Whether small values can make every answer of the guards (not: texts of a special form)."""
 
     @property
     def complete(self) -> bool:
         parts = (self.contexts, self.payloads, self.moments)
-        return all(p.complete for p in parts) and self._rows().complete
+        return self.whole and all(p.complete for p in parts) and self._rows().complete
 
     def _rows(self) -> Combinations:
         parts = (self.contexts, self.payloads, self.moments)
@@ -120,7 +129,8 @@ def _scope(
     else:
         contexts = _free_contexts(subject, hints, CONTEXTS_MAX * factor)
     payloads = payloads_space(table, event, PAYLOADS_MAX, hints)
-    return _Scope(contexts, payloads, _moments(reading, hints), VALUES_MAX * factor)
+    whole = not reading.names & _TEXT_METHODS
+    return _Scope(contexts, payloads, _moments(reading, hints), VALUES_MAX * factor, whole)
 
 
 def _free_contexts(subject: Subject, hints: Hints, limit: int) -> Space:
@@ -207,7 +217,8 @@ def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
     if _try(alone, scope).enabled:
         return
     free = _scope(subject, alone, constrained=False, factor=ALONE_FACTOR)
-    if _try(alone, free).enabled:
+    tried = _try(alone, free)
+    if tried.enabled:
         if scope.complete and scope.contexts.constrained:
             yield subject.at_edge("V007", "error", edge,
                 f"never taken: the invariants of {edge.source} and of the machine exclude its "
@@ -217,7 +228,7 @@ def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
     how = (
         "is false for every small value"
         if free.complete
-        else (f"was false for all of the {free.limit} values tried (there are more)")
+        else (f"was false for all of the {tried.rows} values tried (there are more)")
     )
     yield subject.at_edge("V007", severity, edge, f"guard {edge.guard_text} {how}",
         "Correct it, or remove the edge; if only large values make it true, say so in an ignore "

@@ -323,6 +323,33 @@ class Never(Machine[Order]):
         return event.amount > 500 and event.amount < 400
 
 
+class Told(Event, tag="told"):
+    text: str
+
+
+class Listening(Machine[Order]):
+    unpaid = State(initial=True, waits=True, timeout=seconds(9), on_timeout="late")
+    done = State(final=True)
+    gone = State(final=True)
+    late = unpaid.to(done)
+    told = (
+        unpaid.to(gone, unless="is_greeting")
+        | unpaid.to(done, cond="is_cheap")
+        | (unpaid.to.itself())
+    )
+
+    def is_greeting(self, event: Told) -> bool:
+        first, _, rest = event.text.partition(" of ")
+        return first == "hello" and rest.startswith("{")
+
+    def is_cheap(self, context: Order) -> bool:
+        return context.price < 5
+
+
+def test_v007_is_not_said_where_few_forms_of_a_text_were_tried():
+    assert {(f.code, f.severity) for f in lint([Listening]).findings} == {("V005", "error")}
+
+
 class Lately(Machine[Order]):
     unpaid = State(initial=True, waits=True, timeout=seconds(9), on_timeout="late")
     done = State(final=True)
