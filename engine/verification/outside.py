@@ -1,0 +1,226 @@
+"""The outside of an explored machine: every answer a call may get, and a ledger of what was done.
+
+The explorer's world performs nothing.  Each call stops at `Paused`, and the explorer runs the move
+again with one more choice from `options`::
+
+    perform     ok E        done, and answers E               transient   not done, try again
+                again       nothing to report yet             permanent   not done, and never will
+                lost E      done, the answer is lost          unsent      not done, nobody knows
+                died E      done, and the worker died         zombie E    done, but the run was lost
+    reconcile   told        the truth of the ledger           unknown     nobody can say
+    both        arrives M   a message comes in meanwhile
+
+E is each event that the effect's annotation allows, with one payload for each way in which guards
+and contracts judge the small payloads of `engine.verification.scope`.  The ledger is keyed by
+idempotency key; an effect that is not idempotent may be done once under its key, and once only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_type_hints
+
+from engine.decide import Decision, Violation, decide
+from engine.desk import Job
+from engine.effects import Again, Call, Effect, NotDone
+from engine.errors import OutcomeUnknown, Permanent, Transient, TurtlesError
+from engine.events import Event
+from engine.run import Run
+from engine.table import Table
+from engine.testing.faults import Crash
+from engine.verification.scope import hints_of, payloads_of
+from engine.verification.static.subject import outcomes_of, sent_by_engine
+
+Choice = tuple[str, ...]
+"""A kind, and for kinds with an event its name and its encoded payload."""
+
+FAULTS = frozenset({"transient", "permanent", "lost", "unsent", "died", "zombie", "unknown"})
+PAYLOADS_MAX = 40
+
+
+class Paused(BaseException):
+    """A call whose answer is not chosen yet; no code of the engine catches it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The call at which a move stands."""
+
+    what: str
+    effect: Effect
+    call: Call
+    job: Job
+
+
+@dataclass
+class Outside:
+    """A `World` that answers by script.
+
+    Args:
+        encode: a payload as it is stored.
+        decode: the same backwards, by machine and event.
+        deliver: a message arrives while the worker is busy.
+        lose: another worker takes the run away.
+        check: called before every call, with the call.
+    """
+
+    encode: Callable[[Event], bytes]
+    decode: Callable[[str, str, str], Event | None]
+    deliver: Callable[[str, str], None]
+    lose: Callable[[str], None]
+    check: Callable[[Asked], None]
+    breach: Callable[[str, str], None]
+    script: list[Choice] = field(default_factory=list)
+    done: dict[str, tuple[str, str]] = field(default_factory=dict)
+    job: Job | None = None
+    asked: Asked | None = None
+
+    async def perform(self, effect: Effect, context: Any, call: Call) -> Any:
+        """Answer as the script says."""
+        choice = self._choice("perform", effect, call)
+        match choice[0]:
+            case "again":
+                return Again()
+            case "transient":
+                raise Transient("the outside is busy")
+            case "permanent":
+                raise Permanent("the outside refuses")
+            case "unsent":
+                raise OutcomeUnknown("no answer")
+        self._note(effect, call, choice)
+        if choice[0] == "lost":
+            raise OutcomeUnknown("no answer")
+        if choice[0] == "died":
+            raise Crash("after the call was done")
+        if choice[0] == "zombie":
+            self.lose(call.run_id)
+        return self._event(choice)
+
+    async def reconcile(self, effect: Effect, context: Any, call: Call) -> Any:
+        """Answer truthfully from the ledger, or not at all."""
+        choice = self._choice("reconcile", effect, call)
+        if choice[0] == "again":
+            return Again()
+        if choice[0] == "unknown":
+            raise OutcomeUnknown("the outside cannot say")
+        if call.key not in self.done:
+            return NotDone()
+        return self._event(("ok", *self.done[call.key]))
+
+    def _choice(self, what: str, effect: Effect, call: Call) -> Choice:
+        assert self.job is not None
+        self.asked = Asked(what, effect, call, self.job)
+        self.check(self.asked)
+        while self.script:
+            choice = self.script.pop(0)
+            if choice[0] != "arrives":
+                return choice
+            self.deliver(choice[1], choice[2])
+        raise Paused
+
+    def _note(self, effect: Effect, call: Call, choice: Choice) -> None:
+        if call.key in self.done and not effect.idempotent:
+            self.breach(
+                "effect performed twice",
+                f"effect {effect.name} was done already under its key, and is done again "
+                f"(attempt {call.attempt})",
+            )
+        self.done[call.key] = (choice[1], choice[2])
+
+    def _event(self, choice: Choice) -> Event | None:
+        assert self.job is not None
+        return self.decode(self.job.table.name, choice[1], choice[2])
+
+
+class Judged:
+    """Payloads of events: the smallest of each kind that guards and contracts tell apart."""
+
+    def __init__(self, encode: Callable[[Event], bytes]) -> None:
+        self._encode = encode
+        self._all: dict[tuple[str, str], list[Event | None]] = {}
+        self._found: dict[Any, list[str]] = {}
+
+    def first(self, table: Table, event: str) -> str:
+        """The encoded first payload."""
+        return self._text(self._payloads(table, event)[0])
+
+    def of(self, table: Table, run: Run, event: str, now_ms: int, *, outcome: bool) -> list[str]:
+        """Encoded payloads, one for each verdict; nothing stands for an event without payload."""
+        key = (table.fingerprint, run.state, event, self._encode(run.context), run.undo, now_ms,
+               run.closing, outcome)  # fmt: skip
+        if key not in self._found:
+            self._found[key] = self._distinct(table, run, event, now_ms, outcome)
+        return self._found[key]
+
+    def _distinct(
+        self, table: Table, run: Run, event: str, now_ms: int, outcome: bool
+    ) -> list[str]:
+        found: dict[Any, str] = {}
+        for payload in self._payloads(table, event):
+            try:
+                result = decide(table, run, event, payload, now_ms, from_effect=outcome)
+            except TurtlesError as error:
+                found.setdefault(type(error), self._text(payload))
+                continue
+            target = result.after.state if isinstance(result, Decision) else ""
+            entry = result.entry if isinstance(result, Decision) else result
+            verdicts = tuple((v.clause, v.ok) for v in entry.verdicts)
+            reason = result.reason if isinstance(result, Violation) and not verdicts else ""
+            found.setdefault((type(result), target, verdicts, reason), self._text(payload))
+        return list(found.values())
+
+    def _payloads(self, table: Table, event: str) -> list[Event | None]:
+        key = (table.fingerprint, event)
+        if key not in self._all:
+            made = payloads_of(table, event, limit=PAYLOADS_MAX, hints=hints_of(table))
+            self._all[key] = list(made)
+        return self._all[key]
+
+    def _text(self, payload: Event | None) -> str:
+        return "" if payload is None else self._encode(payload).decode()
+
+
+def options(asked: Asked, judged: Judged, done: dict[str, tuple[str, str]]) -> list[Choice]:
+    """Every answer that a call may get; the ordinary ones first."""
+    if asked.what == "reconcile":
+        known = asked.call.key in done
+        again = [] if known or not _may_say_again(asked.effect) else [("again",)]
+        return [("told",), *again, ("unknown",)]
+    events = _outcomes(asked, judged)
+    found: list[Choice] = [("ok", *one) for one in events]
+    if outcomes_of(asked.effect)[1]:
+        found.append(("again",))
+    found += [("transient",), ("permanent",), ("unsent",)]
+    found += [("lost", *one) for one in events]
+    found += [("died", *one) for one in events]
+    return [*found, *(("zombie", *one) for one in events[:1])]
+
+
+def _outcomes(asked: Asked, judged: Judged) -> list[tuple[str, str]]:
+    job, now_ms = asked.job, asked.call.now_ms
+    if job.run.effect is None or job.run.effect.undo_of is not None:
+        return [("", "")]
+    return [
+        (event, text)
+        for event in outcome_events(job.table, job.run.state, asked.effect)
+        for text in judged.of(job.table, job.run, event, now_ms, outcome=True)
+    ]
+
+
+def outcome_events(table: Table, state: str, effect: Effect) -> list[str]:
+    """The events that an effect may return: those of its annotation, else what its state takes."""
+    events, _, known = outcomes_of(effect)
+    if known and events:
+        return [event for event, kind in events.items() if table.payloads.get(event) is kind
+                or (event not in table.events)]  # fmt: skip
+    sent = sent_by_engine(table.places[state])
+    return [event for place, event in table.edges if place == state and event not in sent
+            and event in table.payloads]  # fmt: skip
+
+
+def _may_say_again(effect: Effect) -> bool:
+    returned = get_type_hints(effect.ask).get("return") if effect.ask else None
+    return Again in get_args(returned) or returned is Again
+
+

@@ -1,0 +1,179 @@
+"""Snapshots of a store in memory, and the fingerprint of what is in it.
+
+`sqlite3` gives a database in memory as bytes (`serialize`) and takes it back (`deserialize`), so
+the explorer returns to any moment without running there again.  That this loses nothing is not
+assumed: the explorer repeats a share of its paths from the very beginning and compares.
+
+The fingerprint says which moments have the same future.  It leaves out what no code looks at (ids,
+fences, sequence numbers, who wrote what, errors in words) and is coarse about time and attempts::
+
+    runs        in the order in which they were accepted; those that have ended only as the root
+    moments     due or not, else the power of two of what is left, and their order
+    attempts    up to a few, then "many"
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import UsageError
+
+ATTEMPTS_MAX = 3
+Fingerprint = tuple[Any, ...]
+
+_RUNS = """
+    SELECT r.rowid, r.run_id, r.machine, r.state, r.status, r.context, r.deadline_ms, r.child,
+        r.undo, r.closing, r.cancel_requested, r.held_from, r.due_ms, r.owner, r.parent_id, r.seq,
+        r.last_error, e.name, e.attempts, e.open, e.next_ms, e.undo_of, e.key, e.seq
+    FROM turtles_run r
+    LEFT JOIN turtles_effect e ON e.run_id = r.run_id AND e.status = 'pending'
+    ORDER BY r.rowid
+"""
+_INBOX = "SELECT run_id, event, payload FROM turtles_inbox WHERE status = 'accepted' ORDER BY number"
+_EFFECTS = """
+    SELECT run_id, seq, name, key, status, undo_of, closed_seq FROM turtles_effect
+    ORDER BY run_id, seq
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A run as the store has it, with its pending effect."""
+
+    number: int
+    run_id: str
+    machine: str
+    state: str
+    status: str
+    context: bytes
+    deadline_ms: int | None
+    child: str | None
+    undo: str
+    closing: str | None
+    cancel_requested: int
+    held_from: str | None
+    due_ms: int | None
+    owner: str | None
+    parent_id: str | None
+    seq: int
+    last_error: str | None
+    effect: str | None
+    attempts: int
+    open: int
+    next_ms: int
+    undo_of: str | None
+    key: str | None
+    effect_seq: int | None
+
+    @property
+    def live(self) -> bool:
+        """Whether the run may still move by itself or by events."""
+        return self.status not in ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class EffectRow:
+    """A decided effect and what became of it."""
+
+    run_id: str
+    seq: int
+    name: str
+    key: str
+    status: str
+    undo_of: str | None
+    closed_seq: int | None
+
+
+class Snapshots:
+    """Saves and restores the database of a store in memory.
+
+    Args:
+        store: `persistence.open_store("sqlite://")`.
+
+    Raises:
+        UsageError: the store is a file.
+    """
+
+    def __init__(self, store: Any) -> None:
+        database = getattr(store, "database", None)
+        if store.key_file is not None or database is None:
+            raise UsageError(
+                f"exploring needs a store in memory, got {store.name}. "
+                'Give it persistence.open_store("sqlite://").'
+            )
+        self._driver: sqlite3.Connection = database.sa.raw_connection().driver_connection
+
+    def save(self) -> bytes:
+        """The whole database."""
+        return self._driver.serialize()
+
+    def load(self, saved: bytes) -> None:
+        """Go back to a saved one."""
+        self._driver.deserialize(saved)
+
+    def runs(self) -> list[Row]:
+        """Every run, in the order in which they were accepted."""
+        return [Row(*row) for row in self._driver.execute(_RUNS)]
+
+    def inbox(self) -> list[tuple[str, str, bytes | None]]:
+        """Events that wait, as (run, event, payload), oldest first."""
+        return self._driver.execute(_INBOX).fetchall()
+
+    def effects(self) -> list[EffectRow]:
+        """Every effect that was ever decided."""
+        return [EffectRow(*row) for row in self._driver.execute(_EFFECTS)]
+
+    def journal_events(self, run_id: str) -> list[str]:
+        """The events of a run's journal, in order."""
+        query = "SELECT event FROM turtles_transition WHERE run_id = ? ORDER BY seq"
+        return [event for (event,) in self._driver.execute(query, (run_id,))]
+
+
+def fingerprint(
+    runs: list[Row], inbox: list[tuple[str, str, bytes | None]], now_ms: int
+) -> Fingerprint:
+    """What the future of these runs depends on."""
+    kept = [run for run in runs if run.live or run.parent_id is None]
+    roles = {run.run_id: place for place, run in enumerate(kept)}
+    waiting: dict[str, list[tuple[str, bytes | None]]] = {}
+    for run_id, event, payload in inbox:
+        waiting.setdefault(run_id, []).append((event, _without_ids(payload, runs)))
+    return tuple(
+        (
+            run.machine, run.state, run.status, run.context, run.undo, run.closing,
+            run.cancel_requested, run.held_from, _role(run.child, roles),
+            _role(run.parent_id, roles), _due(run.due_ms, now_ms), left(run.deadline_ms, now_ms),
+            _effect(run, now_ms), tuple(waiting.get(run.run_id, ())),
+        )
+        for run in kept
+    )  # fmt: skip
+
+
+def _role(run_id: str | None, roles: dict[str, int]) -> int | str | None:
+    return None if run_id is None else roles.get(run_id, "ended")
+
+
+def _without_ids(payload: bytes | None, runs: list[Row]) -> bytes | None:
+    if payload is not None:
+        for run in runs[1:]:
+            payload = payload.replace(run.run_id.encode(), b"%d" % run.number)
+    return payload
+
+
+def _due(due_ms: int | None, now_ms: int) -> bool | None:
+    return None if due_ms is None else due_ms <= now_ms
+
+
+def left(at_ms: int | None, now_ms: int) -> int | None:
+    """0 when the moment has come, else the power of two of what is left of the time until then."""
+    return None if at_ms is None else max(at_ms - now_ms, 0).bit_length()
+
+
+def _effect(run: Row, now_ms: int) -> tuple[Any, ...] | None:
+    if run.effect is None:
+        return None
+    first = run.deadline_ms is None or run.next_ms < run.deadline_ms
+    tries = min(run.attempts, ATTEMPTS_MAX)
+    return run.effect, tries, run.open, left(run.next_ms, now_ms), first, run.undo_of
