@@ -227,6 +227,13 @@ def _state_problems(machine: Any, state: Any, settings: Any) -> Iterable[tuple[s
         )
     if (settings.timeout is None) != (settings.on_timeout is None):
         yield "timeout= and on_timeout= go together", "Give both or neither"
+    if any(
+        settings.on_timeout in map(str, t.events) and t.target is state for t in state.transitions
+    ):
+        yield (
+            f"on_timeout={settings.on_timeout!r} may stay here, where the time would be up again",
+            "Lead it elsewhere, or use an effect with every=",
+        )
     for option in ("on_timeout", "on_exhausted", "on_child", "on_child_moved"):
         event = getattr(settings, option)
         if event is not None and event not in exits:

@@ -86,7 +86,11 @@ def check_effects(
         if one.status == "done" and one.key not in done:
             yield Breach("effect never done", f"effect {one.name} is recorded as done, but the "
                                               "outside never did it")  # fmt: skip
-        if one.status == "abandoned" and one.key in done and by.get(one.closed_seq or 0) == "$cancel":
+        if (
+            one.status == "abandoned"
+            and one.key in done
+            and by.get(one.closed_seq or 0) == "$cancel"
+        ):
             yield Breach("cancel lost an effect",
                          f"effect {one.name} was done, and a cancel left it behind")  # fmt: skip
         if one.status == "done":

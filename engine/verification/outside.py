@@ -29,7 +29,7 @@ from engine.events import Event
 from engine.run import Run
 from engine.table import Table
 from engine.testing.faults import Crash
-from engine.verification.scope import hints_of, payloads_of
+from engine.verification.scope import hints_of, payloads_of, values_of
 from engine.verification.static.subject import outcomes_of, sent_by_engine
 
 Choice = tuple[str, ...]
@@ -59,14 +59,14 @@ class Outside:
 
     Args:
         encode: a payload as it is stored.
-        decode: the same backwards, by machine and event.
+        decode: the same backwards, by type.
         deliver: a message arrives while the worker is busy.
         lose: another worker takes the run away.
         check: called before every call, with the call.
     """
 
     encode: Callable[[Event], bytes]
-    decode: Callable[[str, str, str], Event | None]
+    decode: Callable[[type[Event], str], Event]
     deliver: Callable[[str, str], None]
     lose: Callable[[str], None]
     check: Callable[[Asked], None]
@@ -95,7 +95,7 @@ class Outside:
             raise Crash("after the call was done")
         if choice[0] == "zombie":
             self.lose(call.run_id)
-        return self._event(choice)
+        return self._event(effect, choice)
 
     async def reconcile(self, effect: Effect, context: Any, call: Call) -> Any:
         """Answer truthfully from the ledger, or not at all."""
@@ -106,7 +106,7 @@ class Outside:
             raise OutcomeUnknown("the outside cannot say")
         if call.key not in self.done:
             return NotDone()
-        return self._event(("ok", *self.done[call.key]))
+        return self._event(effect, ("ok", *self.done[call.key]))
 
     def _choice(self, what: str, effect: Effect, call: Call) -> Choice:
         assert self.job is not None
@@ -128,9 +128,10 @@ class Outside:
             )
         self.done[call.key] = (choice[1], choice[2])
 
-    def _event(self, choice: Choice) -> Event | None:
+    def _event(self, effect: Effect, choice: Choice) -> Event | None:
         assert self.job is not None
-        return self.decode(self.job.table.name, choice[1], choice[2])
+        kind = kind_of(self.job.table, effect, choice[1])
+        return None if kind is None else self.decode(kind, choice[2])
 
 
 class Judged:
@@ -138,7 +139,7 @@ class Judged:
 
     def __init__(self, encode: Callable[[Event], bytes]) -> None:
         self._encode = encode
-        self._all: dict[tuple[str, str], list[Event | None]] = {}
+        self._all: dict[Any, list[Event | None]] = {}
         self._found: dict[Any, list[str]] = {}
 
     def first(self, table: Table, event: str) -> str:
@@ -146,12 +147,16 @@ class Judged:
         return self._text(self._payloads(table, event)[0])
 
     def of(self, table: Table, run: Run, event: str, now_ms: int, *, outcome: bool) -> list[str]:
-        """Encoded payloads, one for each verdict; nothing stands for an event without payload."""
+        """Encoded payloads, one for each verdict; "" for an event without payload."""
         key = (table.fingerprint, run.state, event, self._encode(run.context), run.undo, now_ms,
                run.closing, outcome)  # fmt: skip
         if key not in self._found:
             self._found[key] = self._distinct(table, run, event, now_ms, outcome)
         return self._found[key]
+
+    def strange(self, kind: type[Event]) -> list[str]:
+        """One encoded payload of any type."""
+        return [self._text(next(iter(values_of(kind, limit=1))))]
 
     def _distinct(
         self, table: Table, run: Run, event: str, now_ms: int, outcome: bool
@@ -189,7 +194,7 @@ def options(asked: Asked, judged: Judged, done: dict[str, tuple[str, str]]) -> l
         return [("told",), *again, ("unknown",)]
     events = _outcomes(asked, judged)
     found: list[Choice] = [("ok", *one) for one in events]
-    if outcomes_of(asked.effect)[1]:
+    if may_return(asked.effect)[1]:
         found.append(("again",))
     found += [("transient",), ("permanent",), ("unsent",)]
     found += [("lost", *one) for one in events]
@@ -204,23 +209,43 @@ def _outcomes(asked: Asked, judged: Judged) -> list[tuple[str, str]]:
     return [
         (event, text)
         for event in outcome_events(job.table, job.run.state, asked.effect)
-        for text in judged.of(job.table, job.run, event, now_ms, outcome=True)
+        for text in _payloads_for(asked, judged, event, now_ms)
     ]
+
+
+def _payloads_for(asked: Asked, judged: Judged, event: str, now_ms: int) -> list[str]:
+    table, kind = asked.job.table, kind_of(asked.job.table, asked.effect, event)
+    if kind is not None and table.payloads.get(event) is not kind:
+        return judged.strange(kind)  # the machine does not know it; the engine has to cope
+    return judged.of(table, asked.job.run, event, now_ms, outcome=True)
+
+
+def kind_of(table: Table, effect: Effect, event: str) -> type[Event] | None:
+    """The payload type of an effect's outcome."""
+    return may_return(effect)[0].get(event) or table.payloads.get(event)
 
 
 def outcome_events(table: Table, state: str, effect: Effect) -> list[str]:
     """The events that an effect may return: those of its annotation, else what its state takes."""
-    events, _, known = outcomes_of(effect)
+    events, _, known = may_return(effect)
     if known and events:
-        return [event for event, kind in events.items() if table.payloads.get(event) is kind
-                or (event not in table.events)]  # fmt: skip
+        return list(events)
     sent = sent_by_engine(table.places[state])
-    return [event for place, event in table.edges if place == state and event not in sent
-            and event in table.payloads]  # fmt: skip
+    return [event for place, event in table.edges
+            if place == state and event not in sent and event in table.payloads]  # fmt: skip
+
+
+_KNOWN: dict[Any, tuple[dict[str, type[Event]], bool, bool]] = {}
+
+
+def may_return(effect: Effect) -> tuple[dict[str, type[Event]], bool, bool]:
+    """`outcomes_of`, looked up once."""
+    key = (effect.perform, effect.ask)
+    if key not in _KNOWN:
+        _KNOWN[key] = outcomes_of(effect)
+    return _KNOWN[key]
 
 
 def _may_say_again(effect: Effect) -> bool:
     returned = get_type_hints(effect.ask).get("return") if effect.ask else None
     return Again in get_args(returned) or returned is Again
-
-

@@ -31,7 +31,9 @@ _RUNS = """
     LEFT JOIN turtles_effect e ON e.run_id = r.run_id AND e.status = 'pending'
     ORDER BY r.rowid
 """
-_INBOX = "SELECT run_id, event, payload FROM turtles_inbox WHERE status = 'accepted' ORDER BY number"
+_INBOX = (
+    "SELECT run_id, event, payload FROM turtles_inbox WHERE status = 'accepted' ORDER BY number"
+)
 _EFFECTS = """
     SELECT run_id, seq, name, key, status, undo_of, closed_seq FROM turtles_effect
     ORDER BY run_id, seq

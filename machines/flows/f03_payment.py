@@ -173,8 +173,12 @@ class Payment(Machine[Purchase]):
     nobody_answers = pricing.to(unavailable) | invoicing.to(unavailable)
     invoiced = (
         invoicing.to(price_changed, cond="price_differs", on="note_price")
-        | invoicing.to(invoice_refused, unless="is_sane", on="note_insane")
-        | invoicing.to(expired_unpaid, unless="leaves_time", on="keep_invoice")
+        | invoicing.to(  # turtles: ignore[V005] the price is looked at first
+            invoice_refused, unless="is_sane", on="note_insane"
+        )
+        | invoicing.to(  # turtles: ignore[V005] only a good invoice is timed
+            expired_unpaid, unless="leaves_time", on="keep_invoice"
+        )
         | invoicing.to(paying, on=["keep_invoice", "open_first_leg"])
     )
     declined = invoicing.to(invoice_refused)
@@ -188,7 +192,9 @@ class Payment(Machine[Purchase]):
     )
     followed = (
         confirming.to(settling, cond="became_deep", on="leg_deep")
-        | confirming.to(settling, cond="was_replaced", on="followed_leg_dead")
+        | confirming.to(  # turtles: ignore[V005] one end, one of both
+            settling, cond="was_replaced", on="followed_leg_dead"
+        )
         | confirming.to(unconfirmed, on="note_unconfirmed")
     )
     sank = settling.to(confirming)
@@ -204,7 +210,9 @@ class Payment(Machine[Purchase]):
     secret_gone = settling.to(secret_lost) | late.to(secret_lost) | expired_partial.to(secret_lost)
     ran_out = (
         settling.to(expired_unpaid, cond="sent_nothing")
-        | settling.to(expired_partial, cond="counted_in_part")
+        | settling.to(  # turtles: ignore[V005] who sent nothing gets nothing back
+            expired_partial, cond="counted_in_part"
+        )
         | settling.to(late)
     )
     overdue = settling.to(expired_unpaid, cond="sent_nothing") | settling.to(late)

@@ -224,13 +224,21 @@ async def nudge(context: Following, call: Call) -> Found | Again:
 class Confirmation(Machine[Following]):
     """Follow one transaction until it is deep enough, replaced, or time is up."""
 
-    unseen = State(
+    unseen = State(  # turtles: ignore[V011] nothing sinks or leaves the pool before it is seen
         initial=True, effect=find, every="poll", timeout="time_left", on_timeout="time_up"
     )
-    mempool = State(effect=watch_pool, every="poll", timeout="time_left", on_timeout="time_up")
-    confirming = State(effect=count, every="poll", timeout="time_left", on_timeout="time_up")
-    reversed = State(effect=find_again, every="poll", timeout="time_left", on_timeout="time_up")
-    stalled = State(effect=nudge, every="poll", timeout="last_chance", on_timeout="time_up")
+    mempool = State(  # turtles: ignore[V011] what is in the pool has no depth to lose
+        effect=watch_pool, every="poll", timeout="time_left", on_timeout="time_up"
+    )
+    confirming = State(  # turtles: ignore[V011] judge: a depth above 0 sinks, nothing else
+        effect=count, every="poll", timeout="time_left", on_timeout="time_up"
+    )
+    reversed = State(  # turtles: ignore[V011] judge: looks as if unseen
+        effect=find_again, every="poll", timeout="time_left", on_timeout="time_up"
+    )
+    stalled = State(  # turtles: ignore[V011] judge: looks as if unseen
+        effect=nudge, every="poll", timeout="last_chance", on_timeout="time_up"
+    )
     deep_enough = State(final=True, invariant="has_required_depth")
     replaced = State(final=True, failure=True, invariant="rival_is_buried")
     given_up = State(final=True, failure=True)

@@ -259,7 +259,9 @@ class Spend(Machine[SpendOrder]):
     underfunded = State(
         effect=watch_balance, every="poll", timeout="until_pay_by", on_timeout="too_late"
     )
-    broadcasting = State(effect=hand_out, every="poll", cancellable=False, invariant="holds_bytes")
+    broadcasting = State(  # turtles: ignore[V009] handed-out bytes are never given up
+        effect=hand_out, every="poll", cancellable=False, invariant="holds_bytes"
+    )
     releasing = State(effect=release, on_exhausted="not_released", cancellable=False)
     broadcast = State(final=True, invariant="holds_bytes")
     unfunded = State(final=True, failure=True, invariant="holds_nothing")
@@ -280,7 +282,9 @@ class Spend(Machine[SpendOrder]):
     refused = building.to(rejected) | wallet_locked.to(rejected)
     too_late = building.to(abandoned) | underfunded.to(unfunded)
     seen = broadcasting.to(broadcast)
-    rival_buried = broadcasting.to(releasing, cond="deep_enough")
+    rival_buried = broadcasting.to(  # turtles: ignore[V006] the effect tells of no other
+        releasing, cond="deep_enough"
+    )
     released = (
         releasing.to(conflicted, cond="was_handed_out")
         | releasing.to(rejected, cond="is_wrong")
