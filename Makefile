@@ -20,7 +20,7 @@ demo: $(READY)
 	$(BIN)/turtles inception --depth 2 --currency XMR --data-dir .turtles/demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile -m "not acceptance"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not acceptance"
 
 lint: $(READY)
 	$(BIN)/ruff check .
