@@ -280,6 +280,12 @@ async def _with_a_crash(bench, zoo, scenario, *plans) -> bool:
         harness.yard = yard
         run_id = await program(harness, zoo)
         outcome = await harness.app.outcome(run_id)
+        if outcome.status == "quarantined" and len(plans) > 1:
+            # Attempts are counted before the call, so deaths can use them all up; a person resumes.
+            assert "unknown" in outcome.last_error
+            await harness.app.apply(await harness.app.resume(run_id))
+            await harness.until_idle()
+            outcome = await harness.app.outcome(run_id)
         assert (outcome.state, outcome.status) == (state, status), plans[0].passed[-1]
         judge(bench, yard)
         bench.ledger.assert_once()
