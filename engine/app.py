@@ -28,7 +28,7 @@ from engine.clock import Clock, seconds
 from engine.codec import Codec
 from engine.committer import Committer, InlineIo, Io, ThreadIo
 from engine.control import CANCEL, PAUSE, RESUME
-from engine.decide import Decision, Violation, begin, decide
+from engine.decide import Decision, Violation, begin
 from engine.definition import Machine
 from engine.desk import Desk
 from engine.errors import (
@@ -36,21 +36,19 @@ from engine.errors import (
     KeyConflict,
     Refused,
     SecretsError,
-    UnknownMachine,
-    UnknownRun,
 )
 from engine.events import Event, event_id
-from engine.journal import Entry
 from engine.limits import check_key
 from engine.log import configure
 from engine.performing import OutsideWorld, Performer, World
-from engine.ports import Delivery, EffectRecord, Query, Receipt, Runs, Store, StoredRun
+from engine.ports import Delivery, Query, Receipt, Runs, Store
 from engine.process import this_worker
 from engine.run import HELD, Run
 from engine.runner import Runner
 from engine.secrets import SecretsCodec, load_codec
 from engine.system import SystemClock, new_run_id
 from engine.table import Table, compile_table
+from engine.view import Outcome, Permission, View
 from engine.worker import Lease, Worker
 
 log = structlog.get_logger("turtles.app")
@@ -64,28 +62,7 @@ class RunRef(msgspec.Struct, frozen=True):
     created: bool
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run stands, usually at its end.  `output` is what the machine's `output` gave."""
-
-    run_id: str
-    machine: str
-    state: str
-    status: str
-    seq: int
-    context: Any
-    output: Any
-    last_error: str | None
-
-
-class Permission(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether an event would be accepted now, and why not."""
-
-    event: str
-    allowed: bool
-    reason: str
-
-
-class App:
+class App(View):
     """Machines over a store.
 
     Args:
@@ -121,11 +98,14 @@ class App:
     ) -> None:
         if not structlog.is_configured():
             configure(json=False)  # warnings to stderr, until the program decides otherwise
-        self.tables: dict[str, Table] = {m.__name__: compile_table(m) for m in machines}
-        self.store = store
-        self.clock: Clock = clock or SystemClock()
-        self.codec = Codec(secrets or _codec_of(store), self.tables)
-        self._io: Io = io or (InlineIo() if store.key_file is None else ThreadIo())
+        tables = {m.__name__: compile_table(m) for m in machines}
+        super().__init__(
+            tables=tables,
+            store=store,
+            codec=Codec(secrets or _codec_of(store), tables),
+            clock=clock or SystemClock(),
+            io=io or (InlineIo() if store.key_file is None else ThreadIo()),
+        )
         self._work = work
         self._listener = moved
         self._new_id = new_id
@@ -377,103 +357,6 @@ class App:
             for task in waiting:
                 task.cancel()
 
-    async def get(self, run_id: str) -> Run:
-        """A run as it stands, with its typed context."""
-        return self.codec.open_run((await self._stored(run_id)).run)
-
-    async def outcome(self, run_id: str) -> Outcome:
-        """How a run stands now."""
-        stored = await self._stored(run_id)
-        run = self.codec.open_run(stored.run)
-        table = self.codec.table(run.machine)
-        ended = run.terminal
-        return Outcome(
-            run_id=run.run_id,
-            machine=run.machine,
-            state=run.state,
-            status=run.status,
-            seq=run.seq,
-            context=run.context,
-            output=table.output({"context": run.context}) if ended else None,
-            last_error=run.last_error,
-        )
-
-    async def find(self, machine: type[Machine[Any]] | str, key: str) -> str | None:
-        """The id of the run started with this key."""
-        name = self._table(machine).name
-        return await self._io(lambda: self.store.runs.find(name, key))
-
-    async def runs(self, query: Query | None = None) -> list[StoredRun]:
-        """Stored runs, newest first; contexts are still encoded."""
-        wanted = query or Query()
-        return await self._io(lambda: self.store.runs.select(wanted))
-
-    async def journal(self, run_id: str) -> list[Entry]:
-        """Every transition of a run, decoded."""
-        machine = (await self._stored(run_id)).run.machine
-        entries = await self._io(lambda: self._all_entries(run_id))
-        return [self.codec.open_entry(machine, entry) for entry in entries]
-
-    def _all_entries(self, run_id: str) -> list[Entry]:
-        entries: list[Entry] = []
-        while page := self.store.journal.read(run_id, after_seq=len(entries)):
-            entries += page
-        return entries
-
-    async def effects(self, run_id: str) -> list[EffectRecord]:
-        """Every recorded effect of a run."""
-        return await self._io(lambda: self.store.effects.read(run_id))
-
-    async def can(self, run_id: str, event: Event | str) -> Permission:
-        """Whether the run would accept the event now, and which clause says no."""
-        run = await self.get(run_id)
-        table = self.codec.table(run.machine)
-        name = event if isinstance(event, str) else event_id(type(event))
-        payload = None if isinstance(event, str) else event
-        result = decide(table, run, name, payload, self.clock.now_ms())
-        if isinstance(result, Decision):
-            return Permission(event=name, allowed=True, reason=f"-> {result.after.state}")
-        return Permission(event=name, allowed=False, reason=result.reason)
-
-    async def allowed(self, run_id: str) -> list[Permission]:
-        """Every event of the machine: whether the run would take it, as far as can be told.
-
-        An event that carries a payload is judged by state alone.
-        """
-        run = await self.get(run_id)
-        table = self.codec.table(run.machine)
-        found = []
-        for name in table.events:
-            if name in table.payloads:
-                over = run.terminal or run.closing is not None
-                handled = (run.state, name) in table.edges and not over
-                reason = "depends on its payload" if handled else f"not handled in {run.state!r}"
-                if over:
-                    reason = f"the run is {run.closing or run.status}"
-                found.append(Permission(event=name, allowed=handled, reason=reason))
-            else:
-                result = decide(table, run, name, None, self.clock.now_ms())
-                ok = isinstance(result, Decision)
-                why = f"-> {result.after.state}" if isinstance(result, Decision) else result.reason
-                found.append(Permission(event=name, allowed=ok, reason=why))
-        return found
-
-    def _table(self, machine: type[Machine[Any]] | str) -> Table:
-        name = machine if isinstance(machine, str) else machine.__name__
-        table = self.tables.get(name)
-        if table is None:
-            known = ", ".join(sorted(self.tables)) or "none"
-            raise UnknownMachine(f"no machine {name!r} in this app. It has: {known}.")
-        return table
-
-    async def _stored(self, run_id: str) -> StoredRun:
-        stored = await self._io(lambda: self.store.runs.get(run_id))
-        if stored is None:
-            raise UnknownRun(
-                f"no run {run_id!r} in {self.store.name}. List them with: turtles list"
-            )
-        return stored
-
 
 def _codec_of(store: Store) -> SecretsCodec:
     """The codec of a store: a new key is only made for a store in which nothing was sealed yet."""
@@ -487,4 +370,4 @@ def _codec_of(store: Store) -> SecretsCodec:
     return load_codec(file, os.environ)
 
 
-__all__ = ["App", "Outcome", "Permission", "RunRef"]
+__all__ = ["App", "Outcome", "Permission", "RunRef", "View"]
