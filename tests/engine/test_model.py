@@ -77,13 +77,12 @@ class World(RuleBasedStateMachine):
     """Drives a few runs through one harness after another, over one store."""
 
     make_bench: Any
-    number_runs: Any
     zoo: Any
 
     def __init__(self) -> None:
         super().__init__()
         # Random ids would change the order of ties, and with it what a drawn sequence means.
-        self.number_runs(itertools.count(1))
+        self.numbers = itertools.count(1)
         self.bench = self.make_bench()
         self.loop = asyncio.new_event_loop()
         self.sent: dict[tuple[str, str], Any] = {}
@@ -94,7 +93,13 @@ class World(RuleBasedStateMachine):
             self.do(self.harness.app.start(machine, kind()))
 
     def open(self, plan: CrashPlan | None = None) -> None:
-        self.harness = self.bench.harness(self.zoo.Shop, self.zoo.Errand, Errander, plan=plan)
+        self.harness = self.bench.harness(
+            self.zoo.Shop,
+            self.zoo.Errand,
+            Errander,
+            plan=plan,
+            new_id=lambda now_ms: f"r{next(self.numbers):025x}",
+        )
         self.loop.run_until_complete(self.harness.app.open())
 
     def do(self, work: Any) -> Any:
@@ -241,11 +246,8 @@ class World(RuleBasedStateMachine):
         assert max(Counter(self.bench.ledger.refunded).values(), default=1) == 1
 
 
-def test_whatever_happens(make_bench, zoo, monkeypatch):
-    def number_runs(numbers):
-        monkeypatch.setattr("engine.app.new_run_id", lambda now_ms: f"r{next(numbers):025x}")
-
-    fixtures = {"make_bench": staticmethod(make_bench), "number_runs": staticmethod(number_runs)}
+def test_whatever_happens(make_bench, zoo):
+    fixtures = {"make_bench": staticmethod(make_bench)}
     machine = type("Driven", (World,), {**fixtures, "zoo": zoo})
     # Shrinking takes minutes here; the sequence as it was found says enough to begin with.
     phases = (Phase.explicit, Phase.reuse, Phase.generate)

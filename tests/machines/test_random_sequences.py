@@ -30,9 +30,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as live
 
 from engine import Again, NotDone, OutcomeUnknown, Permanent, Transient
-from engine.app import App
 from engine.clock import hours, minutes
-from engine.committer import InlineIo
 from engine.effects import Call, Effect
 from engine.errors import BadPayload, KeyConflict, UnknownEvent
 from engine.events import Event
@@ -40,7 +38,7 @@ from engine.journal import fold, replay
 from engine.ports import Query
 from engine.run import Run
 from engine.secrets import Secret, SecretsCodec
-from engine.testing import Crash, CrashingStore, CrashingWorld, CrashPlan, Harness, ManualClock
+from engine.testing import Crash, CrashPlan, Harness, ManualClock
 from engine.worker import LEASE_MS
 from machines.app import MACHINES
 from machines.clients.ports import (
@@ -405,19 +403,20 @@ class World:
 
 
 class Process(Harness):
-    """A harness whose effects reach another world."""
+    """A harness whose effects reach another world.
+
+    Every life begins with the same run id: keys, jitter and the order of the runs hang on it.
+    """
 
     def __init__(self, life: Life, plan: CrashPlan) -> None:
-        super().__init__(MACHINES, store=life.store, clock=life.clock, plan=plan)
-        crashing: Any = CrashingStore(life.store, plan)
-        self.app = App(
+        super().__init__(
             MACHINES,
-            crashing,
+            store=life.store,
             clock=life.clock,
-            world=CrashingWorld(life.world, plan),
-            io=InlineIo(),
+            plan=plan,
+            world=life.world,
             secrets=life.secrets,
-            work=False,
+            new_id=lambda now_ms: "r0",
         )
 
 
@@ -699,12 +698,6 @@ class Life(RuleBasedStateMachine):
 
 
 _OWN_FAULTS = ("ensures ", "invariant ", " raised ", "cannot begin", "returned None")
-
-
-@pytest.fixture(autouse=True)
-def same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every life begins with the same run id: keys, jitter and order of the runs hang on it."""
-    monkeypatch.setattr("engine.app.new_run_id", lambda now_ms: "r0")
 
 
 @pytest.fixture(autouse=True)
