@@ -347,3 +347,65 @@ def lamp(*, dead_edge: bool) -> type[Machine[Any]]:
             return context.taken > (3 if dead_edge else 0)
 
     return Lamp
+
+
+class Rung(Context):
+    depth: int = 1
+    depth_max: int = 10
+
+
+class Created(Event, tag="created"):
+    """A resource of our own."""
+
+
+class NotCreated(GaveUp, tag="not_created"):
+    """There is none to be had."""
+
+
+class Destroyed(Event, tag="destroyed"):
+    """It is gone."""
+
+
+class BelowEnded(ChildEnded, tag="below_ended"):
+    """The step below has ended."""
+
+
+@effect()
+async def create(context: Rung, call: Call) -> Created:
+    return Created()
+
+
+@create.reconcile
+async def find_created(context: Rung, call: Call) -> Created | NotDone:
+    return NotDone()
+
+
+@effect(idempotent=True)
+async def destroy(context: Rung, call: Call) -> Destroyed:
+    return Destroyed()
+
+
+class Chain(Machine[Rung]):
+    """Create something, let a child do the next step, and undo all of it if any step fails."""
+
+    payloads = (NotCreated, BelowEnded)
+    creating = State(initial=True, effect=create, compensation=destroy, on_exhausted="not_created")
+    below = State(child="next_step", on_child="below_ended")
+    done = State(final=True)
+    failed = State(final=True, failure=True)
+    created = creating.to(below, cond="goes_on") | creating.to(done)
+    not_created = creating.to(failed)
+    below_ended = below.to(done, cond="went_well") | below.to(failed)
+
+    def goes_on(self, context: Rung) -> bool:
+        return context.depth < context.depth_max
+
+    def went_well(self, event: BelowEnded) -> bool:
+        return event.succeeded
+
+    def next_step(self, context: Rung) -> Child:
+        return Child("Chain", self.but(context, depth=context.depth + 1))
+
+    @invariant
+    def is_bounded(self, context: Rung) -> bool:
+        return 1 <= context.depth <= context.depth_max
