@@ -33,6 +33,7 @@ from engine.cli.place import AppFactory, Schema
 from engine.cli.running import add_running
 from engine.cli.schema import add_schema
 from engine.cli.sending import add_sending
+from engine.cli.verify import add_verify
 
 
 def build_cli(
@@ -72,6 +73,7 @@ def build_cli(
     add_sending(cli, app_factory)
     add_graph(cli, app_factory)
     add_lint(cli, app_factory)
+    add_verify(cli, app_factory)
     add_doctor(cli, app_factory, tuple(checks))
     if schema is not None:
         add_schema(cli, schema)

@@ -20,16 +20,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+import msgspec
 import structlog
 
 from engine.app import App
 from engine.codec import Codec
 from engine.committer import DirectCommitter, InlineIo
+from engine.control import CANCEL
 from engine.decide import Decision
 from engine.definition import Machine
 from engine.desk import Job
 from engine.effects import Effect
-from engine.errors import LostOwnership, Refused, StoreError, TurtlesError
+from engine.errors import LostOwnership, Refused
+from engine.events import Event
 from engine.ports import InboxEvent, Store, WorkerIdentity
 from engine.retry import Retry
 from engine.secrets import SecretsCodec
@@ -38,14 +41,17 @@ from engine.testing.clock import ManualClock
 from engine.testing.faults import Crash, CrashingStore, CrashPlan
 from engine.verification.oracles import Breach, check_ended, ended, standing
 from engine.verification.outside import Asked, Choice, Outside, Paused
+from engine.verification.scope import hints_of
 from engine.verification.snapshot import Fingerprint, Row, Snapshots, fingerprint, left
 from engine.worker import LEASE_MS
 
 T = TypeVar("T")
+End = Literal["ended", "paused", "dead", "lost"]
 COMMITS_MAX = 500
-ATTEMPTS = 2
+ATTEMPTS = 3
 """Retry policies are explored with at most so many attempts, a fixed delay and no jitter."""
 FOREVER_FROM = 1_000
+SMALL_MAX = 20
 OTHER = WorkerIdentity("w-other", "elsewhere", 1, "")
 
 
@@ -56,7 +62,7 @@ class Spot:
     saved: bytes
     now_ms: int
     done: Mapping[str, tuple[str, str]]
-    sent: tuple[tuple[str, str], ...] = ()
+    sent: tuple[tuple[str, str, int], ...] = ()
     cancelled: bool = False
     dead: bool = False
     ended: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -66,7 +72,7 @@ class Spot:
 class Moved:
     """How a move ended, and the moments at which its worker could have died on the way."""
 
-    end: Literal["ended", "paused", "dead", "lost"]
+    end: End
     crashes: list[tuple[int, Fingerprint, Spot]]
 
 
@@ -106,9 +112,10 @@ class Bench:
         self.snapshots = Snapshots(store)
         self.clock = ManualClock(start_ms=0)
         self._recorder = _Recorder()
+        crashing: Any = CrashingStore(store, self._recorder)
         self.app = App(
             machines,
-            CrashingStore(store, self._recorder),  # type: ignore[arg-type]
+            crashing,
             clock=self.clock,
             io=InlineIo(),
             work=False,
@@ -124,10 +131,14 @@ class Bench:
         self.root = ""
         self._seen: Callable[[Fingerprint], bool] = lambda found: True
         self._crashes: list[tuple[int, Fingerprint, Spot]] = []
+        self._given: tuple[Choice, ...] = ()
         self._count = 0
         self._crash_at: int | None = None
         self._spot = Spot(b"", 0, {})
         self._timed = {name for name, table in self.app.tables.items() if _reads_the_time(table)}
+        self._numbers = {name: _greatest(table) for name, table in self.app.tables.items()}
+        self._cut: dict[tuple[str, bytes], bytes] = {}
+        self._first: set[Any] = set()
         self._retries = [(effect, effect.retry) for effect in self._effects()]
         self._recorder.committed = self._committed
         self._spy(refused)
@@ -140,7 +151,9 @@ class Bench:
         self.outside = Outside(
             encode=lambda payload: self.codec.encode(payload),
             decode=lambda kind, text: self.codec.decode(kind, text.encode(), "payload"),
-            deliver=lambda event, text: self._deliver(event, text, again=False),
+            deliver=lambda event, text, number: self._deliver(
+                event, text, int(number), again=False
+            ),
             lose=self._lose,
             check=self._check_intent,
             breach=self._breach,
@@ -157,9 +170,9 @@ class Bench:
 
         async def rejecting(job: Job, event: InboxEvent, reason: str) -> None:
             refused(job, event)
-            was = self._row(job.run.run_id)
+            was = self.row(job.run.run_id)
             await reject(job, event, reason)
-            if was is not None and not _unchanged(was, self._row(job.run.run_id)):
+            if was is not None and not _unchanged(was, self.row(job.run.run_id)):
                 self._breach("rejection changed the run", f"{event.event}: {reason}")
 
         performer.step, runner._reject = stepping, rejecting
@@ -207,19 +220,57 @@ class Bench:
     def fingerprint(self) -> Fingerprint:
         """What the future depends on, at this moment."""
         rows, now_ms = self.snapshots.runs(), self.clock.now_ms()
-        known = tuple(self.outside.done.get(row.key) for row in rows if row.key in self._ledgered)
+        known = tuple(self._truth(row) for row in rows if row.effect)
         times = tuple(left(at, now_ms) for row in rows if row.live for at in self._moments(row))
         return (
-            fingerprint(rows, self.snapshots.inbox(), now_ms),
+            fingerprint(rows, self.snapshots.inbox(), now_ms, self._counted),
             known,
+            self._doubts(),
             times,
-            self._spot.sent,
+            tuple(sorted(self._spot.sent)),
             self._spot.cancelled,
         )
 
-    @property
-    def _ledgered(self) -> Mapping[str | None, Any]:
-        return self.outside.done
+    def _counted(self, row: Row) -> bytes:
+        """The context with every counter that has outgrown the machine's numbers cut off.
+
+        A machine that counts without end would have endless states; whole numbers that were not
+        there at the start and are above all small ones in the machine's code count as one.
+        """
+        key = (row.machine, row.context)
+        if key not in self._cut:
+            most = self._numbers[row.machine]
+            fields = msgspec.json.decode(row.context)
+            cut = {
+                name: most if self._has_outgrown(value, most) else value
+                for name, value in fields.items()
+            }
+            self._cut[key] = msgspec.json.encode(cut)
+        return self._cut[key]
+
+    def _has_outgrown(self, value: Any, most: int) -> bool:
+        return type(value) is int and value > most and value not in self._first
+
+    def _truth(self, row: Row) -> tuple[str, str] | None:
+        """What the outside did under a pending effect's key, where anybody will ask."""
+        places = self.app.tables[row.machine].places
+        effect = places[row.undo_of].compensation if row.undo_of else places[row.state].effect
+        if row.key is None or effect is None or (effect.idempotent and effect.ask is None):
+            return None
+        return self.outside.done.get(row.key)
+
+    def _doubts(self) -> frozenset[tuple[str, str]]:
+        """Where the record of effects and the ledger of the outside differ.
+
+        Some of it is a defect and some is not; but two moments are not one when they differ here.
+        """
+        done = self.outside.done
+        return frozenset(
+            (one.status, one.name)
+            for one in self.snapshots.effects()
+            if (one.status == "done" and one.key not in done)
+            or (one.status == "abandoned" and one.key in done)
+        )
 
     def in_hand(self) -> Fingerprint:
         """The same while a worker stands at a call."""
@@ -235,14 +286,18 @@ class Bench:
         kept = [row for row in self.snapshots.runs() if row.live or row.parent_id is None]
         return next((i for i, row in enumerate(kept) if row.run_id == run_id), -1)
 
-    def _row(self, run_id: str) -> Row | None:
+    def row(self, run_id: str) -> Row | None:
+        """One run as it is stored."""
         return next((row for row in self.snapshots.runs() if row.run_id == run_id), None)
 
     def due(self) -> list[Row]:
         """The runs that a worker would take now."""
         now_ms = self.clock.now_ms()
-        return [row for row in self.snapshots.runs()
-                if row.due_ms is not None and row.due_ms <= now_ms and row.owner is None]  # fmt: skip
+        return [
+            row
+            for row in self.snapshots.runs()
+            if row.due_ms is not None and row.due_ms <= now_ms and row.owner is None
+        ]
 
     def moments(self) -> list[int]:
         """The moments to come at which something may change, soonest first."""
@@ -270,32 +325,65 @@ class Bench:
         """Accept a run; false when its machine refuses the context."""
         kind = self.app.tables[machine].context
         given = self.codec.decode(kind, context.encode(), "context")
+        self._first = {value for value in msgspec.json.decode(context).values()
+                       if type(value) is int}  # fmt: skip
+        self._cut.clear()
         try:
             self.root = run(self.app.start(machine, given)).run_id
         except Refused:
             return False
         return True
 
-    def send(self, event: str, text: str, *, again: bool = False) -> None:
-        """An event arrives at the first run."""
-        self._deliver(event, text, again=again)
+    def send(self, event: str, text: str, number: int, *, again: bool = False) -> None:
+        """An event arrives at a run, by its place in the order of acceptance."""
+        self._message(event, text, number)  # what cannot be sent is no finding
+        if again and (event, text, number) not in self._spot.sent:
+            raise LookupError(f"event {event} was not sent before")
+        self._guarded(lambda: self._deliver(event, text, number, again=again))
 
-    def _deliver(self, event: str, text: str, *, again: bool) -> None:
-        root = self.app.tables[self.snapshots.runs()[0].machine]
-        kind = root.payloads.get(event)
-        payload = event if kind is None else self.codec.decode(kind, text.encode(), "payload")
-        number = len(self._spot.sent)
-        if again:
-            number = self._spot.sent.index((event, text))
-        receipt = run(self.app.send(self.root, payload, key=f"m:{number}:{event}"))
+    def probe(self, event: str, text: str) -> None:
+        """An event for which the state has no use arrives, and changes nothing."""
+        was = self.row(self.root)
+        self._count, self._crash_at, self._seen = 0, None, lambda found: True
+        self.outside.script = []
+        self._recorder.committed = self._committed
+        self._guarded(lambda: self._probe(event, text))
+        if was is not None and not _unchanged(was, self.row(self.root)):
+            self._breach("rejection changed the run", f"event {event} in {was.state}")
+
+    def _probe(self, event: str, text: str) -> None:
+        self._deliver(event, text, 1, again=False)
+        worker: Any = self.app._worker
+        for claimed in run(worker.claim(limit=1, run_id=self.root)):
+            run(self.app._runner.advance(claimed, effects=False))
+
+    def _deliver(self, event: str, text: str, number: int, *, again: bool) -> None:
+        if event == CANCEL:
+            self.cancel()
+            return
+        run_id, payload = self._message(event, text, number)
+        sent, one = self._spot.sent, (event, text, number)
+        place = sent.index(one) if again else len(sent)
+        receipt = run(self.app.send(run_id, payload, key=f"m:{place}:{event}"))
         if again and not receipt.duplicate:
             self._breach("duplicate accepted", f"event {event} was accepted again under its key")
         if not again:
-            self._spot = replace(self._spot, sent=(*self._spot.sent, (event, text)))
+            self._spot = replace(self._spot, sent=(*sent, one))
+
+    def _message(self, event: str, text: str, number: int) -> tuple[str, Event | str]:
+        row = next((row for row in self.snapshots.runs() if row.number == number), None)
+        if row is None:
+            raise LookupError(f"there is no run {number}")
+        table = self.app.tables[row.machine]
+        kind = table.payloads.get(event)
+        if event not in table.events:
+            raise LookupError(f"machine {table.name} has no event {event}")
+        payload = event if kind is None else self.codec.decode(kind, text.encode(), "payload")
+        return row.run_id, payload
 
     def cancel(self) -> None:
         """Somebody asks the first run to stop."""
-        run(self.app.cancel(self.root))
+        self._guarded(lambda: _ignore(run(self.app.cancel(self.root))))
         self._spot = replace(self._spot, cancelled=True)
 
     def wait(self, moment: int) -> None:
@@ -319,24 +407,32 @@ class Bench:
             crash_at: dies after its commit of this number.
             seen: whether a moment is known; what could follow a death there is kept if not.
         """
-        self.outside.script = list(choices)
+        self._given = tuple(choices)
+        self.outside.script = list(self._given)
         self.outside.asked = None
+        self._recorder.committed = self._committed
         self._crashes, self._count, self._crash_at, self._seen = [], 0, crash_at, seen
-        end: Literal["ended", "paused", "dead", "lost"] = "ended"
-        try:
-            self._advance(number)
-        except Paused:
-            end = "paused"
-        except Crash:
-            end = "dead"
-        except LostOwnership as error:
-            end = "lost"
-            if "zombie" not in [choice[0] for choice in choices]:
-                self._breach("run lost", str(error))
-        except (StoreError, TurtlesError) as error:
-            self._breach("the engine raised", f"{type(error).__name__}: {error}")
+        if number not in [row.number for row in self.due()]:
+            raise LookupError(f"run {number} is not due")
+        end = self._guarded(lambda: self._advance(number))
+        if end == "lost" and "zombie" not in [choice[0] for choice in self._given]:
+            self._breach("run lost", "its own worker was told that another one has it")
         self._check_ended()
         return Moved(end, self._crashes)
+
+    def _guarded(self, work: Callable[[], None]) -> End:
+        """How some work of the engine ended; what it may not raise is a breach."""
+        try:
+            work()
+        except Paused:
+            return "paused"
+        except Crash:
+            return "dead"
+        except LostOwnership:
+            return "lost"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+            self._breach("the engine raised", f"{type(error).__name__}: {error}")
+        return "ended"
 
     def _advance(self, number: int) -> None:
         worker: Any = self.app._worker
@@ -365,13 +461,16 @@ class Bench:
         self.store.workers.reap(now_ms, dead=lambda worker: True)
         self.store.workers.beat(OTHER, now_ms, lease_until_ms=now_ms + LEASE_MS)
         versions = frozenset(table.fingerprint for table in self.app.tables.values())
-        self.store.runs.claim(OTHER.worker_id, now_ms, limit=1, versions=versions, run_id=run_id)
-        was = self._row(run_id)
+        if not self.store.runs.claim(
+            OTHER.worker_id, now_ms, limit=1, versions=versions, run_id=run_id
+        ):
+            return  # it is not free: this worker still has it
+        was = self.row(run_id)
         before = self._recorder.committed
 
         def written() -> None:
             self._recorder.committed = before
-            if was is not None and not _unchanged(was, self._row(run_id)):
+            if was is not None and not _unchanged(was, self.row(run_id)):
                 self._breach("fence", "a worker that had lost the run changed it")
             before()
 
@@ -384,7 +483,7 @@ class Bench:
 
     def _check_intent(self, asked: Asked) -> None:
         """No call before the attempt is recorded, and under the recorded key."""
-        row = self._row(asked.call.run_id)
+        row = self.row(asked.call.run_id)
         seen = None if row is None else (row.key, bool(row.open), row.attempts)
         if seen != (asked.call.key, True, asked.call.attempt):
             self._breach(
@@ -395,6 +494,10 @@ class Bench:
 
     def _check_ended(self) -> None:
         self.breaches += check_ended(self.snapshots.runs(), self._spot.ended)
+
+
+def _ignore(_answer: object) -> None:
+    """For work whose answer nobody needs."""
 
 
 def _said(seen: tuple[str | None, bool, int], asked: Asked) -> str:
@@ -414,6 +517,12 @@ def _unchanged(was: Row, row: Row | None) -> bool:
 def _small(retry: Retry) -> Retry:
     attempts = retry.attempts if retry.attempts >= FOREVER_FROM else min(retry.attempts, ATTEMPTS)
     return Retry(attempts, retry.first_ms, 1.0, max(retry.max_ms, retry.first_ms), 0.0)
+
+
+def _greatest(table: Table) -> int:
+    """A number above the small ones with which a machine compares."""
+    numbers = [n for n in hints_of(table).numbers if n <= SMALL_MAX]
+    return max(numbers, default=3) + 1
 
 
 def _reads_the_time(table: Table) -> bool:
@@ -436,7 +545,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def silence() -> Iterator[None]:
     """No log lines meanwhile: rendering them costs more than the steps they tell of."""
     before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL + 1))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         yield
     finally:

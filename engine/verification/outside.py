@@ -67,7 +67,7 @@ class Outside:
 
     encode: Callable[[Event], bytes]
     decode: Callable[[type[Event], str], Event]
-    deliver: Callable[[str, str], None]
+    deliver: Callable[[str, str, str], None]
     lose: Callable[[str], None]
     check: Callable[[Asked], None]
     breach: Callable[[str, str], None]
@@ -116,7 +116,7 @@ class Outside:
             choice = self.script.pop(0)
             if choice[0] != "arrives":
                 return choice
-            self.deliver(choice[1], choice[2])
+            self.deliver(choice[1], choice[2], choice[3])
         raise Paused
 
     def _note(self, effect: Effect, call: Call, choice: Choice) -> None:
@@ -130,8 +130,13 @@ class Outside:
 
     def _event(self, effect: Effect, choice: Choice) -> Event | None:
         assert self.job is not None
+        if not choice[1]:
+            return None  # a compensation's answer means only that it is done
         kind = kind_of(self.job.table, effect, choice[1])
-        return None if kind is None else self.decode(kind, choice[2])
+        if kind is None:  # an old token; the effect does not return this any more
+            self.script.insert(0, choice)
+            raise Paused
+        return self.decode(kind, choice[2])
 
 
 class Judged:

@@ -9,12 +9,13 @@ fences, sequence numbers, who wrote what, errors in words) and is coarse about t
 
     runs        in the order in which they were accepted; those that have ended only as the root
     moments     due or not, else the power of two of what is left, and their order
-    attempts    up to a few, then "many"
+    attempts    up to a few, then "many"; so are counters in a context (see `bench`)
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,10 @@ _RUNS = """
 _INBOX = (
     "SELECT run_id, event, payload FROM turtles_inbox WHERE status = 'accepted' ORDER BY number"
 )
+_JOURNAL = """
+    SELECT seq, event, source, target, status, at_ms, payload, verdicts, context
+    FROM turtles_transition WHERE run_id = ? ORDER BY seq
+"""
 _EFFECTS = """
     SELECT run_id, seq, name, key, status, undo_of, closed_seq FROM turtles_effect
     ORDER BY run_id, seq
@@ -127,16 +132,18 @@ class Snapshots:
         """Every effect that was ever decided."""
         return [EffectRow(*row) for row in self._driver.execute(_EFFECTS)]
 
-    def journal_events(self, run_id: str) -> list[str]:
-        """The events of a run's journal, in order."""
-        query = "SELECT event FROM turtles_transition WHERE run_id = ? ORDER BY seq"
-        return [event for (event,) in self._driver.execute(query, (run_id,))]
+    def journal(self, run_id: str) -> tuple[Any, ...]:
+        """A run's journal as it is stored; two that are equal say the same."""
+        return tuple(self._driver.execute(_JOURNAL, (run_id,)))
 
 
 def fingerprint(
-    runs: list[Row], inbox: list[tuple[str, str, bytes | None]], now_ms: int
+    runs: list[Row],
+    inbox: list[tuple[str, str, bytes | None]],
+    now_ms: int,
+    context: Callable[[Row], bytes] = lambda row: row.context,
 ) -> Fingerprint:
-    """What the future of these runs depends on."""
+    """What the future of these runs depends on; `context` gives the part of theirs that counts."""
     kept = [run for run in runs if run.live or run.parent_id is None]
     roles = {run.run_id: place for place, run in enumerate(kept)}
     waiting: dict[str, list[tuple[str, bytes | None]]] = {}
@@ -144,7 +151,7 @@ def fingerprint(
         waiting.setdefault(run_id, []).append((event, _without_ids(payload, runs)))
     return tuple(
         (
-            run.machine, run.state, run.status, run.context, run.undo, run.closing,
+            run.machine, run.state, run.status, context(run), run.undo, run.closing,
             run.cancel_requested, run.held_from, _role(run.child, roles),
             _role(run.parent_id, roles), _due(run.due_ms, now_ms), left(run.deadline_ms, now_ms),
             _effect(run, now_ms), tuple(waiting.get(run.run_id, ())),
