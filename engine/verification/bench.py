@@ -74,6 +74,8 @@ class Moved:
 
     end: End
     crashes: list[tuple[int, Fingerprint, Spot]]
+    points: int
+    """How many moments that were, known ones included."""
 
 
 class _Recorder(CrashPlan):
@@ -133,6 +135,7 @@ class Bench:
         self._crashes: list[tuple[int, Fingerprint, Spot]] = []
         self._given: tuple[Choice, ...] = ()
         self._count = 0
+        self._points = 0
         self._crash_at: int | None = None
         self._spot = Spot(b"", 0, {})
         self._timed = {name for name, table in self.app.tables.items() if _reads_the_time(table)}
@@ -412,13 +415,14 @@ class Bench:
         self.outside.asked = None
         self._recorder.committed = self._committed
         self._crashes, self._count, self._crash_at, self._seen = [], 0, crash_at, seen
+        self._points = 0
         if number not in [row.number for row in self.due()]:
             raise LookupError(f"run {number} is not due")
         end = self._guarded(lambda: self._advance(number))
         if end == "lost" and "zombie" not in [choice[0] for choice in self._given]:
             self._breach("run lost", "its own worker was told that another one has it")
         self._check_ended()
-        return Moved(end, self._crashes)
+        return Moved(end, self._crashes, self._points)
 
     def _guarded(self, work: Callable[[], None]) -> End:
         """How some work of the engine ended; what it may not raise is a breach."""
@@ -449,6 +453,7 @@ class Bench:
             self._breach("endless move", f"{COMMITS_MAX} steps in one move, and no end")
             raise Crash("endless")
         if not self.outside.script and self._crash_at is None:
+            self._points += 1
             found = self.fingerprint()
             if not self._seen(found):
                 self._crashes.append((self._count, found, self.spot(dead=True)))
