@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,19 @@ class PlatformKeeper:
             server.prepare_data_directory(self._data_dir)
             if self._presence is None:
                 self._presence = self._lock_file(fcntl.LOCK_SH)
+            self._await_starting()
             self._make(self._last_port())
+
+    def _await_starting(self) -> None:
+        """Let a server that a killed keeper had just started get ready, or die.
+
+        Started beside it, ours might win the directory, and leave it waiting for its turn.
+        """
+        limit = time.monotonic() + server.START_SECONDS
+        while self._noted() and server.find_server(self._data_dir) is None:
+            if time.monotonic() > limit:
+                return
+            time.sleep(0.05)
 
     def _last_port(self) -> int:
         try:
