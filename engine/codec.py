@@ -110,12 +110,16 @@ class Codec:
         kind = self.table(run.machine).context
         return run.but(context=self.decode(kind, run.context, f"context of run {run.run_id}"))
 
-    def seal_entry(self, entry: Entry, worker: str) -> Entry:
-        """The entry with context and payload encoded, signed by its worker."""
+    def seal_entry(self, entry: Entry, worker: str, *, context: bytes) -> Entry:
+        """The entry with its payload encoded, signed by its worker.
+
+        Args:
+            context: the entry's context as `seal_run` has encoded it; it is the run's.
+        """
         payload = self.seal_payload(entry.payload, f"event {entry.event} of run {entry.run_id}")
         return msgspec.structs.replace(
             entry,
-            context=self.encode(entry.context),
+            context=context,
             payload=payload,
             worker=worker,
         )

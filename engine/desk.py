@@ -34,6 +34,8 @@ class Job:
     def __init__(self, table: Table, run: Run, claimed: Claimed, *, performs: bool = True) -> None:
         self.table = table
         self.run = run
+        self.stored = claimed.run
+        """The run as the store has it, encoded: what was written last is not encoded again."""
         self.fence = claimed.fence
         self.inbox = claimed.inbox
         self.performs = performs
@@ -158,9 +160,10 @@ class Desk:
 
     def start_for(self, begun: Decision) -> Start:
         """The encoded start of a run that has been accepted, with the children it starts."""
+        run = self._codec.seal_run(begun.after)
         return Start(
-            run=self._codec.seal_run(begun.after),
-            entry=self._codec.seal_entry(begun.entry, self._worker_id),
+            run=run,
+            entry=self._codec.seal_entry(begun.entry, self._worker_id, context=run.context),
             children=self._starts(begun),
         )
 
@@ -235,11 +238,15 @@ class Desk:
         sends: tuple[Delivery, ...] = (),
         output: bytes | None = None,
     ) -> None:
-        entry = self._codec.seal_entry(decision.entry, self._worker_id) if decision else None
+        sealed = self._codec.seal_run(after)
+        entry = None
+        if decision is not None:
+            context = sealed.context
+            entry = self._codec.seal_entry(decision.entry, self._worker_id, context=context)
         write = Write(
             fence=job.fence,
-            before=self._codec.seal_run(job.run),
-            after=self._codec.seal_run(after),
+            before=job.stored,
+            after=sealed,
             entry=entry,
             outcome=outcome,
             consumed=consumed,
@@ -251,15 +258,14 @@ class Desk:
         written = await self._committer.write(write)
         if not written.ok:
             raise LostOwnership(f"run {job.run.run_id}: moved by another worker; work dropped")
-        job.run, job.inbox = after, written.arrived
+        job.run, job.stored, job.inbox = after, sealed, written.arrived
 
     async def release(self, job: Job) -> None:
-        sealed = self._codec.seal_run(job.run)
         await self._committer.write(
             Write(
                 fence=job.fence,
-                before=sealed,
-                after=sealed,
+                before=job.stored,
+                after=job.stored,
                 release=True,
                 at_ms=self._clock.now_ms(),
             )

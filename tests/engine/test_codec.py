@@ -53,7 +53,7 @@ def test_run_and_entry_survive(codec, zoo):
     sealed = codec.seal_run(begun.after)
     assert isinstance(sealed.context, bytes)
     assert codec.open_run(sealed) == begun.after
-    entry = codec.seal_entry(begun.entry, "w1")
+    entry = codec.seal_entry(begun.entry, "w1", context=codec.encode(begun.entry.context))
     assert entry.worker == "w1"
     opened = codec.open_entry("Shop", entry)
     assert opened == msgspec.structs.replace(begun.entry, worker="w1")

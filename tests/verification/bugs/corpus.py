@@ -223,9 +223,8 @@ def _no_timer() -> list[Any]:
 def _stale_context() -> list[Any]:
     seal = Codec.seal_entry
 
-    def stale(self: Codec, entry: Entry, worker: str) -> Entry:
-        sealed = seal(self, entry, worker)
-        return msgspec.structs.replace(sealed, context=sealed.context + b" ")
+    def stale(self: Codec, entry: Entry, worker: str, *, context: bytes) -> Entry:
+        return seal(self, entry, worker, context=context + b" ")
 
     return [patch.object(Codec, "seal_entry", stale)]
 
