@@ -17,16 +17,16 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets as secrets_module
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 import msgspec
 import structlog
 
-from engine.clock import Clock, seconds
+from engine.clock import seconds
 from engine.codec import Codec
-from engine.committer import Committer, InlineIo, Io, ThreadIo
+from engine.committer import InlineIo, ThreadIo
 from engine.control import CANCEL, PAUSE, RESUME
 from engine.decide import Decision, Violation, begin
 from engine.definition import Machine
@@ -40,16 +40,15 @@ from engine.errors import (
 from engine.events import Event, event_id
 from engine.limits import check_key
 from engine.log import configure
-from engine.performing import OutsideWorld, Performer, World
-from engine.ports import Delivery, Query, Receipt, Runs, Store
-from engine.process import this_worker
+from engine.performing import Performer
+from engine.ports import Delivery, Query, Receipt, Store
 from engine.run import HELD, Run
 from engine.runner import Runner
 from engine.secrets import SecretsCodec, load_codec
-from engine.system import SystemClock, new_run_id
 from engine.table import Table, compile_table
 from engine.view import Outcome, Permission, View
 from engine.worker import Lease, Worker
+from engine.world import World
 
 log = structlog.get_logger("turtles.app")
 WAIT_POLL_MS = 100
@@ -69,16 +68,11 @@ class App(View):
         machines: the classes whose runs this program moves; child machines included.
         store: from `persistence.open_store(...)`.
         resources: what effects may ask for with `call.resource(Kind)`.
-        clock: what time it is; tests pass a manual one.
         secrets: the codec for `Secret` fields; by default from `TURTLES_MASTER_KEY` or the key
             file beside the store.
-        world: how effects are called; tests and simulators replace it.
-        io: where the store's methods run; a thread of their own by default, in place for a store
-            in memory.
+        world: clock, names, calls of effects and all else that tests and the explorer replace.
         work: whether to move runs; without, the app only looks and sends.
         moved: called after every transition this program makes.
-        new_id: names new runs, given the time; tests and the explorer choose the names.
-        committer: how writes reach the store; the explorer commits each by itself.
     """
 
     def __init__(
@@ -87,30 +81,29 @@ class App(View):
         store: Store,
         *,
         resources: Mapping[Any, Any] | None = None,
-        clock: Clock | None = None,
         secrets: SecretsCodec | None = None,
         world: World | None = None,
-        io: Io | None = None,
         work: bool = True,
         moved: Any = None,
-        new_id: Callable[[int], str] = new_run_id,
-        committer: Callable[[Runs, Io], Committer] = Committer,
     ) -> None:
         if not structlog.is_configured():
             configure(json=False)  # warnings to stderr, until the program decides otherwise
+        world = world or World()
         tables = {m.__name__: compile_table(m) for m in machines}
+        secrets = secrets or _codec_of(store)
+        store = world.store(store)
         super().__init__(
             tables=tables,
             store=store,
-            codec=Codec(secrets or _codec_of(store), tables),
-            clock=clock or SystemClock(),
-            io=io or (InlineIo() if store.key_file is None else ThreadIo()),
+            codec=Codec(secrets, tables),
+            clock=world.clock,
+            io=world.io or (InlineIo() if store.key_file is None else ThreadIo()),
         )
         self._work = work
         self._listener = moved
-        self._new_id = new_id
+        self._new_id = world.new_id
         self._changed = asyncio.Event()
-        self._lease = Lease(store, self._io, self.clock, this_worker())
+        self._lease = Lease(store, self._io, self.clock, world.worker())
         self._worker = Worker(
             store=store,
             io=self._io,
@@ -121,7 +114,7 @@ class App(View):
         self._desk = Desk(
             worker_id=self._lease.identity.worker_id,
             codec=self.codec,
-            committer=committer(store.runs, self._io),
+            committer=world.committer(store.runs, self._io),
             clock=self.clock,
             moved=self._note,
         )
@@ -129,7 +122,7 @@ class App(View):
             desk=self._desk,
             clock=self.clock,
             resources=dict(resources or {}),
-            world=world or OutsideWorld(),
+            calls=world.calls,
             may_go_on=self._worker.may_go_on,
         )
         self._runner = Runner(

@@ -33,7 +33,7 @@ log = structlog.get_logger("turtles.effects")
 DEFAULT_PAUSE_MS = 1_000
 
 
-class World(Protocol):
+class Calls(Protocol):
     """How effects reach the outside; the one seam that a test or a simulator replaces."""
 
     async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
@@ -45,7 +45,7 @@ class World(Protocol):
         """Find out whether the call was made."""
 
 
-class OutsideWorld:
+class OutsideCalls:
     """The real one: calls the effect's functions, each bounded by the effect's timeout."""
 
     async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
@@ -79,13 +79,13 @@ class Performer:
         desk: Desk,
         clock: Clock,
         resources: Mapping[Any, Any],
-        world: World,
+        calls: Calls,
         may_go_on: Callable[[], bool],
     ) -> None:
         self._desk = desk
         self._clock = clock
         self._resources = resources
-        self._world = world
+        self._calls = calls
         self._may_go_on = may_go_on
 
     async def step(self, job: Job) -> None:
@@ -121,7 +121,7 @@ class Performer:
                 await self._count_attempt(job, pending, doubt=True)
             return
         try:
-            answer = await self._world.reconcile(effect, job.run.context, self._call(job, pending))
+            answer = await self._calls.reconcile(effect, job.run.context, self._call(job, pending))
         except Exception as error:  # noqa: BLE001 - whatever it was, we still do not know
             await self._still_unknown(job, effect, pending, error)
             return
@@ -139,7 +139,7 @@ class Performer:
         if not self._may_go_on():
             return
         try:
-            answer = await self._world.perform(effect, job.run.context, self._call(job, pending))
+            answer = await self._calls.perform(effect, job.run.context, self._call(job, pending))
         except Transient as error:
             await self._retry(job, effect, pending, error)
         except Permanent as error:

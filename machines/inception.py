@@ -24,6 +24,7 @@ from engine.errors import KeyConflict, TurtlesError, UsageError
 from engine.limits import check_key
 from engine.secrets import Secret
 from engine.system import SystemClock
+from engine.world import World
 from machines.platform_keeper import BLOCK_SECONDS, PlatformKeeper, kept_platform
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ async def _run(
             months=options.months,
             poll_ms=seconds(options.poll_seconds),
         )
-        app = turtles_app(store, clients, moved=progress, clock=clock)
+        app = turtles_app(store, clients, moved=progress, world=World(clock=clock))
         await app.open()
         await restore_reservations(app, clients)
         async with app:

@@ -11,15 +11,15 @@
 from __future__ import annotations
 
 from engine.testing.clock import ManualClock
-from engine.testing.faults import Boundary, Crash, CrashingStore, CrashingWorld, CrashPlan
+from engine.testing.faults import Boundary, Crash, CrashingCalls, CrashingStore, CrashPlan
 from engine.testing.harness import Harness
 
 __all__ = [
     "Boundary",
     "Crash",
     "CrashPlan",
+    "CrashingCalls",
     "CrashingStore",
-    "CrashingWorld",
     "Harness",
     "ManualClock",
 ]

@@ -2,7 +2,7 @@
 
 `Crash` is a BaseException: no code of the engine catches it, so it leaves the program in the state
 in which a killed process leaves its database.  A `CrashPlan` counts the boundaries as they pass
-and crashes at the one it was told; `CrashingStore` and `CrashingWorld` report them to it: before
+and crashes at the one it was told; `CrashingStore` and `CrashingCalls` report them to it: before
 and after every transaction of the store, before and after every call of an effect.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from engine.effects import Again, Call, Effect, NotDone
 from engine.events import Event
-from engine.performing import World
+from engine.performing import Calls
 from engine.ports import Store
 
 T = TypeVar("T")
@@ -98,10 +98,10 @@ class CrashingStore:
         return getattr(self._inner, name)
 
 
-class CrashingWorld:
-    """A world that reports its calls to a plan."""
+class CrashingCalls:
+    """Calls that report its calls to a plan."""
 
-    def __init__(self, inner: World, plan: CrashPlan) -> None:
+    def __init__(self, inner: Calls, plan: CrashPlan) -> None:
         self._inner = inner
         self._plan = plan
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 from engine.app import App
 from engine.committer import InlineIo
 from engine.definition import Machine
-from engine.performing import OutsideWorld, World
+from engine.performing import Calls, OutsideCalls
 from engine.ports import Store
+from engine.system import new_run_id
 from engine.testing.clock import ManualClock
-from engine.testing.faults import CrashingStore, CrashingWorld, CrashPlan
+from engine.testing.faults import CrashingCalls, CrashingStore, CrashPlan
+from engine.world import World
 
 MOVES_MAX = 10_000
 
@@ -27,8 +29,9 @@ class Harness:
         resources: fakes for what the effects ask for.
         clock: shared likewise.
         plan: where to crash, if anywhere.
-        world: how effects are called, if not for real.
-        secrets: the codec for secrets; share it when the store is shared.
+        calls: how effects are called, if not for real.
+        new_id: names new runs.
+        app: passed on to `App`, as the codec for `secrets`, to be shared when the store is.
     """
 
     def __init__(
@@ -39,24 +42,25 @@ class Harness:
         resources: Mapping[Any, Any] | None = None,
         clock: ManualClock | None = None,
         plan: CrashPlan | None = None,
-        world: World | None = None,
+        calls: Calls | None = None,
+        new_id: Callable[[int], str] = new_run_id,
         **app: Any,
     ) -> None:
         self.clock = clock or ManualClock()
         self.store = store
         self.plan = plan or CrashPlan()
-        crashing: Any = CrashingStore(store, self.plan)
-        self.app = App(
-            machines,
-            crashing,
-            resources=resources,
+        world = World(
             clock=self.clock,
-            world=CrashingWorld(world or OutsideWorld(), self.plan),
+            calls=CrashingCalls(calls or OutsideCalls(), self.plan),
+            store=self._crashing,
             io=InlineIo(),
-            work=False,
-            **app,
+            new_id=new_id,
         )
+        self.app = App(machines, store, resources=resources, world=world, work=False, **app)
         self._beaten_ms = 0
+
+    def _crashing(self, store: Store) -> Any:
+        return CrashingStore(store, self.plan)
 
     async def __aenter__(self) -> Harness:
         await self.app.open()

@@ -44,6 +44,7 @@ from engine.verification.outside import Asked, Choice, Outside, Paused
 from engine.verification.scope import hints_of
 from engine.verification.snapshot import Fingerprint, Row, Snapshots, fingerprint, left
 from engine.worker import LEASE_MS
+from engine.world import World
 
 T = TypeVar("T")
 End = Literal["ended", "paused", "dead", "lost"]
@@ -114,18 +115,13 @@ class Bench:
         self.snapshots = Snapshots(store)
         self.clock = ManualClock(start_ms=0)
         self._recorder = _Recorder()
-        crashing: Any = CrashingStore(store, self._recorder)
         self.app = App(
             machines,
-            crashing,
-            clock=self.clock,
-            io=InlineIo(),
-            work=False,
+            store,
             secrets=SecretsCodec(bytes(32)),
-            new_id=lambda now_ms: f"r{1:025d}",
-            committer=DirectCommitter,
+            world=self._world(),
+            work=False,
             moved=moved,
-            world=self._outside(),
         )
         self.codec: Codec = self.app.codec
         self.breaches: list[Breach] = []
@@ -149,6 +145,17 @@ class Bench:
             effect.retry = _small(retry)
         run(self.app.open())
         self.empty = self.spot()
+
+    def _world(self) -> World:
+        recording: Any = lambda store: CrashingStore(store, self._recorder)  # noqa: E731
+        return World(
+            clock=self.clock,
+            calls=self._outside(),
+            store=recording,
+            io=InlineIo(),
+            committer=DirectCommitter,
+            new_id=lambda now_ms: f"r{1:025d}",
+        )
 
     def _outside(self) -> Outside:
         self.outside = Outside(

@@ -55,7 +55,7 @@ class Asked:
 
 @dataclass
 class Outside:
-    """A `World` that answers by script.
+    """`Calls` that are answered by script.
 
     Args:
         encode: a payload as it is stored.

@@ -17,6 +17,7 @@ from engine.errors import (
     UnknownRun,
 )
 from engine.ports import Query
+from engine.world import World
 
 
 @pytest.fixture
@@ -156,8 +157,8 @@ async def test_applying_into_a_state_with_an_effect_counts_no_attempt(bench, zoo
 async def test_wait_ends_with_the_run(bench, zoo):
     moved = []
     app = App(
-        [zoo.Shop], bench.store, clock=bench.clock, secrets=bench.secrets, moved=moved.append,
-        resources={zoo.Ledger: bench.ledger},
+        [zoo.Shop], bench.store, world=World(clock=bench.clock), secrets=bench.secrets,
+        moved=moved.append, resources={zoo.Ledger: bench.ledger},
     )  # fmt: skip
     async with app:
         run = await app.start(zoo.Shop, zoo.Order())
@@ -238,7 +239,9 @@ async def test_a_long_journal_is_read_to_its_end(shop, zoo, bench):
 
 
 async def test_an_app_that_only_looks_moves_nothing(bench, zoo):
-    app = App([zoo.Shop], bench.store, clock=bench.clock, secrets=bench.secrets, work=False)
+    app = App(
+        [zoo.Shop], bench.store, world=World(clock=bench.clock), secrets=bench.secrets, work=False
+    )
     async with app:
         run = await app.start(zoo.Shop, zoo.Order())
         for _ in range(20):

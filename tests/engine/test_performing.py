@@ -20,7 +20,7 @@ from engine import (
     effect,
     seconds,
 )
-from engine.performing import OutsideWorld
+from engine.performing import OutsideCalls
 from engine.testing import Crash, CrashPlan
 from engine.worker import LEASE_MS
 
@@ -348,7 +348,7 @@ async def test_an_attempt_is_bounded_by_the_effects_timeout(zoo):
         await asyncio.Event().wait()
 
     call = Call("r1", "k", 1, 0, {})
-    for ending in (OutsideWorld().perform, OutsideWorld().reconcile):
+    for ending in (OutsideCalls().perform, OutsideCalls().reconcile):
         with pytest.raises(TimeoutError):
             await ending(slow, zoo.Order(), call)
 
@@ -359,11 +359,11 @@ async def test_attempts_are_counted_before_the_call(bench, zoo):
     class Watching:
         async def perform(self, effect, context, call):
             seen.append((effect_of(bench, call.run_id).attempts, call.attempt))
-            return await OutsideWorld().perform(effect, context, call)
+            return await OutsideCalls().perform(effect, context, call)
 
     bench.ledger.script = ["later", "ok"]
     async with bench.harness() as harness:
-        harness.app._runner._performer._world = Watching()
+        harness.app._runner._performer._calls = Watching()
         await started(bench, zoo, harness)
         await harness.until_idle(horizon_ms=60_000)
     assert seen == [(1, 1), (2, 2)]

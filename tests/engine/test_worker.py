@@ -16,6 +16,7 @@ from engine.ports import WorkerIdentity
 from engine.process import host_id, known_dead, process_start
 from engine.testing import ManualClock
 from engine.worker import LEASE_MS, SAFETY_MS, Lease
+from engine.world import World
 from persistence.store import open_store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def app(bench, zoo):
     return App(
         [zoo.Shop, zoo.Errand],
         bench.store,
-        clock=bench.clock,
+        world=World(clock=bench.clock),
         secrets=bench.secrets,
         resources={zoo.Ledger: bench.ledger},
     )
@@ -117,7 +118,7 @@ async def test_a_heartbeat_that_is_lost_starts_no_effect(app, bench, zoo):
             await gate.wait()
             return bench.ledger.charge(call)
 
-    app._runner._performer._world = Slow()
+    app._runner._performer._calls = Slow()
     async with app:
         first = await app.start(zoo.Errand, zoo.Order())
         await entered.wait()
@@ -194,7 +195,7 @@ async def test_stop_finishes_the_step_in_hand_and_gives_everything_up(app, bench
             await gate.wait()
             return bench.ledger.charge(call)
 
-    app._runner._performer._world = Slow()
+    app._runner._performer._calls = Slow()
     async with app:
         run = await app.start(zoo.Shop, zoo.Order())
         await entered.wait()
@@ -217,7 +218,7 @@ async def test_a_step_that_takes_too_long_is_cut_off_and_asked_about_later(app, 
             entered.set()
             await asyncio.Event().wait()
 
-    app._runner._performer._world = Stuck()
+    app._runner._performer._calls = Stuck()
     async with app:
         run = await app.start(zoo.Shop, zoo.Order())
         await entered.wait()
@@ -336,7 +337,8 @@ async def test_two_apps_over_one_file_share_the_work(tmp_path, zoo):
     ledger = zoo.Ledger()
     stores = [open_store(url), open_store(url)]
     apps = [
-        App([zoo.Errand], store, clock=clock, resources={zoo.Ledger: ledger}) for store in stores
+        App([zoo.Errand], store, world=World(clock=clock), resources={zoo.Ledger: ledger})
+        for store in stores
     ]
     async with apps[0], apps[1]:
         runs = [await apps[i % 2].start(zoo.Errand, zoo.Order(), key=f"k{i}") for i in range(12)]

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from engine.secret import Secret
 from engine.system import SystemClock
+from engine.world import World
 from machines import cli
 from machines.app import turtles_app
 from machines.clients import clients_for
@@ -331,7 +332,7 @@ async def with_clock(off_ms, data_dir, base_url, body):
     )
     data_dir.mkdir(mode=0o700)
     with closing(open_store(f"sqlite:///{data_dir / 'runs.db'}")) as store:
-        async with turtles_app(store, clients, clock=clock) as app:
+        async with turtles_app(store, clients, world=World(clock=clock)) as app:
             result = await body(app)
         assert store.inspector.findings() == []
     await clients.aclose()

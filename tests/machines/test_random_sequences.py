@@ -414,7 +414,7 @@ class Process(Harness):
             store=life.store,
             clock=life.clock,
             plan=plan,
-            world=life.world,
+            calls=life.world,
             secrets=life.secrets,
             new_id=lambda now_ms: "r0",
         )
