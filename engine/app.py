@@ -65,7 +65,8 @@ class App(View):
     """Machines over a store.
 
     Args:
-        machines: the classes whose runs this program moves; child machines included.
+        machines: the classes whose runs this program moves, child machines included; or what they
+            compile to.
         store: from `persistence.open_store(...)`.
         resources: what effects may ask for with `call.resource(Kind)`.
         secrets: the codec for `Secret` fields; by default from `TURTLES_MASTER_KEY` or the key
@@ -77,7 +78,7 @@ class App(View):
 
     def __init__(
         self,
-        machines: Iterable[type[Machine[Any]]],
+        machines: Iterable[type[Machine[Any]] | Table],
         store: Store,
         *,
         resources: Mapping[Any, Any] | None = None,
@@ -89,7 +90,8 @@ class App(View):
         if not structlog.is_configured():
             configure(json=False)  # warnings to stderr, until the program decides otherwise
         world = world or World()
-        tables = {m.__name__: compile_table(m) for m in machines}
+        compiled = (m if isinstance(m, Table) else compile_table(m) for m in machines)
+        tables = {table.name: table for table in compiled}
         secrets = secrets or _codec_of(store)
         store = world.store(store)
         super().__init__(
