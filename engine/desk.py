@@ -44,6 +44,8 @@ class Job:
         """Whether the open attempt was recorded by this very worker a moment ago."""
         self.doubt = False
         """Whether an attempt before the present one may have taken effect."""
+        self.released = False
+        """Whether the last write gave the run up, because nothing more was due."""
 
     @property
     def place(self) -> Place:
@@ -253,12 +255,25 @@ class Desk:
             starts=starts,
             sends=sends,
             output=output,
+            release=self._rests(job, after, consumed),
             at_ms=self._clock.now_ms(),
         )
         written = await self._committer.write(write)
         if not written.ok:
             raise LostOwnership(f"run {job.run.run_id}: moved by another worker; work dropped")
-        job.run, job.stored, job.inbox = after, sealed, written.arrived
+        job.run, job.stored, job.inbox, job.released = after, sealed, written.arrived, write.release
+
+    def _rests(self, job: Job, after: Run, consumed: tuple[Consumed, ...]) -> bool:
+        """Whether nothing is left to do for the run now, so that the same write gives it up.
+
+        What arrives meanwhile makes the store wake the run, for any worker.
+        """
+        if after.terminal:
+            return True
+        if len(job.inbox) > len(consumed) or after.cancel_requested:
+            return False
+        later = after.due_ms is None or after.due_ms > self._clock.now_ms()
+        return later or not job.performs
 
     async def release(self, job: Job) -> None:
         await self._committer.write(

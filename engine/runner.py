@@ -82,14 +82,23 @@ class Runner:
             await self._desk.quarantine(
                 job, f"claimed {claimed.stalls} times without progress; its workers died each time"
             )
+        return await self.go_on(job, effects=effects)
+
+    async def go_on(self, job: Job, *, effects: bool = True) -> Run:
+        """Move a run that is in hand until nothing is due, then give it up.
+
+        Raises:
+            LostOwnership: as `advance` does.
+        """
         try:
-            while self._may_go_on() and await self._turn(job, effects):
+            while not job.released and self._may_go_on() and await self._turn(job, effects):
                 pass
         except (LostOwnership, StoreError):
             raise
         except Exception as error:  # noqa: BLE001 - code of the machine; the run must not stay ours
             await self._desk.quarantine(job, _describe(error))
-        await self._desk.release(job)
+        if not job.released:
+            await self._desk.release(job)
         return job.run
 
     async def _turn(self, job: Job, effects: bool) -> bool:
