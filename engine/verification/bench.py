@@ -1,12 +1,15 @@
 """The real engine over the real store, moved one decision at a time and without an event loop.
 
-A `Spot` is everything there is at a quiet moment: the database, the outside's ledger, the clock,
-and what was sent so far.  `Bench` goes to a spot and takes one action from there:
+A `Spot` is everything there is at a moment: the database, the outside's ledger, the clock, what
+was sent so far, and the call at which a worker stands (`Hand`), if one does.  `Bench` goes to a
+spot and takes one action from there:
 
     start M C        a run is accepted                 clock N     time goes on to the Nth moment
-    send E P         an event arrives                  move N      a worker takes run N; with the
-    again E P        the same event arrives again                  answers of its calls (`outside`)
-    cancel           somebody asks the run to stop     crash N     and dies after its Nth commit
+    send E P         an event arrives                  move N      a worker takes run N and goes on
+    again E P        the same event arrives again                  until a call has no answer yet
+    child E P        a stand-in moves or ends          call A...   the call gets this answer
+    cancel, pause, resume   somebody asks for it       crash N     the worker dies after its Nth
+                                                                   commit in this move (0: before)
 
 A worker that died leaves its runs owned; before the next action another one finds it dead, frees
 what it held and takes over, as `Lease.beat` does.
@@ -15,12 +18,11 @@ what it held and takes over, as `Lease.beat` does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-import msgspec
 import structlog
 
 from engine.app import App
@@ -33,40 +35,65 @@ from engine.desk import Job
 from engine.effects import Effect
 from engine.errors import LostOwnership, Refused
 from engine.events import Event
-from engine.ports import InboxEvent, Store, WorkerIdentity
+from engine.ports import Claimed, InboxEvent, Store, WorkerIdentity
 from engine.retry import Retry
 from engine.secrets import SecretsCodec
 from engine.table import Table
 from engine.testing.clock import ManualClock
-from engine.testing.faults import Crash, CrashingStore, CrashPlan
+from engine.testing.faults import Crash
+from engine.verification.marks import Marks
 from engine.verification.oracles import Breach, check_ended, ended, standing
 from engine.verification.outside import Asked, Choice, Outside, Paused
-from engine.verification.scope import hints_of
-from engine.verification.snapshot import Fingerprint, Row, Snapshots, fingerprint, left
+from engine.verification.snapshot import Fingerprint, Row, Rows, Snapshots
 from engine.worker import LEASE_MS
 from engine.world import World
 
 T = TypeVar("T")
 End = Literal["ended", "paused", "dead", "lost"]
+Transition = tuple[str, str, str]
 COMMITS_MAX = 500
 ATTEMPTS = 3
 """Retry policies are explored with at most so many attempts, a fixed delay and no jitter."""
 FOREVER_FROM = 1_000
-SMALL_MAX = 20
 OTHER = WorkerIdentity("w-other", "elsewhere", 1, "")
+SELF = WorkerIdentity("w-bench", "here", 1, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """A run in a worker's hands, at a call."""
+
+    asked: Asked
+    claimed: Claimed
+    fresh: bool
+    doubt: bool
+    number: int
+    commits: int
+    """How many commits the move has made so far."""
+    zombie: bool
+    """Whether the worker lost the run earlier in this move."""
+
+    def job(self) -> Job:
+        """The run as the worker has it."""
+        before = self.asked.job
+        job = Job(before.table, before.run, self.claimed)
+        job.fresh, job.doubt = self.fresh, self.doubt
+        return job
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A quiet moment; `dead` means that the worker has just died."""
+    """A moment; `dead` means that the worker has just died."""
 
     saved: bytes
     now_ms: int
     done: Mapping[str, tuple[str, str]]
     sent: tuple[tuple[str, str, int], ...] = ()
     cancelled: bool = False
+    paused: bool = False
     dead: bool = False
     ended: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    hand: Hand | None = None
 
 
 @dataclass(slots=True)
@@ -77,69 +104,101 @@ class Moved:
     crashes: list[tuple[int, Fingerprint, Spot]]
     points: int
     """How many moments that were, known ones included."""
+    took: list[Transition]
+    """The transitions of the run's own machine that were made, in order."""
 
 
-class _Recorder(CrashPlan):
-    """Counts the commits of one move, and says when one has passed."""
+class _Watched:
+    """A store that tells the bench of everything that is written."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.committed: Callable[[], None] = lambda: None
+    def __init__(self, inner: Store, bench: Bench) -> None:
+        self._inner = inner
+        self.runs = _WatchedRuns(inner.runs, bench)
+        self.inbox = _WatchedNoun(inner.inbox, bench, ("deliver",))
+        self.workers = _WatchedNoun(inner.workers, bench, ("beat", "reap", "retire"))
 
-    def around(self, name: str, call: Callable[[], T]) -> T:
-        result = call()
-        if name == "runs.commit":
-            self.committed()
-        return result
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _WatchedNoun:
+    def __init__(self, inner: Any, bench: Bench, writing: Sequence[str]) -> None:
+        self._inner = inner
+        for name in writing:
+            setattr(self, name, bench.watching(getattr(inner, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _WatchedRuns(_WatchedNoun):
+    def __init__(self, inner: Any, bench: Bench) -> None:
+        super().__init__(inner, bench, ("start",))
+        self._bench = bench
+
+    def claim(self, *given: Any, **named: Any) -> Any:
+        found = self._inner.claim(*given, **named)
+        self._bench.claimed()
+        return found
+
+    def commit(self, writes: Any) -> Any:
+        written = self._inner.commit(writes)
+        self._bench.committed()
+        return written
 
 
 class Bench:
     """One engine, one store, one clock.
 
     Args:
-        machines: every machine that may run.
+        machines: every machine that may run, or what it compiles to.
         store: a store in memory; whatever is in it is lost.
         moved: told of every transition (also those of repeated prefixes).
         refused: told of every event that a run refused.
+        exact: names of machines of which every number counts; see `marks`.
     """
 
     def __init__(
         self,
-        machines: Iterable[type[Machine[Any]]],
+        machines: Iterable[type[Machine[Any]] | Table],
         store: Store,
         *,
         moved: Callable[[Decision], None],
         refused: Callable[[Job, InboxEvent], None],
+        exact: Sequence[str] = (),
     ) -> None:
         self.store = store
         self.snapshots = Snapshots(store)
         self.clock = ManualClock(start_ms=0)
-        self._recorder = _Recorder()
+        self._told = moved
         self.app = App(
             machines,
             store,
             secrets=SecretsCodec(bytes(32)),
             world=self._world(),
             work=False,
-            moved=moved,
+            moved=self._moved,
         )
         self.codec: Codec = self.app.codec
+        self.marks = Marks(self.app.tables, exact)
         self.breaches: list[Breach] = []
         self.commits = 0
         self.root = ""
+        self.captures = True
+        """Whether the moments after commits are kept, to go on from as if the worker had died."""
+        self._rows: Rows | None = None
         self._seen: Callable[[Fingerprint], bool] = lambda found: True
         self._crashes: list[tuple[int, Fingerprint, Spot]] = []
-        self._given: tuple[Choice, ...] = ()
+        self._took: list[Transition] = []
         self._count = 0
         self._points = 0
+        self._number = 0
+        self._zombie = False
         self._crash_at: int | None = None
+        self._lost: tuple[str, Row] | None = None
         self._spot = Spot(b"", 0, {})
-        self._timed = {name for name, table in self.app.tables.items() if _reads_the_time(table)}
-        self._numbers = {name: _greatest(table) for name, table in self.app.tables.items()}
-        self._cut: dict[tuple[str, bytes], bytes] = {}
-        self._first: set[Any] = set()
+        self._before: tuple[Claimed, bool, bool] | None = None
         self._retries = [(effect, effect.retry) for effect in self._effects()]
-        self._recorder.committed = self._committed
         self._spy(refused)
         for effect, retry in self._retries:
             effect.retry = _small(retry)
@@ -147,28 +206,30 @@ class Bench:
         self.empty = self.spot()
 
     def _world(self) -> World:
-        recording: Any = lambda store: CrashingStore(store, self._recorder)  # noqa: E731
+        watched: Any = lambda store: _Watched(store, self)  # noqa: E731
         return World(
             clock=self.clock,
             calls=self._outside(),
-            store=recording,
+            store=watched,
             io=InlineIo(),
             committer=DirectCommitter,
             new_id=lambda now_ms: f"r{1:025d}",
+            worker=lambda: SELF,
         )
 
     def _outside(self) -> Outside:
         self.outside = Outside(
             encode=lambda payload: self.codec.encode(payload),
             decode=lambda kind, text: self.codec.decode(kind, text.encode(), "payload"),
-            deliver=lambda event, text, number: self._deliver(
-                event, text, int(number), again=False
-            ),
+            deliver=self._arrives,
             lose=self._lose,
             check=self._check_intent,
             breach=self._breach,
         )
         return self.outside
+
+    def _arrives(self, event: str, text: str, number: str) -> None:
+        self._deliver(event, text, int(number), again=False)
 
     def _spy(self, refused: Callable[[Job, InboxEvent], None]) -> None:
         runner: Any = self.app._runner
@@ -176,6 +237,8 @@ class Bench:
 
         async def stepping(job: Job) -> None:
             self.outside.job = job
+            claimed = Claimed(run=job.stored, fence=job.fence, inbox=job.inbox, stalls=0)
+            self._before = claimed, job.fresh, job.doubt
             await step(job)
 
         async def rejecting(job: Job, event: InboxEvent, reason: str) -> None:
@@ -203,20 +266,33 @@ class Bench:
 
     # -- where we are ---------------------------------------------------------------------------
 
+    def rows(self) -> Rows:
+        """What is stored now; read once after each change."""
+        if self._rows is None:
+            self._rows = self.snapshots.rows()
+        return self._rows
+
+    def watching(self, method: Callable[..., T]) -> Callable[..., T]:
+        """The method, after which what is stored may be something else."""
+
+        def watched(*given: Any, **named: Any) -> T:
+            self._rows = None
+            return method(*given, **named)
+
+        return watched
+
     def spot(self, *, dead: bool = False) -> Spot:
         """This moment."""
-        return replace(
-            self._spot,
-            saved=self.snapshots.save(),
-            now_ms=self.clock.now_ms(),
-            done=dict(self.outside.done),
-            dead=dead,
-            ended=ended(self.snapshots.runs()),
-        )
+        now = self._spot
+        return Spot(
+            self.snapshots.save(), self.clock.now_ms(), dict(self.outside.done), now.sent,
+            now.cancelled, now.paused, dead, ended(self.rows().runs), now.hand,
+        )  # fmt: skip
 
     def go(self, spot: Spot) -> None:
         """Go to a moment; a dead worker's runs are freed."""
         self._spot = spot
+        self._rows = None
         self.breaches = []
         self.outside.done = dict(spot.done)
         self.clock.advance(spot.now_ms - self.clock.now_ms())
@@ -227,85 +303,57 @@ class Bench:
             self.store.workers.reap(spot.now_ms, dead=lambda worker: True)
             run(self.app.beat())
 
+    @property
+    def sent(self) -> tuple[tuple[str, str, int], ...]:
+        """Events from outside that were sent so far."""
+        return self._spot.sent
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has asked the run to stop."""
+        return self._spot.cancelled
+
+    @property
+    def paused(self) -> bool:
+        """Whether somebody has paused the run."""
+        return self._spot.paused
+
+    @property
+    def hand(self) -> Hand | None:
+        """The call at which a worker stands."""
+        return self._spot.hand
+
     def fingerprint(self) -> Fingerprint:
         """What the future depends on, at this moment."""
-        rows, now_ms = self.snapshots.runs(), self.clock.now_ms()
-        known = tuple(self._truth(row) for row in rows if row.effect)
-        times = tuple(left(at, now_ms) for row in rows if row.live for at in self._moments(row))
-        return (
-            fingerprint(rows, self.snapshots.inbox(), now_ms, self._counted),
-            known,
-            self._doubts(),
-            times,
-            tuple(sorted(self._spot.sent)),
-            self._spot.cancelled,
+        spot = self._spot
+        quiet = (
+            self.marks.of(self.rows(), self.clock.now_ms(), self.outside.done),
+            tuple(sorted(spot.sent)),
+            spot.cancelled,
+            spot.paused,
         )
+        return quiet if spot.hand is None else (self._in_hand(spot.hand), quiet)
 
-    def _counted(self, row: Row) -> bytes:
-        """The context with every counter that has outgrown the machine's numbers cut off.
-
-        A machine that counts without end would have endless states; whole numbers that were not
-        there at the start and are above all small ones in the machine's code count as one.
-        """
-        key = (row.machine, row.context)
-        if key not in self._cut:
-            most = self._numbers[row.machine]
-            fields = msgspec.json.decode(row.context)
-            cut = {
-                name: most if self._has_outgrown(value, most) else value
-                for name, value in fields.items()
-            }
-            self._cut[key] = msgspec.json.encode(cut)
-        return self._cut[key]
-
-    def _has_outgrown(self, value: Any, most: int) -> bool:
-        return type(value) is int and value > most and value not in self._first
-
-    def _truth(self, row: Row) -> tuple[str, str] | None:
-        """What the outside did under a pending effect's key, where anybody will ask."""
-        places = self.app.tables[row.machine].places
-        effect = places[row.undo_of].compensation if row.undo_of else places[row.state].effect
-        if row.key is None or effect is None or (effect.idempotent and effect.ask is None):
-            return None
-        return self.outside.done.get(row.key)
-
-    def _doubts(self) -> frozenset[tuple[str, str]]:
-        """Where the record of effects and the ledger of the outside differ.
-
-        Some of it is a defect and some is not; but two moments are not one when they differ here.
-        """
-        done = self.outside.done
-        return frozenset(
-            (one.status, one.name)
-            for one in self.snapshots.effects()
-            if (one.status == "done" and one.key not in done)
-            or (one.status == "abandoned" and one.key in done)
-        )
-
-    def in_hand(self) -> Fingerprint:
-        """The same while a worker stands at a call."""
-        asked = self.outside.asked
-        assert asked is not None
-        job = asked.job
-        waiting = tuple((event.event, event.payload) for event in job.inbox)
-        role = self._role(job.run.run_id)
-        return ("hand", asked.what, asked.effect.name, role, job.fresh, job.doubt, waiting,
-                self.fingerprint())  # fmt: skip
+    def _in_hand(self, hand: Hand) -> Fingerprint:
+        asked = hand.asked
+        waiting = tuple((event.event, event.payload) for event in hand.claimed.inbox)
+        role = self._role(asked.job.run.run_id)
+        return (asked.what, asked.effect.name, role, hand.fresh, hand.doubt, hand.zombie, waiting)
 
     def _role(self, run_id: str) -> int:
-        kept = [row for row in self.snapshots.runs() if row.live or row.parent_id is None]
+        kept = [row for row in self.rows().runs if row.live or row.parent_id is None]
         return next((i for i, row in enumerate(kept) if row.run_id == run_id), -1)
 
     def row(self, run_id: str) -> Row | None:
         """One run as it is stored."""
-        return next((row for row in self.snapshots.runs() if row.run_id == run_id), None)
+        return next((row for row in self.rows().runs if row.run_id == run_id), None)
 
     def due(self) -> list[Row]:
         """The runs that a worker would take now."""
         now_ms = self.clock.now_ms()
         return [
             row
-            for row in self.snapshots.runs()
+            for row in self.rows().runs
             if row.due_ms is not None and row.due_ms <= now_ms and row.owner is None
         ]
 
@@ -313,21 +361,12 @@ class Bench:
         """The moments to come at which something may change, soonest first."""
         now_ms = self.clock.now_ms()
         found = set()
-        for row in self.snapshots.runs():
+        for row in self.rows().runs:
             if row.live and row.status not in ("paused", "quarantined"):
-                times = [row.due_ms, row.deadline_ms, *self._moments(row)]
+                times = [row.due_ms, row.deadline_ms, *self.marks.moments(row)]
                 times += [row.next_ms] if row.effect else []
                 found |= {at for at in times if at is not None and at > now_ms}
         return sorted(found)
-
-    def _moments(self, row: Row) -> list[int]:
-        """Moments in the context of a machine that looks at the clock."""
-        if row.machine not in self._timed:
-            return []
-        kind = self.app.tables[row.machine].context
-        context = self.codec.decode(kind, row.context, "context")
-        values = [getattr(context, name) for name in kind.__struct_fields__ if name.endswith("_ms")]
-        return [value for value in values if isinstance(value, int)]
 
     # -- actions --------------------------------------------------------------------------------
 
@@ -335,9 +374,7 @@ class Bench:
         """Accept a run; false when its machine refuses the context."""
         kind = self.app.tables[machine].context
         given = self.codec.decode(kind, context.encode(), "context")
-        self._first = {value for value in msgspec.json.decode(context).values()
-                       if type(value) is int}  # fmt: skip
-        self._cut.clear()
+        self.marks.begin(context)
         try:
             self.root = run(self.app.start(machine, given)).run_id
         except Refused:
@@ -351,12 +388,17 @@ class Bench:
             raise LookupError(f"event {event} was not sent before")
         self._guarded(lambda: self._deliver(event, text, number, again=again))
 
+    def child(self, event: str, text: str, number: int) -> None:
+        """A stand-in makes one move."""
+        run_id, payload = self._message(event, text, number)
+        seq = next(row.seq for row in self.rows().runs if row.number == number)
+        key = f"s:{number}:{seq}:{event}"
+        self._guarded(lambda: _ignore(run(self.app.send(run_id, payload, key=key))))
+
     def probe(self, event: str, text: str) -> None:
         """An event for which the state has no use arrives, and changes nothing."""
         was = self.row(self.root)
-        self._count, self._crash_at, self._seen = 0, None, lambda found: True
-        self.outside.script = []
-        self._recorder.committed = self._committed
+        self._begin_move(1, lambda found: True, None)
         self._guarded(lambda: self._probe(event, text))
         if was is not None and not _unchanged(was, self.row(self.root)):
             self._breach("rejection changed the run", f"event {event} in {was.state}")
@@ -381,7 +423,7 @@ class Bench:
             self._spot = replace(self._spot, sent=(*sent, one))
 
     def _message(self, event: str, text: str, number: int) -> tuple[str, Event | str]:
-        row = next((row for row in self.snapshots.runs() if row.number == number), None)
+        row = next((row for row in self.rows().runs if row.number == number), None)
         if row is None:
             raise LookupError(f"there is no run {number}")
         table = self.app.tables[row.machine]
@@ -396,6 +438,15 @@ class Bench:
         self._guarded(lambda: _ignore(run(self.app.cancel(self.root))))
         self._spot = replace(self._spot, cancelled=True)
 
+    def pause(self) -> None:
+        """Somebody pauses the first run."""
+        self._guarded(lambda: _ignore(run(self.app.pause(self.root))))
+        self._spot = replace(self._spot, paused=True)
+
+    def resume(self) -> None:
+        """Somebody lets the first run go on."""
+        self._guarded(lambda: _ignore(run(self.app.resume(self.root))))
+
     def wait(self, moment: int) -> None:
         """Time goes on to one of the `moments`."""
         self.clock.advance_to(self.moments()[moment])
@@ -409,27 +460,65 @@ class Bench:
         crash_at: int | None = None,
         seen: Callable[[Fingerprint], bool] = lambda found: True,
     ) -> Moved:
-        """A worker takes a run and moves it until nothing is due, or a call has no answer yet.
+        """A worker takes a run and moves it until nothing is due, or it stands at a call.
 
         Args:
             number: the run's place in the order of acceptance.
-            choices: the answers of its calls.
-            crash_at: dies after its commit of this number.
+            choices: the answers of its first calls, if they are known beforehand.
+            crash_at: dies after its commit of this number in the move; 0: before the first one.
             seen: whether a moment is known; what could follow a death there is kept if not.
         """
-        self._given = tuple(choices)
-        self.outside.script = list(self._given)
-        self.outside.asked = None
-        self._recorder.committed = self._committed
-        self._crashes, self._count, self._crash_at, self._seen = [], 0, crash_at, seen
-        self._points = 0
         if number not in [row.number for row in self.due()]:
             raise LookupError(f"run {number} is not due")
-        end = self._guarded(lambda: self._advance(number))
-        if end == "lost" and "zombie" not in [choice[0] for choice in self._given]:
+        self._begin_move(number, seen, crash_at)
+        self.outside.script = list(choices)
+        return self._moved_to(self._guarded(lambda: self._advance(number)))
+
+    def answer(
+        self,
+        choice: Choice,
+        *,
+        crash_at: int | None = None,
+        seen: Callable[[Fingerprint], bool] = lambda found: True,
+    ) -> Moved:
+        """The call at which a worker stands gets an answer, and the worker goes on."""
+        hand = self._spot.hand
+        if hand is None:
+            raise LookupError("no worker stands at a call")
+        self._begin_move(hand.number, seen, crash_at)
+        self._count, self._zombie = hand.commits, hand.zombie
+        if choice[0] == "arrives":
+            self._arrives(choice[1], choice[2], choice[3])
+            return Moved("paused", [], 0, [])
+        self.outside.script = [choice]
+        self._spot = replace(self._spot, hand=None)
+        work = self.app._runner.go_on(hand.job())
+        moved = self._moved_to(self._guarded(lambda: _ignore(run(work))))
+        if self.outside.script:
+            raise LookupError(f"the call does not take the answer {choice[0]} any more")
+        return moved
+
+    def _begin_move(
+        self, number: int, seen: Callable[[Fingerprint], bool], crash_at: int | None
+    ) -> None:
+        self._number, self._seen, self._crash_at = number, seen, crash_at
+        self._crashes, self._took, self._count, self._points = [], [], 0, 0
+        self._zombie, self._lost = False, None
+        self.outside.script, self.outside.asked = [], None
+
+    def _moved_to(self, end: End) -> Moved:
+        if end == "paused":
+            self._spot = replace(self._spot, hand=self._stopped_at())
+        if end == "lost" and not self._zombie:
             self._breach("run lost", "its own worker was told that another one has it")
         self._check_ended()
-        return Moved(end, self._crashes, self._points)
+        return Moved(end, self._crashes, self._points, self._took)
+
+    def _stopped_at(self) -> Hand:
+        asked = self.outside.asked
+        assert asked is not None and self._before is not None
+        claimed, fresh, doubt = self._before
+        return Hand(asked, claimed, fresh, doubt, self._number, self._count, self._zombie)
 
     def _guarded(self, work: Callable[[], None]) -> End:
         """How some work of the engine ended; what it may not raise is a breach."""
@@ -453,13 +542,30 @@ class Bench:
         for claimed in run(worker.claim(limit=1, **chosen)):
             run(self.app._runner.advance(claimed))
 
-    def _committed(self) -> None:
+    def _moved(self, decision: Decision) -> None:
+        entry = decision.entry
+        self._took.append((entry.source, entry.event, entry.target))
+        self._told(decision)
+
+    def claimed(self) -> None:
+        """A worker has claimed a run."""
+        self._rows = None
+        if self._crash_at == 0 and self._count == 0:
+            raise Crash("with the run in hand")
+
+    def committed(self) -> None:
+        """A worker has committed a step."""
+        self._rows = None
         self._count += 1
         self.commits += 1
+        if self._lost is not None:
+            run_id, was = self._lost
+            if not _unchanged(was, self.row(run_id)):
+                self._breach("fence", "a worker that had lost the run changed it")
         if self._count > COMMITS_MAX:
             self._breach("endless move", f"{COMMITS_MAX} steps in one move, and no end")
             raise Crash("endless")
-        if not self.outside.script and self._crash_at is None:
+        if self.captures and self._crash_at is None:
             self._points += 1
             found = self.fingerprint()
             if not self._seen(found):
@@ -469,7 +575,9 @@ class Bench:
 
     def _lose(self, run_id: str) -> None:
         """Another worker takes the run, and still has it when this one comes back."""
+        self._zombie = True
         now_ms = self.clock.now_ms()
+        self._rows = None
         self.store.workers.reap(now_ms, dead=lambda worker: True)
         self.store.workers.beat(OTHER, now_ms, lease_until_ms=now_ms + LEASE_MS)
         versions = frozenset(table.fingerprint for table in self.app.tables.values())
@@ -478,15 +586,8 @@ class Bench:
         ):
             return  # it is not free: this worker still has it
         was = self.row(run_id)
-        before = self._recorder.committed
-
-        def written() -> None:
-            self._recorder.committed = before
-            if was is not None and not _unchanged(was, self.row(run_id)):
-                self._breach("fence", "a worker that had lost the run changed it")
-            before()
-
-        self._recorder.committed = written
+        if was is not None:
+            self._lost = run_id, was
 
     # -- checks ---------------------------------------------------------------------------------
 
@@ -505,7 +606,7 @@ class Bench:
             )
 
     def _check_ended(self) -> None:
-        self.breaches += check_ended(self.snapshots.runs(), self._spot.ended)
+        self.breaches += check_ended(self.rows().runs, self._spot.ended)
 
 
 def _ignore(_answer: object) -> None:
@@ -529,17 +630,6 @@ def _unchanged(was: Row, row: Row | None) -> bool:
 def _small(retry: Retry) -> Retry:
     attempts = retry.attempts if retry.attempts >= FOREVER_FROM else min(retry.attempts, ATTEMPTS)
     return Retry(attempts, retry.first_ms, 1.0, max(retry.max_ms, retry.first_ms), 0.0)
-
-
-def _greatest(table: Table) -> int:
-    """A number above the small ones with which a machine compares."""
-    numbers = [n for n in hints_of(table).numbers if n <= SMALL_MAX]
-    return max(numbers, default=3) + 1
-
-
-def _reads_the_time(table: Table) -> bool:
-    methods = (getattr(value, "__code__", None) for value in vars(table.machine).values())
-    return any("now_ms" in code.co_varnames for code in methods if code is not None)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -138,16 +138,20 @@ class Environment:
         """First contexts; none: small ones."""
         return ()
 
+    def events(self) -> list[str]:
+        """The events of which it says what they carry."""
+        return [event for events, _ in self._methods("payloads") for event in events]
+
     def payloads_of(self, event: str, **values: Any) -> list[Event] | None:
         """What an event may carry in this context; None: this environment does not say."""
-        found = [one for method, one in self._methods("payloads") if event in method]
+        found = [call for events, call in self._methods("payloads") if event in events]
         if not found:
             return None
         return [payload for call in found for payload in call(values)]
 
     def ends_of(self, child: str, context: Context, state: str) -> list[tuple[str, Any]] | None:
         """How a child may end; None: this environment does not say."""
-        found = [one for method, one in self._methods("ends") if child in method]
+        found = [call for children, call in self._methods("ends") if child in children]
         if not found:
             return None
         values = {"context": context, "state": state}

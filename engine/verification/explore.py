@@ -5,62 +5,64 @@
     report = explore(Payment, open_store("sqlite://"), budget_seconds=10)
     assert report.ok, report.failures
 
-From every quiet moment (`bench.Spot`) every action is tried, and in every call of an effect every
-answer, a death of the worker after every commit and around every call included; also during
+From every moment (`bench.Spot`) every step of `options` is tried: every action, in every call of an
+effect every answer, and a death of the worker after every commit and around every call; also during
 recovery, without limit.  Moments with the same fingerprint are one state.  States are taken in the
 order of their distance from the start, so the first way found to a failure is a shortest one.
 
 A share of the ways is gone again from the very beginning, without snapshots; another fingerprint
 at their end means that the exploration cannot be trusted (`report.mismatches`).
 
-Bounds (`Scope`) are part of the answer: `EXHAUSTED` means within them.
+Bounds (`Scope`) and the environment are part of the answer: `EXHAUSTED` means within them.
 """
 
 from __future__ import annotations
 
 import random
+import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
 
 import msgspec
 
-from engine.control import CANCEL_EVENT
-from engine.decide import Decision
+from engine.decide import Decision, decide
 from engine.definition import Machine
 from engine.desk import Job
 from engine.errors import TurtlesError, UsageError
 from engine.events import Context
-from engine.journal import Entry
 from engine.ports import InboxEvent, Store
 from engine.table import Table, compile_table
-from engine.verification.bench import Bench, Spot, silence
-from engine.verification.coverage import Coverage
-from engine.verification.lint import lint
-from engine.verification.oracles import (
-    Breach,
-    check_children,
-    check_effects,
-    check_journal,
-    check_quarantine,
-    check_storage,
-    entries_of,
+from engine.verification.bench import Bench, Hand, Moved, Spot, silence
+from engine.verification.checking import Checking
+from engine.verification.coverage import (
+    CALL_FAULTS,
+    DIED_AFTER,
+    DIED_BEFORE,
+    TWICE,
+    Coverage,
+    Transition,
 )
-from engine.verification.outside import FAULTS, Asked, Choice, Judged, options
+from engine.verification.environment import Environment, environment_of
+from engine.verification.lint import lint
+from engine.verification.options import Options, Setting
+from engine.verification.oracles import Breach
+from engine.verification.outside import FAULTS, Choice
 from engine.verification.result import Failure, Report, Scope, Step
 from engine.verification.scope import contexts_of, hints_from, reads
-from engine.verification.snapshot import Fingerprint, Row
-from engine.verification.static.outcomes import is_external
-from engine.verification.static.subject import Subject
+from engine.verification.snapshot import Fingerprint
+from engine.verification.standin import stand_in
+from engine.verification.walk import Walk, take
 
-__all__ = ["Failure", "Repeated", "Report", "Scope", "explore", "repeat"]
+__all__ = ["Failure", "Repeated", "Report", "Rig", "Scope", "explore", "repeat"]
 REPEAT_ONE_IN = 100
-MOMENTS_MAX = 4
 LIVENESS_SECONDS = 10.0
 ANOTHER_CONTEXT_EVERY = 200
-JOURNALS_KEPT = 5_000
+TELL_EVERY_SECONDS = 0.2
+FREE = frozenset({"clock", "child"})
+"""Steps that come about by themselves, once faults have stopped and nobody sends anything."""
 
 
 @dataclass(slots=True)
@@ -69,15 +71,14 @@ class _Node:
     parent: int
     steps: tuple[Step, ...]
     depth: int
-    spot: Spot
+    spot: Spot | None
+    """Dropped when the node has been expanded."""
     found: Fingerprint
-    choices: tuple[Choice, ...] | None = None
-    """None at a quiet moment; else the answers so far of the move that began at `spot`."""
-    run: int = 0
+    quiet: bool
 
 
 def explore(
-    machine: type[Machine[Any]],
+    machine: type[Machine[Any]] | Table,
     store: Store,
     *,
     known: Iterable[type[Machine[Any]]] = (),
@@ -85,33 +86,40 @@ def explore(
     seed: int = 0,
     scope: Scope | None = None,
     contexts: Sequence[Context] = (),
+    environment: Environment | None = None,
     first_failure: bool = False,
+    until: Transition | None = None,
+    progress: Callable[[Report], None] | None = None,
 ) -> Report:
     """Explore one machine.
 
     Args:
-        machine: the machine under test.
+        machine: the machine under test, or what it compiles to.
         store: `persistence.open_store("sqlite://")`; what is in it is lost.
         known: machines that it may start as children.
         budget_seconds: stop then, and say what was left.
         seed: which ways are repeated from the beginning.
-        scope: the bounds.
-        contexts: first contexts to begin with, instead of small ones.
+        scope: the bounds; by default those of the environment.
+        contexts: first contexts to begin with, instead of the environment's or small ones.
+        environment: what the outside may do; by default the one that was defined for the machine.
         first_failure: stop at the first failure.
+        until: stop when this transition was made; `report.reached` is the way there.
+        progress: told of the report now and then.
 
     Raises:
         UsageError: the store is a file, or the budget is not positive.
         OutOfScope: no small context fulfils the machine's invariants; give some.
     """
-    if budget_seconds <= 0:
+    if not budget_seconds > 0:
         raise UsageError(f"budget: expected more than 0 seconds, got {budget_seconds:g}")
-    explorer = _Explorer(machine, store, tuple(known), scope or Scope(), seed)
+    rig = Rig(machine, store, known=known, scope=scope, environment=environment, seed=seed)
     try:
         with silence():
+            explorer = _Explorer(rig, progress)
             explorer.begin(contexts)
-            return explorer.explore(budget_seconds, first_failure)
+            return explorer.explore(budget_seconds, first_failure, until)
     finally:
-        explorer.close()
+        rig.bench.close()
 
 
 class Repeated(msgspec.Struct, frozen=True):
@@ -122,11 +130,12 @@ class Repeated(msgspec.Struct, frozen=True):
 
 
 def repeat(
-    machine: type[Machine[Any]],
+    machine: type[Machine[Any]] | Table,
     store: Store,
     steps: Sequence[Step],
     *,
     known: Iterable[type[Machine[Any]]] = (),
+    environment: Environment | None = None,
     liveness: bool = False,
 ) -> Repeated:
     """Go one way again, and say what is wrong on it.
@@ -137,51 +146,64 @@ def repeat(
     Raises:
         UsageError: a step is not possible (any more).
     """
-    scope = Scope(messages=0, cancels=False, faults=False) if liveness else Scope()
-    explorer = _Explorer(machine, store, tuple(known), scope, 0)
+    scope = Scope(messages=0, cancels=False, faults=False) if liveness else None
+    rig = Rig(machine, store, known=known, scope=scope, environment=environment)
     try:
         with silence():
-            return explorer.repeat(steps, liveness=liveness)
+            return _Explorer(rig, None).repeat(steps, liveness=liveness)
     finally:
-        explorer.close()
+        rig.bench.close()
 
 
-class _Explorer:
+class Rig:
+    """One machine on a bench, in its environment, with everything that is counted about it.
+
+    Args:
+        as for `explore`.
+    """
+
     def __init__(
         self,
-        machine: type[Machine[Any]],
+        machine: type[Machine[Any]] | Table,
         store: Store,
-        known: tuple[type[Machine[Any]], ...],
-        scope: Scope,
-        seed: int,
+        *,
+        known: Iterable[type[Machine[Any]]] = (),
+        scope: Scope | None = None,
+        environment: Environment | None = None,
+        seed: int = 0,
     ) -> None:
-        self.table = compile_table(machine)
-        machines = list(dict.fromkeys((machine, *known)))
-        self.coverage = Coverage(self.table)
-        self.report = Report(self.table, scope, seed, self.coverage)
-        self.bench = Bench(machines, store, moved=self._moved, refused=self._refused)
-        self.judged = Judged(self.bench.codec.encode)
-        self.scope = scope
-        self.chance = random.Random(seed)  # noqa: S311 - which ways are repeated
-        self.nodes: list[_Node] = []
-        self.numbers: dict[Fingerprint, int] = {}
-        self.queue: deque[int] = deque()
-        self.edges: list[tuple[int, int]] = []
-        self.settled: set[int] = set()
-        self.probed: set[tuple[str, str]] = set()
-        self.rules: set[str] = set()
-        self.journals: dict[Any, tuple[list[Entry], list[Breach]]] = {}
-        self.tried: set[str] = set()
-        self.given = False
-        self.states: list[str] = []
-        self.now: _Node | None = None
-        self.began = perf_counter()
-        self.external = self._external()
-        self.left_out = self._left_out(known)
-
-    def close(self) -> None:
-        """Leave the machines as they were."""
-        self.bench.close()
+        self.table = machine if isinstance(machine, Table) else compile_table(machine)
+        environment = environment or environment_of(self.table.machine)
+        _check_events(self.table, environment)
+        children = environment.stand_ins if environment else ()
+        others = {one.__name__: one for one in (*known, *children)}
+        others.pop(self.table.name, None)
+        tables = {name: compile_table(one) for name, one in others.items()}
+        stands = {one.__name__: tables[one.__name__] for one in children}
+        played = {name: stand_in(one) if name in stands else one for name, one in others.items()}
+        self.environment = environment
+        self.scope = scope or (environment.scope if environment else Scope())
+        marks = environment.properties("sometimes") if environment else ()
+        self.coverage = Coverage(
+            self.table,
+            [name for name, _ in marks],
+            environment.reasons if environment else {},
+        )
+        self.report = Report(self.table, self.scope, seed, self.coverage)
+        self.report.stand_ins = tuple(stands)
+        self.bench = Bench(
+            [self.table, *played.values()],
+            store,
+            moved=self._moved,
+            refused=self._refused,
+            exact=[self.table.name, *stands] if environment else (),
+        )
+        self.bench.captures = self.scope.faults
+        left_out = self._left_out(list(others.values()))
+        setting = Setting(self.table, self.scope, environment, left_out, stands)
+        self.options = Options(self.bench, setting)
+        self.checking = Checking(self.bench, setting, self.coverage)
+        self.walk = Walk(self.bench)
 
     def _moved(self, decision: Decision) -> None:
         self.coverage.moved(decision)
@@ -189,23 +211,13 @@ class _Explorer:
         if before is None or before.deadline_ms is None or entry.at_ms >= before.deadline_ms:
             return
         event = self.bench.app.tables[before.machine].places[before.state].on_timeout
-        if entry.event == event and event not in self.external[before.machine]:
+        if entry.event == event and event not in self.options.external[before.machine]:
             self.bench.breaches.append(Breach("timer too early", f"{event} in {before.state}"))
 
     def _refused(self, job: Job, event: InboxEvent) -> None:
         self.coverage.refused(job.table.name, job.run.state, event.event)
 
-    def _external(self) -> dict[str, list[str]]:
-        """The events of each machine that somebody outside sends."""
-        tables = self.bench.app.tables
-        found: dict[str, list[str]] = {}
-        for name, table in tables.items():
-            subject = Subject(table, tables)
-            events = [e.event for e in table.all_edges() if is_external(subject, e)]
-            found[name] = [event for event in dict.fromkeys(events) if event != CANCEL_EVENT]
-        return found
-
-    def _left_out(self, known: Iterable[type[Machine[Any]]]) -> set[str]:
+    def _left_out(self, known: Sequence[type[Machine[Any]]]) -> frozenset[str]:
         """States whose author says that their effect never gives what they do not handle."""
         found = lint([self.table], known=known).ignored
         states = {one.finding.state: one.reason for one in found if one.finding.code == "V011"}
@@ -214,35 +226,71 @@ class _Explorer:
                 self.report.notes.append(
                     f"outcomes that {state} does not handle were left out (V011: {reason})"
                 )
-        return {state for state in states if state is not None}
+        return frozenset(state for state in states if state is not None)
+
+    def first_contexts(self, given: Sequence[Context]) -> list[Context]:
+        """Those that were given, or the environment's, or the smallest."""
+        own = list(self.environment.contexts()) if self.environment else []
+        found = list(given) or own
+        return found or list(contexts_of(self.table, state=self.table.initial, limit=1))
+
+
+def _check_events(table: Table, environment: Environment | None) -> None:
+    for event in environment.events() if environment else ():
+        if event not in table.events:
+            raise UsageError(
+                f"environment of {table.name}: it has payloads for {event!r}, which is none of "
+                f"its events: {', '.join(sorted(table.events))}."
+            )
+
+
+class _Explorer:
+    def __init__(self, rig: Rig, progress: Callable[[Report], None] | None) -> None:
+        self.rig = rig
+        self.table = rig.table
+        self.bench = rig.bench
+        self.coverage = rig.coverage
+        self.report = rig.report
+        self.progress = progress
+        self.chance = random.Random(rig.report.seed)  # noqa: S311 - which ways are repeated
+        self.nodes: list[_Node] = []
+        self.numbers: dict[Fingerprint, int] = {}
+        self.queue: deque[int] = deque()
+        self.edges: list[tuple[int, int]] = []
+        self.settled: set[int] = set()
+        self.probed: set[tuple[str, str]] = set()
+        self.rules: set[str] = set()
+        self.tried: set[str] = set()
+        self.given = False
+        self.until: Transition | None = None
+        self.began = perf_counter()
 
     # -- the search -----------------------------------------------------------------------------
 
     def begin(self, contexts: Sequence[Context]) -> None:
-        """The first moments, one for each first context that was given, or a small one."""
-        for context in contexts or contexts_of(self.table, state=self.table.initial, limit=1):
+        """The first moments, one for each first context."""
+        for context in self.rig.first_contexts(contexts):
             self._begin(self.bench.codec.encode(context).decode())
         if not self.nodes:
             raise UsageError(
                 f"machine {self.table.name}: no first context was accepted. Give one that "
                 "fulfils the invariants of its initial state."
             )
-        self.given = bool(contexts)
+        self.given = bool(contexts) or self.rig.environment is not None
 
     def _begin(self, text: str) -> None:
         self.tried.add(text)
         self.bench.go(self.bench.empty)
         if self.bench.start(self.table.name, text):
             self.report.contexts += 1
-            step = ("start", self.table.name, text)
-            self._add(None, (step,), self.bench.spot(), self.bench.fingerprint())
+            self._add(None, (("start", self.table.name, text),), self.bench.fingerprint())
         else:
             self.report.notes.append(f"a first context was refused: {text[:200]}")
 
     def _begin_another(self) -> bool:
         """Another first context, if transitions are missing that may need one."""
         missing = set(self.coverage.missing_transitions)
-        if not missing or self.given or len(self.tried) >= self.scope.contexts:
+        if not missing or self.given or len(self.tried) >= self.rig.scope.contexts:
             return False
         edges = [e for e in self.table.all_edges() if (e.source, e.event, e.target) in missing]
         clauses = [clause.call for edge in edges for clause in (*edge.guards, *edge.requires)]
@@ -254,15 +302,20 @@ class _Explorer:
                 return True
         return False
 
-    def explore(self, budget_seconds: float, first_failure: bool) -> Report:
+    def explore(
+        self, budget_seconds: float, first_failure: bool, until: Transition | None
+    ) -> Report:
         """Take states from the queue until it is empty or the time is over."""
-        last, taken = self.began + budget_seconds, 0
-        missing = len(self.coverage.all_transitions)
-        while perf_counter() < last and (self.queue or self._begin_another()):
-            if self.report.failures and (first_failure or not self.queue):
+        last, taken, told = self.began + budget_seconds, 0, self.began
+        missing, self.until = len(self.coverage.all_transitions), until
+        while (now := perf_counter()) < last and (self.queue or self._begin_another()):
+            if self.report.reached or (self.report.failures and (first_failure or not self.queue)):
                 break
             if not self.queue:
                 continue
+            if self.progress is not None and now - told > TELL_EVERY_SECONDS:
+                told = now
+                self.progress(self._counted())
             taken += 1
             if taken % ANOTHER_CONTEXT_EVERY == 0:
                 missing, before = len(self.coverage.missing_transitions), missing
@@ -271,163 +324,144 @@ class _Explorer:
             node = self.nodes[self.queue.popleft()]
             self._repeat_some(node)
             self._expand(node)
-        report = self.report
+            node.spot = None
         self._check_progress()
+        return self._counted()
+
+    def _counted(self) -> Report:
+        report = self.report
         report.states, report.left = len(self.nodes), len(self.queue)
         report.commits = self.bench.commits
         report.depth = max(node.depth for node in self.nodes)
         report.took_seconds = perf_counter() - self.began
+        if report.complete_after_seconds is None and self.coverage.complete:
+            report.complete_after_seconds = report.took_seconds
         return report
 
     def _add(
         self,
         parent: _Node | None,
         steps: tuple[Step, ...],
-        spot: Spot,
         found: Fingerprint,
         *,
+        spot: Spot | None = None,
+        dead: bool = False,
         fault: bool = False,
-        choices: tuple[Choice, ...] | None = None,
-        run: int = 0,
     ) -> None:
+        """A state, if it is new; `spot`: what to keep of it, by default where the bench is."""
         number = self.numbers.get(found)
         if number is None:
             number = len(self.nodes)
             depth = parent.depth + 1 if parent else 0
             above = parent.number if parent else -1
+            spot = spot or self.bench.spot(dead=dead)
             self.numbers[found] = number
-            self.nodes.append(_Node(number, above, steps, depth, spot, found, choices, run))
+            self.nodes.append(
+                _Node(number, above, steps, depth, spot, found, quiet=spot.hand is None)
+            )
             self.queue.append(number)
+            self.report.digest = zlib.crc32(repr(found).encode(), self.report.digest)
         if parent is not None and not fault:
             self.edges.append((parent.number, number))
 
     def _expand(self, node: _Node) -> None:
-        if node.choices is None:
-            self._expand_quiet(node)
-        else:
-            self._expand_call(node, node.choices)
-
-    def _expand_quiet(self, node: _Node) -> None:
-        self._go(node)
-        self._check(node)
-        if self._is_settled():
+        assert node.spot is not None
+        self.bench.go(node.spot)
+        if not node.quiet:
+            for step in list(self.rig.options.next()):
+                self._try(node, node.spot, step)
+            return
+        self._note(node, (), self.rig.checking.breaches())
+        if self.rig.checking.is_settled():
             self.settled.add(node.number)
         spot = self.bench.spot()
-        for step in list(self._actions()):
-            self._go(node, spot)
-            if step[0] == "move":
-                self._move(node, spot, step[1], ())
-            else:
-                self._act(step)
-                self._arrive(node, (step,), fault=step[0] != "clock")
+        for step in list(self.rig.options.next()):
+            self._try(node, spot, step)
         self._probe(node, spot)
 
-    def _go(self, node: _Node, spot: Spot | None = None) -> None:
-        self.bench.go(spot or node.spot)
-
-    def _act(self, step: Step) -> None:
+    def _try(self, node: _Node, spot: Spot, step: Step) -> None:
         self.report.executions += 1
         bench = self.bench
-        match step:
-            case ("clock", moment):
-                bench.wait(moment)
-            case ("send", event, text, number):
-                bench.send(event, text, number)
-            case ("again", event, text, number):
-                bench.send(event, text, number, again=True)
-            case ("cancel",):
-                bench.cancel()
-            case _:
-                raise UsageError(f"token: step {step!r} is not known")
-
-    def _arrive(self, node: _Node, steps: tuple[Step, ...], *, fault: bool) -> None:
-        self._note(node, steps)
-        self._add(node, steps, self.bench.spot(), self.bench.fingerprint(), fault=fault)
-
-    def _actions(self) -> Iterator[Step]:
-        bench, spot = self.bench, self.bench._spot
-        rows = bench.snapshots.runs()
-        root = rows[0]
-        for row in bench.due():
-            yield ("move", row.number)
-        for moment in range(min(len(bench.moments()), MOMENTS_MAX)):
-            yield ("clock", moment)
-        for sent in dict.fromkeys(spot.sent):
-            yield ("again", *sent)
-        if not root.live:
-            return
-        if len(spot.sent) < self.scope.messages:
-            for row in rows:
-                if row.live:
-                    yield from self._messages("send", row)
-        if self.scope.cancels and not spot.cancelled:
-            yield ("cancel",)
-
-    def _messages(self, kind: str, row: Row) -> Iterator[Step]:
-        """Events from outside, with a payload for each way in which the state judges them."""
-        stored = self.bench.store.runs.get(row.run_id)
-        assert stored is not None
-        found = self.bench.codec.open_run(stored.run)
-        table, now_ms = self.bench.app.tables[row.machine], self.bench.clock.now_ms()
-        for event in self.external[row.machine]:
-            if (row.state, event) in table.edges:
-                texts = self.judged.of(table, found, event, now_ms, outcome=False)
-            elif kind == "send":
-                continue  # refused now; that cell is probed, and the state does not change
-            else:
-                texts = [self.judged.first(table, event)]
-            for text in texts:
-                yield (kind, event, text, row.number)
-
-    def _move(self, node: _Node, spot: Spot, run: int, choices: tuple[Choice, ...]) -> None:
-        self.report.executions += 1
-        moved = self.bench.move(run, choices, seen=self.numbers.__contains__)
-        first = ("move", run)
-        steps: tuple[Step, ...] = (("call", *choices[-1]),) if choices else (first,)
-        fault = bool(choices) and choices[-1][0] in (*FAULTS, "arrives")
-        self._note(node, steps)
-        self.report.deaths += moved.points if self.scope.faults else 0
-        if moved.end == "paused":
-            self._add(node, steps, spot, self.bench.in_hand(), fault=fault,
-                      choices=choices, run=run)  # fmt: skip
+        bench.go(spot)
+        if step[0] == "move":
+            moved = bench.move(step[1], seen=self.numbers.__contains__)
+            self._arrive_moved(node, step, moved, fault=False)
+            self._die_before(spot, step, moved)
+        elif step[0] == "call":
+            choice: Choice = step[1:]
+            moved = bench.answer(choice, seen=self.numbers.__contains__)
+            self._arrive_moved(node, step, moved, fault=choice[0] in (*FAULTS, "arrives"))
+            self._fault_in_call(spot.hand, choice)
         else:
-            dead = moved.end in ("dead", "lost")
-            self.report.deaths += dead
-            self._add(node, steps, self.bench.spot(dead=dead), self.bench.fingerprint(),
-                      fault=fault)  # fmt: skip
-        if self.scope.faults:
-            for number, found, then in moved.crashes:
-                self._add(node, (*steps, ("crash", number)), then, found, fault=True)
+            take(bench, step)
+            self._note(node, (step,))
+            self._add(node, (step,), bench.fingerprint(), fault=step[0] not in FREE)
+            if step[0] == "again":
+                self._came_twice(step[1])
 
-    def _expand_call(self, node: _Node, choices: tuple[Choice, ...]) -> None:
-        self._go(node)
-        self.bench.move(node.run, choices)
-        asked = self.bench.outside.asked
-        assert asked is not None
-        for choice in self._answers(asked):
-            self._go(node)
-            self._move(node, node.spot, node.run, (*choices, choice))
+    def _arrive_moved(self, node: _Node, step: Step, moved: Moved, *, fault: bool) -> None:
+        self._note(node, (step,))
+        dead = moved.end in ("dead", "lost")
+        self.report.deaths += moved.points + dead
+        self._add(node, (step,), self.bench.fingerprint(), dead=dead, fault=fault)
+        for number, found, then in moved.crashes:
+            self._add(node, (step, ("crash", number)), found, spot=then, fault=True)
+        if moved.points:
+            for transition in moved.took:
+                self.coverage.failed(transition, DIED_AFTER)
+        if self.until is not None and self.until in moved.took and not self.report.reached:
+            self.report.reached = (*self.way(node), step)
 
-    def _answers(self, asked: Asked) -> list[Choice]:
-        found = options(asked, self.judged, self.bench.outside.done)
-        state, table = asked.job.run.state, asked.job.table
-        if table is self.table and state in self.left_out:
-            found = [c for c in found if len(c) < 3 or not c[1] or (state, c[1]) in table.edges]
-        if not self.scope.faults:
-            found = [choice for choice in found if choice[0] not in FAULTS]
-        row = self.bench.row(asked.call.run_id)
-        is_root = asked.call.run_id == self.bench.root
-        if row is not None and len(self.bench._spot.sent) < self.scope.messages:
-            found += [(kind, event, text, str(number))
-                      for kind, event, text, number in self._messages("arrives", row)]  # fmt: skip
-        if is_root and self.scope.cancels and not self.bench._spot.cancelled:
-            found.append(("arrives", "$cancel", "", "1"))
-        return found
+    # -- faults at transitions ------------------------------------------------------------------
+
+    def _die_before(self, spot: Spot, step: Step, moved: Moved) -> None:
+        """A worker dies with the run in hand, once for each transition; another one makes it."""
+        if not (moved.took and self.rig.scope.faults):
+            return
+        if not self.coverage.lacks(moved.took[0], DIED_BEFORE):
+            return
+        bench = self.bench
+        bench.go(spot)
+        bench.move(step[1], crash_at=0)
+        bench.go(bench.spot(dead=True))
+        self.report.deaths += 1
+        again = bench.move(step[1])
+        if again.took[:1] == moved.took[:1]:
+            self.coverage.failed(moved.took[0], DIED_BEFORE)
+
+    def _fault_in_call(self, hand: Hand | None, choice: Choice) -> None:
+        fault = CALL_FAULTS.get(choice[0])
+        if fault is None or hand is None or hand.asked.job.table is not self.table:
+            return
+        job, kind = hand.asked.job, self.table.payloads.get(choice[1])
+        if not any(
+            self.coverage.lacks((edge.source, edge.event, edge.target), fault)
+            for edge in self.table.edges.get((job.run.state, choice[1]), ())
+        ):
+            return
+        payload = (
+            None if kind is None else self.bench.codec.decode(kind, choice[2].encode(), "payload")
+        )
+        now_ms = hand.asked.call.now_ms
+        result = decide(self.table, job.run, choice[1], payload, now_ms, from_effect=True)
+        if isinstance(result, Decision):
+            entry = result.entry
+            self.coverage.failed((entry.source, entry.event, entry.target), fault)
+
+    def _came_twice(self, event: str) -> None:
+        """What the event did when it came first is what it could have done twice."""
+        lacking = [one for one in self.coverage.all_transitions
+                   if one[1] == event and self.coverage.lacks(one, TWICE)]  # fmt: skip
+        if lacking:
+            made = {(e[2], e[1], e[3]) for e in self.bench.snapshots.journal(self.bench.root)}
+            for one in lacking:
+                if one in made:
+                    self.coverage.failed(one, TWICE)
 
     def _probe(self, node: _Node, spot: Spot) -> None:
         """Every event of the machine once in every state that does not handle it."""
-        self._go(node, spot)
-        root = self.bench.snapshots.runs()[0]
+        self.bench.go(spot)
+        root = self.bench.rows().runs[0]
         if root.status in ("paused", "quarantined") or root.closing or root.owner:
             return
         for event in self.table.events:
@@ -435,47 +469,16 @@ class _Explorer:
             if cell in self.probed or cell in self.table.edges:
                 continue
             self.probed.add(cell)
-            self._go(node, spot)
-            self.bench.probe(event, self.judged.first(self.table, event))
+            self.bench.go(spot)
+            text = self.rig.options.payloads.first(self.table, event)
+            self.bench.probe(event, text)
             self.coverage.refused(self.table.name, *cell)
-            self._note(node, (("probe", event, self.judged.first(self.table, event)),))
+            self._note(node, (("probe", event, text),))
 
-    # -- checks ---------------------------------------------------------------------------------
+    # -- failures -------------------------------------------------------------------------------
 
-    def _check(self, node: _Node) -> None:
-        bench = self.bench
-        try:
-            breaches = list(self._breaches())
-        except TurtlesError as error:
-            breaches = [Breach("unreadable", str(error))]
-        bench.breaches += breaches
-        self._note(node, ())
-
-    def _breaches(self) -> Iterator[Breach]:
-        bench = self.bench
-        yield from check_storage(bench.store)
-        effects = bench.snapshots.effects()
-        for row in bench.snapshots.runs():
-            table = bench.app.tables[row.machine]
-            entries, breaches = self._journal(row, table)
-            yield from check_quarantine(row, table)
-            yield from breaches
-            mine = [effect for effect in effects if effect.run_id == row.run_id]
-            yield from check_effects(row, table, entries, mine, bench.outside.done)
-
-    def _journal(self, row: Row, table: Table) -> tuple[list[Entry], list[Breach]]:
-        """A journal and what is wrong with it; the same journal is decided again once."""
-        key = (row.run_id, row.state, row.seq, self.bench.snapshots.journal(row.run_id))
-        if key not in self.journals:
-            if len(self.journals) >= JOURNALS_KEPT:
-                self.journals.clear()
-            entries = entries_of(self.bench.store, self.bench.codec, row)
-            breaches = [*check_journal(row, table, entries), *check_children(entries, table)]
-            self.journals[key] = entries, breaches
-        return self.journals[key]
-
-    def _note(self, node: _Node, steps: tuple[Step, ...]) -> None:
-        for breach in self.bench.breaches:
+    def _note(self, node: _Node, steps: tuple[Step, ...], more: Iterable[Breach] = ()) -> None:
+        for breach in (*self.bench.breaches, *more):
             self._fail("safety", breach.rule, breach.problem, (*self.way(node), *steps))
         self.bench.breaches = []
 
@@ -496,26 +499,12 @@ class _Explorer:
 
     def way(self, node: _Node) -> tuple[Step, ...]:
         """The steps from the beginning to a state."""
-        steps: list[Step] = []
+        parts: list[tuple[Step, ...]] = []
         here: _Node | None = node
         while here is not None:
-            steps = [*here.steps, *steps]
+            parts.append(here.steps)
             here = self.nodes[here.parent] if here.parent >= 0 else None
-        return tuple(steps)
-
-    def _is_settled(self) -> bool:
-        """Whether every run has ended, is held for a person, or awaits an event or a child."""
-        rows = self.bench.snapshots.runs()
-        live = {row.run_id for row in rows if row.live}
-        for row in rows:
-            if not row.live or row.status in ("paused", "quarantined"):
-                continue
-            place = self.bench.app.tables[row.machine].places[row.state]
-            due = row.due_ms is not None and row.due_ms <= self.bench.clock.now_ms()
-            waits = place.waits and row.closing is None and not due
-            if row.owner is not None or not (waits or row.child in live):
-                return False
-        return True
+        return tuple(step for part in reversed(parts) for step in part)
 
     def _check_progress(self) -> None:
         """Once faults stop, every state leads on to one that is settled."""
@@ -531,9 +520,9 @@ class _Explorer:
                     todo.append(source)
         stuck = [node for node in self.nodes if node.number not in good]
         if stuck and not self.report.failures:
-            first = min(stuck, key=lambda node: (node.choices is not None, node.depth))
-            self._go(first)
-            row = self.bench.snapshots.runs()[0]
+            first = min(stuck, key=lambda node: (not node.quiet, node.depth))
+            self.rig.walk.go(self.way(first))
+            row = self.bench.rows().runs[0]
             self._fail("liveness", "stuck",
                        f"from here on, in {row.state} ({row.status}), nothing leads to an end or "
                        f"to a state that awaits an event; so do {len(stuck)} states",
@@ -546,75 +535,29 @@ class _Explorer:
             return
         self.report.repeated += 1
         try:
-            found = self._walk(self.way(node))
+            found = self.rig.walk.go(self.way(node))
         except (UsageError, LookupError):
             found = None
         if found != node.found:
             self.report.mismatches.append(self.way(node))
 
-    def _walk(self, steps: Sequence[Step]) -> Fingerprint:
-        """The state at the end of a way, gone without snapshots."""
-        bench = self.bench
-        bench.go(bench.empty)
-        self.states = []
-        breaches: list[Breach] = []
-        found: Fingerprint = ()
-        left = list(steps)
-        while left:
-            step = left.pop(0)
-            if step[0] == "start":
-                if not bench.start(step[1], step[2]):
-                    raise LookupError("the first context is refused")
-            elif step[0] == "probe":
-                bench.probe(step[1], step[2])
-            elif step[0] == "move":
-                found = self._walk_move(step[1], left)
-                breaches += bench.breaches
-                self._remember_states()
-                continue
-            else:
-                self._act(step)
-            breaches += bench.breaches
-            bench.go(bench.spot())
-            found = bench.fingerprint()
-            self._remember_states()
-        bench.breaches = breaches
-        return found
-
-    def _walk_move(self, run: int, left: list[Step]) -> Fingerprint:
-        bench = self.bench
-        choices: list[Choice] = []
-        while left and left[0][0] == "call":
-            choices.append(tuple(left.pop(0)[1:]))
-        crash_at = left.pop(0)[1] if left and left[0][0] == "crash" else None
-        moved = bench.move(run, choices, crash_at=crash_at)
-        if bench.outside.script or (crash_at is not None and moved.end != "dead"):
-            raise LookupError(f"run {run} makes fewer calls or commits than it did")
-        if moved.end == "paused":
-            return bench.in_hand()
-        found = bench.fingerprint()
-        kept = bench.breaches
-        bench.go(bench.spot(dead=moved.end in ("dead", "lost")))
-        bench.breaches = kept
-        return found
-
     def repeat(self, steps: Sequence[Step], *, liveness: bool) -> Repeated:
         """What is wrong along a way, and beyond it."""
+        walk = self.rig.walk
         try:
-            self._walk(steps)
+            walk.go(steps)
         except (LookupError, ValueError, TurtlesError) as error:
             raise UsageError(
                 f"token: a step is not possible any more ({type(error).__name__}: {error}); "
                 "the machine has changed since"
             ) from error
-        breaches = [*self.bench.breaches, *self._breaches()]
+        breaches = list(walk.breaches)
+        if self.bench.hand is None:
+            breaches += self.rig.checking.breaches()
+        states = tuple(walk.states)
         if liveness and not breaches:
-            self._add(None, tuple(steps), self.bench.spot(), self.bench.fingerprint())
+            self._add(None, tuple(steps), self.bench.fingerprint())
             self.given = True
-            report = self.explore(LIVENESS_SECONDS, True)
+            report = self.explore(LIVENESS_SECONDS, first_failure=True, until=None)
             breaches += [Breach(one.rule, one.problem) for one in report.failures]
-        return Repeated(tuple(breaches), tuple(self.states))
-
-    def _remember_states(self) -> None:
-        rows = self.bench.snapshots.runs()
-        self.states.append(", ".join(f"{row.machine} {row.state} ({row.status})" for row in rows))
+        return Repeated(tuple(breaches), states)

@@ -21,22 +21,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
-from engine.decide import Decision, Violation, decide
 from engine.desk import Job
 from engine.effects import Again, Call, Effect, NotDone
-from engine.errors import OutcomeUnknown, Permanent, Transient, TurtlesError
+from engine.errors import OutcomeUnknown, Permanent, Transient
 from engine.events import Event
-from engine.run import Run
 from engine.table import Table
 from engine.testing.faults import Crash
-from engine.verification.scope import hints_of, payloads_of, values_of
 from engine.verification.static.subject import outcomes_of, sent_by_engine
 
 Choice = tuple[str, ...]
 """A kind, and for kinds with an event its name and its encoded payload."""
 
 FAULTS = frozenset({"transient", "permanent", "lost", "unsent", "died", "zombie", "unknown"})
-PAYLOADS_MAX = 40
 
 
 class Paused(BaseException):
@@ -139,92 +135,6 @@ class Outside:
         return self.decode(kind, choice[2])
 
 
-class Judged:
-    """Payloads of events: the smallest of each kind that guards and contracts tell apart."""
-
-    def __init__(self, encode: Callable[[Event], bytes]) -> None:
-        self._encode = encode
-        self._all: dict[Any, list[Event | None]] = {}
-        self._found: dict[Any, list[str]] = {}
-
-    def first(self, table: Table, event: str) -> str:
-        """The encoded first payload."""
-        return self._text(self._payloads(table, event)[0])
-
-    def of(self, table: Table, run: Run, event: str, now_ms: int, *, outcome: bool) -> list[str]:
-        """Encoded payloads, one for each verdict; "" for an event without payload."""
-        key = (table.fingerprint, run.state, event, self._encode(run.context), run.undo, now_ms,
-               run.closing, outcome)  # fmt: skip
-        if key not in self._found:
-            self._found[key] = self._distinct(table, run, event, now_ms, outcome)
-        return self._found[key]
-
-    def strange(self, kind: type[Event]) -> list[str]:
-        """One encoded payload of any type."""
-        return [self._text(next(iter(values_of(kind, limit=1))))]
-
-    def _distinct(
-        self, table: Table, run: Run, event: str, now_ms: int, outcome: bool
-    ) -> list[str]:
-        found: dict[Any, str] = {}
-        for payload in self._payloads(table, event):
-            try:
-                result = decide(table, run, event, payload, now_ms, from_effect=outcome)
-            except TurtlesError as error:
-                found.setdefault(type(error), self._text(payload))
-                continue
-            target = result.after.state if isinstance(result, Decision) else ""
-            entry = result.entry if isinstance(result, Decision) else result
-            verdicts = tuple((v.clause, v.ok) for v in entry.verdicts)
-            reason = result.reason if isinstance(result, Violation) and not verdicts else ""
-            found.setdefault((type(result), target, verdicts, reason), self._text(payload))
-        return list(found.values())
-
-    def _payloads(self, table: Table, event: str) -> list[Event | None]:
-        key = (table.fingerprint, event)
-        if key not in self._all:
-            made = payloads_of(table, event, limit=PAYLOADS_MAX, hints=hints_of(table))
-            self._all[key] = list(made)
-        return self._all[key]
-
-    def _text(self, payload: Event | None) -> str:
-        return "" if payload is None else self._encode(payload).decode()
-
-
-def options(asked: Asked, judged: Judged, done: dict[str, tuple[str, str]]) -> list[Choice]:
-    """Every answer that a call may get; the ordinary ones first."""
-    if asked.what == "reconcile":
-        known = asked.call.key in done
-        again = [] if known or not _may_say_again(asked.effect) else [("again",)]
-        return [("told",), *again, ("unknown",)]
-    events = _outcomes(asked, judged)
-    found: list[Choice] = [("ok", *one) for one in events]
-    if may_return(asked.effect)[1]:
-        found.append(("again",))
-    found += [("transient",), ("permanent",), ("unsent",)]
-    found += [("lost", *one) for one in events]
-    found += [("died", *one) for one in events]
-    return [*found, *(("zombie", *one) for one in events[:1])]
-
-
-def _outcomes(asked: Asked, judged: Judged) -> list[tuple[str, str]]:
-    job, now_ms = asked.job, asked.call.now_ms
-    if job.run.effect is None or job.run.effect.undo_of is not None:
-        return [("", "")]
-    return [
-        (event, text)
-        for event in outcome_events(job.table, job.run.state, asked.effect)
-        for text in _payloads_for(asked, judged, event, now_ms)
-    ]
-
-
-def _payloads_for(asked: Asked, judged: Judged, event: str, now_ms: int) -> list[str]:
-    table, kind = asked.job.table, kind_of(asked.job.table, asked.effect, event)
-    if kind is not None and table.payloads.get(event) is not kind:
-        return judged.strange(kind)  # the machine does not know it; the engine has to cope
-    return judged.of(table, asked.job.run, event, now_ms, outcome=True)
-
-
 def kind_of(table: Table, effect: Effect, event: str) -> type[Event] | None:
     """The payload type of an effect's outcome."""
     return may_return(effect)[0].get(event) or table.payloads.get(event)
@@ -251,6 +161,7 @@ def may_return(effect: Effect) -> tuple[dict[str, type[Event]], bool, bool]:
     return _KNOWN[key]
 
 
-def _may_say_again(effect: Effect) -> bool:
+def may_say_again(effect: Effect) -> bool:
+    """Whether its reconcile may answer `Again`."""
     returned = get_type_hints(effect.ask).get("return") if effect.ask else None
     return Again in get_args(returned) or returned is Again

@@ -22,12 +22,14 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
             then, while transitions are missing, others that differ in what their guards read.
         messages: so many events from outside in one life of the run; each may come twice.
         cancels: whether somebody may ask the run to stop, once.
+        pauses: whether somebody may pause the run, once, and resume what is held.
         faults: whether calls fail, answers are lost and workers die.
     """
 
     contexts: int = 6
     messages: int = 3
     cancels: bool = True
+    pauses: bool = False
     faults: bool = True
 
 
@@ -61,6 +63,13 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     took_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    reached: tuple[Step, ...] | None = None
+    """The way to the transition that was asked for."""
+    stand_ins: tuple[str, ...] = ()
+    digest: int = 0
+    """Of every state in the order in which they were found; two alike explorations have one."""
+    complete_after_seconds: float | None = None
+    """When nothing was missing in the coverage any more."""
 
     @property
     def exhausted(self) -> bool:
@@ -74,11 +83,10 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 ok, 2 coverage gap, 3 safety, 4 liveness, 5 non-determinism of the exploration."""
+        """0 nothing found and all covered, 2 gap, 3 safety, 4 liveness, 5 contradiction."""
         if self.mismatches:
             return 5
         kinds = {failure.kind for failure in self.failures}
         if kinds:
             return 3 if "safety" in kinds else 4
-        gaps = self.coverage.missing_transitions or self.coverage.missing_cells
-        return 2 if gaps or not self.exhausted else 0
+        return 0 if self.coverage.complete else 2

@@ -93,6 +93,18 @@ class EffectRow:
     closed_seq: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is stored now."""
+
+    runs: list[Row]
+    """Every run, in the order in which they were accepted."""
+    inbox: list[tuple[str, str, bytes | None]]
+    """Events that wait, as (run, event, payload), oldest first."""
+    effects: list[EffectRow]
+    """Every effect that was ever decided."""
+
+
 class Snapshots:
     """Saves and restores the database of a store in memory.
 
@@ -120,17 +132,14 @@ class Snapshots:
         """Go back to a saved one."""
         self._driver.deserialize(saved)
 
-    def runs(self) -> list[Row]:
-        """Every run, in the order in which they were accepted."""
-        return [Row(*row) for row in self._driver.execute(_RUNS)]
-
-    def inbox(self) -> list[tuple[str, str, bytes | None]]:
-        """Events that wait, as (run, event, payload), oldest first."""
-        return self._driver.execute(_INBOX).fetchall()
-
-    def effects(self) -> list[EffectRow]:
-        """Every effect that was ever decided."""
-        return [EffectRow(*row) for row in self._driver.execute(_EFFECTS)]
+    def rows(self) -> Rows:
+        """What is stored now."""
+        execute = self._driver.execute
+        return Rows(
+            [Row(*row) for row in execute(_RUNS)],
+            execute(_INBOX).fetchall(),
+            [EffectRow(*row) for row in execute(_EFFECTS)],
+        )
 
     def journal(self, run_id: str) -> tuple[Any, ...]:
         """A run's journal as it is stored; two that are equal say the same."""
