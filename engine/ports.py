@@ -171,6 +171,51 @@ class EffectRecord(Record):
     last_error: str | None
 
 
+class PastEffect(EffectRecord):
+    """A recorded effect with what only its history needs.
+
+    `calls` counts every attempt there has been; `closed_seq` is the transition that settled it.
+    """
+
+    calls: int
+    closed_seq: int | None
+
+
+class PastEvent(Record):
+    """An event that a run was given, and what became of it."""
+
+    number: int
+    key: str
+    event: str
+    status: Literal["accepted", "applied", "rejected"]
+    consumed_seq: int | None
+
+
+class History(Record):
+    """All that is stored of one run, as it was at one moment.
+
+    Args:
+        stored: the run, encoded.
+        entries: its journal in order, encoded, but for the verdicts.
+        verdicts: those of each entry, as JSON: few readers need them.
+        fences: that of each entry.
+        effects: in the order in which they were decided.
+        inbox: in the order of arrival.
+        cut: the journal is longer than was asked for; `entries` is its beginning.
+        unreadable: what the store itself could not read; the rest may then be empty.
+    """
+
+    run_id: str
+    stored: StoredRun | None = None
+    entries: tuple[Entry, ...] = ()
+    verdicts: tuple[bytes, ...] = ()
+    fences: tuple[int, ...] = ()
+    effects: tuple[PastEffect, ...] = ()
+    inbox: tuple[PastEvent, ...] = ()
+    cut: bool = False
+    unreadable: str | None = None
+
+
 class Query(Record):
     """Which runs to list: newest first."""
 
@@ -305,6 +350,31 @@ class Inspector(Protocol):
 
     def findings(self) -> list[Finding]:
         """Every breach there is; empty when all is well."""
+
+    def relations(self) -> list[Finding]:
+        """Breaches between runs, and rows that belong to no run; for `doctor`, not for each step.
+
+        A child has a parent that heard of its end, and does not outlive it unless told to; each
+        transition of a run was caused by one event at most.
+        """
+
+    def histories(
+        self,
+        after_run_id: str = "",
+        *,
+        runs: int = 500,
+        entries: int = 100_000,
+        run_id: str | None = None,
+    ) -> list[History]:
+        """The next runs in the order of their ids, each with all its rows, at one moment.
+
+        Args:
+            after_run_id: the last run of the page before.
+            runs: at most so many.
+            entries: stop before so many journal entries, but not before the first run; a single
+                run that has more is cut.
+            run_id: that run alone, whatever `after_run_id` says.
+        """
 
 
 class Store(Protocol):

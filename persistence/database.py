@@ -7,6 +7,13 @@ takes the write lock when it begins, so whatever it reads is still true when it 
         row = sql.one("SELECT balance_atomic FROM wallet WHERE name = :name", name="payer")
         sql.run("UPDATE wallet SET ...", ...)
 
+Statements go straight to the driver, inside a BEGIN and a COMMIT that are sent here; of SQLAlchemy
+there is the pool (a file) and the compiler (`persistence.compiled`).  A database in memory has one
+connection only, so its transactions take turns, and none can be begun within another::
+
+    file      every transaction has a pooled connection of its own; SQLite keeps them apart
+    memory    one connection, one transaction at a time, other threads wait
+
 `synchronous` is `FULL` unless `NORMAL` is asked for by name: `NORMAL` survives the death of the
 process but may lose the last commits when the machine loses power.
 
@@ -17,11 +24,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -39,29 +47,39 @@ from persistence.compiled import bound, plan_for
 
 Synchronous = Literal["FULL", "NORMAL"]
 Row = Mapping[str, Any]
+Pooled = sa.PoolProxiedConnection
 
 
 class Session:
     """Statements inside one transaction.  Parameters are named (`:name`); rows are mappings."""
 
-    def __init__(self, connection: sa.Connection) -> None:
-        self.connection = connection
-        driver: Any = connection.connection.driver_connection
+    def __init__(
+        self, database: Database, driver: sqlite3.Connection, pooled: Pooled | None
+    ) -> None:
+        self.database = database
         self._driver = driver
+        self._pooled = pooled
+
+    @cached_property
+    def connection(self) -> sa.Connection:
+        """The same transaction as Core sees it: for Alembic, and for making tables."""
+        pooled = self._pooled or self.database.sa.raw_connection()
+        connection = sa.Connection(self.database.sa, pooled)
+        connection.begin()  # sends nothing; else Alembic would begin and commit one of its own
+        return connection
 
     def run(self, statement: str, /, **parameters: Any) -> int:
         """Execute a statement; the number of rows it changed."""
-        return self.connection.execute(_text(statement), parameters).rowcount
+        return self._driver.execute(statement, parameters).rowcount
 
     def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
         """Execute a statement once for each row of parameters."""
-        if rows:
-            self.connection.execute(_text(statement), list(rows))
+        self._driver.executemany(statement, rows)
 
     def execute(self, statement: sa.Executable, /, **parameters: Any) -> int:
         """Execute a built statement; the number of rows it changed."""
         text, values = bound(plan_for(statement), parameters)
-        return int(self._driver.execute(text, values).rowcount)
+        return self._driver.execute(text, values).rowcount
 
     def execute_many(self, statement: sa.Executable, rows: Sequence[Mapping[str, Any]], /) -> int:
         """Execute a built statement once for each row; the number of rows changed in all."""
@@ -69,19 +87,23 @@ class Session:
             return 0
         columns = tuple(rows[0]) if isinstance(statement, sa.Insert) else None
         plan = plan_for(statement, columns)
-        values = [{**plan.constants, **row} for row in rows] if plan.constants else rows
-        return int(self._driver.executemany(plan.text, values).rowcount)
+        given = [{**plan.constants, **row} for row in rows] if plan.constants else rows
+        values = list(map(plan.in_order, given))
+        if len(values) == 1:  # half of the price
+            return self._driver.execute(plan.text, values[0]).rowcount
+        return self._driver.executemany(plan.text, values).rowcount
 
     def fetch(self, statement: sa.Executable, /, **parameters: Any) -> list[Any]:
         """Every row of a built query, or of a built statement with RETURNING, by name."""
         plan = plan_for(statement)
         text, values = bound(plan, parameters)
-        return list(map(plan.row, self._driver.execute(text, values).fetchall()))
+        return list(map(plan.row, self._driver.execute(text, values)))
 
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Every row of a query, or of a statement with RETURNING."""
-        result = self.connection.execute(_text(statement), parameters)
-        return [dict(row) for row in result.mappings()]
+        cursor = self._driver.execute(statement, parameters)
+        names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def one(self, statement: str, /, **parameters: Any) -> Row | None:
         """The first row of a query, or None."""
@@ -90,12 +112,8 @@ class Session:
 
     def scalar(self, statement: str, /, **parameters: Any) -> Any:
         """The first column of the first row, or None."""
-        return self.connection.execute(_text(statement), parameters).scalar()
-
-
-@lru_cache(maxsize=1024)
-def _text(statement: str) -> sa.TextClause:
-    return sa.text(statement)
+        row = self._driver.execute(statement, parameters).fetchone()
+        return None if row is None else row[0]
 
 
 class Database:
@@ -122,16 +140,26 @@ class Database:
         self._synchronous = synchronous
         self._busy_timeout_seconds = busy_timeout_seconds
         self.sa = self._create()
+        self._turn = threading.RLock()
+        self._only: sqlite3.Connection | None = None
+        if path is None:
+            self._only = cast(sqlite3.Connection, self.sa.raw_connection().driver_connection)
 
     def _create(self) -> sa.Engine:
-        # The driver's own transaction control is switched off; `begin` below sends the BEGIN.
+        # The driver's own transaction control is switched off; `_within` sends the BEGIN.
         arguments = {
             "check_same_thread": False,
             "timeout": self._busy_timeout_seconds,
             "isolation_level": None,
+            "cached_statements": 512,
         }
         if self.path is None:
-            database = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args=arguments)
+            database = sa.create_engine(
+                "sqlite://",
+                connect_args=arguments,
+                poolclass=StaticPool,
+                pool_reset_on_return=None,  # what is given back is in use all the same
+            )
         else:
             database = sa.create_engine(
                 sa.URL.create("sqlite", database=str(self.path)),
@@ -140,7 +168,6 @@ class Database:
             )
             event.listen(database, "do_connect", self._make_private)
         event.listen(database, "connect", self._prepare)
-        event.listen(database, "begin", _begin_immediate)
         return database
 
     def _make_private(self, *_connecting: object) -> None:
@@ -154,38 +181,58 @@ class Database:
 
     def _prepare(self, connection: sqlite3.Connection, _record: object) -> None:
         cursor = connection.cursor()
-        if self.path is not None:
+        if self.path is None:
+            cursor.execute("PRAGMA page_size=512")  # snapshots: a sixth of the bytes
+        else:
             cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={self._synchronous}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self) -> AbstractContextManager[Session]:
         """One write transaction: commits when the block ends, rolls back when it raises."""
-        with self._translated(), self.sa.begin() as connection:
-            yield Session(connection)
+        return self._session("BEGIN IMMEDIATE")
 
-    @contextmanager
-    def reading(self) -> Iterator[Session]:
+    def reading(self) -> AbstractContextManager[Session]:
         """A snapshot to read from, without the write lock."""
-        with self._translated(), self.sa.connect() as connection:
-            reader = connection.execution_options(turtles_read_only=True)
-            with reader.begin():
-                yield Session(reader)
+        return self._session("BEGIN")
 
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every connection that is not in use."""
         self.sa.dispose()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _session(self, begin: str) -> Iterator[Session]:
         try:
-            yield
-        except sa.exc.DBAPIError as error:
+            if self._only is not None:
+                with self._turn:
+                    yield from _within(begin, Session(self, self._only, None), self._only)
+            else:
+                with closing(self.sa.raw_connection()) as pooled:
+                    driver: Any = pooled.driver_connection
+                    yield from _within(begin, Session(self, driver, pooled), driver)
+        except sa.exc.DBAPIError as error:  # of what went through `Session.connection`
             raise translate(str(error.orig), self.name) from error
         except sqlite3.Error as error:
             raise translate(str(error), self.name) from error
+
+
+def _within(begin: str, session: Session, driver: sqlite3.Connection) -> Iterator[Session]:
+    """One transaction around a block, whatever ends the block."""
+    if driver.in_transaction:
+        raise StoreError(
+            f"database {session.database.name}: a transaction is open on its only connection "
+            "already. End that one first."
+        )
+    try:
+        driver.execute(begin)
+        yield session
+        driver.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # the first error is the one to tell
+            if driver.in_transaction:  # SQLite itself rolls back when the disk is full
+                driver.execute("ROLLBACK")
+        raise
 
 
 def open_database(
@@ -205,11 +252,6 @@ def open_database(
         )
     path = Path(rest[1:]).expanduser() if rest[1:] else None
     return Database(path, synchronous=synchronous, busy_timeout_seconds=busy_timeout_seconds)
-
-
-def _begin_immediate(connection: sa.Connection) -> None:
-    read_only = connection.get_execution_options().get("turtles_read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 def translate(text: str, name: str) -> StoreError:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from engine.ports import Finding
+from engine.ports import Finding, History
+from persistence import history
 from persistence.database import Database, Row, Session
 
 
@@ -29,6 +30,23 @@ class SqlInspector:
                 for row in sql.all(query)
             ]
             return [*found, *_stranded(sql)]
+
+    def relations(self) -> list[Finding]:
+        """Breaches between runs, and rows that belong to no run; see `persistence.history`."""
+        return list(history.relations(self._database))
+
+    def histories(
+        self,
+        after_run_id: str = "",
+        *,
+        runs: int = 500,
+        entries: int = 100_000,
+        run_id: str | None = None,
+    ) -> list[History]:
+        """The next runs in the order of their ids, each with all its rows, at one moment."""
+        if run_id is not None:
+            return history.histories(self._database, run_id, only=True, most_entries=entries)
+        return history.histories(self._database, after_run_id, most_runs=runs, most_entries=entries)
 
 
 _LIVE = "('pending', 'running', 'waiting')"

@@ -39,6 +39,9 @@ _GET = _SELECT.where(_r.run_id == sa.bindparam("of"))
 _OF_CLAIM = _SELECT.where(_r.run_id.in_(sa.bindparam("some", expanding=True))).order_by(
     _r.due_ms, _r.run_id
 )
+_PAGE = (
+    _SELECT.where(_r.run_id > sa.bindparam("after")).order_by(_r.run_id).limit(sa.bindparam("most"))
+)
 _FIND = sa.select(_r.run_id).where(_r.machine == sa.bindparam("m"), _r.key == sa.bindparam("k"))
 _BY_KEY = sa.select(_r.run_id, _r.machine, _r.key).where(
     sa.tuple_(_r.machine, _r.key).in_(sa.bindparam("pairs", expanding=True))
@@ -203,6 +206,21 @@ def _existing(sql: Session, starts: Sequence[Start]) -> tuple[dict[tuple[str, st
     by_key = {(row.machine, row.key): row.run_id for row in keyed}
     by_id = {row.run_id for row in sql.fetch(_BY_ID, some=[one.run.run_id for one in starts])}
     return by_key, by_id
+
+
+def page_of(
+    sql: Session, run_id: str, limit: int, *, only: bool = False
+) -> list[tuple[str, StoredRun | str]]:
+    """The runs after this one in the order of ids, or it alone; if unreadable, why instead."""
+    rows = sql.fetch(_GET, of=run_id) if only else sql.fetch(_PAGE, after=run_id, most=limit)
+    return [(row.run_id, _stored_or_why_not(row)) for row in rows]
+
+
+def _stored_or_why_not(row: sa.Row[Any]) -> StoredRun | str:
+    try:
+        return _stored(row)
+    except msgspec.MsgspecError as error:
+        return f"undo list or parent of the run: {error}"
 
 
 def _new_row(run: Run) -> dict[str, Any]:

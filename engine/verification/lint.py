@@ -20,9 +20,10 @@ import msgspec
 
 from engine.definition import Machine
 from engine.table import Table, compile_table
+from engine.verification.static.annotations import check_annotations
 from engine.verification.static.children import check_recursion
 from engine.verification.static.coding import check_coding
-from engine.verification.static.finding import TITLES, Finding
+from engine.verification.static.finding import TITLES, Evidence, Finding
 from engine.verification.static.guards import check_guards
 from engine.verification.static.loops import check_loops
 from engine.verification.static.outcomes import check_effects, check_external, check_outcomes
@@ -35,11 +36,13 @@ from engine.verification.static.shape import (
 )
 from engine.verification.static.subject import Subject
 from engine.verification.static.suppress import check_ignores, divide, ignores_in
+from engine.verification.static.watch import TookTooLong, Watch, where_it_hung
 
 Check = Callable[[Subject], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (
     check_graph,
     check_external,
+    check_annotations,
     check_guards,
     check_loops,
     check_waiting,
@@ -53,6 +56,10 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+STEP_SECONDS = 20.0
+"""So long one step of a check may take; a check of guards has many."""
+
+
 class Ignored(msgspec.Struct, frozen=True, kw_only=True):
     """A finding that a comment ignores, with the reason given there."""
 
@@ -61,13 +68,18 @@ class Ignored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found: `findings` count, `ignored` do not."""
+    """What was found: `findings` count, `ignored` do not.
+
+    Args:
+        guards: what is known of each pair of guards and of each possible gap, and how.
+    """
 
     machines: tuple[str, ...]
     findings: tuple[Finding, ...]
     ignored: tuple[Ignored, ...]
     took_ms: int
     checks: int = len(TITLES) - 1
+    guards: tuple[Evidence, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -84,17 +96,19 @@ def lint(
     machines: Iterable[type[Machine[Any]] | Table],
     *,
     known: Iterable[type[Machine[Any]] | Table] = (),
+    prove: bool = True,
 ) -> Report:
     """Check machines.
 
     Args:
         machines: those to be checked.
         known: machines that they may start as children, besides one another.
+        prove: ask z3, if it is installed, what small values leave open about guards.
     """
     began_ns = perf_counter_ns()
     tables = [_table(one) for one in machines]
     names = {table.name: table for table in (*(_table(one) for one in known), *tables)}
-    subjects = [Subject(table, names) for table in tables]
+    subjects = [Subject(table, names, prove=prove) for table in tables]
     found = _without_repeats(one for s in subjects for check in CHECKS for one in _made(check, s))
     files = dict.fromkeys([*(s.file for s in subjects), *(f.file for f in found)])
     ignores = [one for file in files for one in ignores_in(file)]
@@ -108,22 +122,33 @@ def lint(
             for one, reason in sorted(ignored, key=lambda pair: pair[0].order)
         ),
         took_ms=(perf_counter_ns() - began_ns) // 1_000_000,
+        guards=tuple(one for subject in subjects for one in subject.evidence),
     )
 
 
 def _made(check: Check, subject: Subject) -> Iterator[Finding]:
     """A check's findings; one that the machine's code breaks off is a finding itself."""
+    watch = Watch(limit_seconds=STEP_SECONDS)
+    subject.again = watch.again
+    found: list[Finding] = []
     try:
-        yield from check(subject)
+        watch.run(lambda: found.extend(check(subject)))
+    except TookTooLong as error:
+        file, line, name = where_it_hung(error)
+        found.append(subject.at_line("V000", "error", file, line,
+            f"{check.__name__} could not be finished: {name or 'the code'} did not come back "
+            f"within {STEP_SECONDS:g} s", "Let it end for all values",
+            method="checked"))  # fmt: skip
     except Exception as error:  # noqa: BLE001 - code of the machine, in a place not foreseen
         trace = error.__traceback__
         while trace and trace.tb_next:
             trace = trace.tb_next
         file = trace.tb_frame.f_code.co_filename if trace else ""
-        yield subject.at_line("V000", "error", file, trace.tb_lineno if trace else 0,
+        found.append(subject.at_line("V000", "error", file, trace.tb_lineno if trace else 0,
             f"{check.__name__} could not be finished: {type(error).__name__}: {error}",
             "Correct the machine's code there; if it is not the machine's, report this",
-            method="checked")  # fmt: skip
+            method="checked"))  # fmt: skip
+    yield from found
 
 
 def _table(machine: type[Machine[Any]] | Table) -> Table:

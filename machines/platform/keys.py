@@ -149,7 +149,7 @@ def _groups(size: int) -> str:
 
 
 def _codec(sql: Session) -> SecretsCodec:
-    codec = _CODECS.get(sql.connection.engine)
+    codec = _CODECS.get(sql.database.sa)
     if codec is None:
         raise SecretsError(
             "platform keys: no codec is bound to this database. Call keys.bind(database, codec) "

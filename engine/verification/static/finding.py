@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 Severity = Literal["error", "warning"]
-Method = Literal["shape", "read", "checked"]
+Method = Literal["shape", "read", "checked", "proved"]
 
 TITLES: dict[str, str] = {
     "V000": "an ignore comment without a reason or a use, or a check that could not be made",
@@ -34,8 +34,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, order=False):
     """What is wrong, where, and what to do.
 
     Args:
-        method: `shape` (follows from states and edges), `read` (seen in the code), or `checked`
-            (seen by trying small values, see `engine.verification.scope`).
+        method: `shape` (follows from states and edges), `read` (seen in the code), `checked`
+            (seen by trying small values, see `engine.verification.scope`), or `proved` (for all
+            values, by z3, see `engine.verification.static.prove`).
         witness: the values with which it shows, where there are any.
     """
 
@@ -56,3 +57,24 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, order=False):
     def order(self) -> tuple[str, int, str, str, str]:
         """Findings are listed by file, line and code."""
         return (self.file, self.line, self.code, self.machine, self.problem)
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one question about the guards of a state and event.
+
+    Args:
+        question: `overlap` (do two edges exclude one another?), `gap` (is one always taken?).
+        edges: the guards in question.
+        answer: `no` (no such values), `yes` (there are; a finding says which).
+        method: `proved` for all values, or `checked` with small ones.
+        why: why it is not proved, if z3 was asked.
+    """
+
+    machine: str
+    state: str
+    event: str
+    question: Literal["overlap", "gap"]
+    edges: tuple[str, ...]
+    answer: Literal["no", "yes"]
+    method: Literal["checked", "proved"]
+    why: str = ""

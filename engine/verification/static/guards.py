@@ -1,4 +1,4 @@
-"""What guards decide, tried on all small contexts and payloads: V005, V006, V007, part of V013.
+"""What guards decide: V005, V006, V007, part of V013; by small values, and by z3 if it is there.
 
 For each (state, event) with guards::
 
@@ -7,87 +7,31 @@ For each (state, event) with guards::
 
 Values that the preconditions refuse count for neither overlaps nor gaps.  If no small context
 fulfils the invariants, all are tried and overlaps and gaps are warnings: they may be unreachable.
+
+What small values leave open goes to `engine.verification.static.prove`, if z3 is installed: an
+answer for all values, or a witness that small values did not reach.  A guard that does not come
+back is ended (`engine.verification.static.watch`) and named.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 from engine.table import Edge
-from engine.verification.reading import Reading
-from engine.verification.scope import (
-    Combinations,
-    Hints,
-    OutOfScope,
-    Space,
-    contexts_space,
-    hints_from,
-    holds,
-    payloads_space,
-    plain,
-)
-from engine.verification.static.finding import Finding, Severity
+from engine.verification.scope import OutOfScope, holds, plain
+from engine.verification.static import trying
+from engine.verification.static.annotations import is_payload_unknown
+from engine.verification.static.finding import Evidence, Finding, Severity
+from engine.verification.static.prove import Answer, Proof, installed, sample
 from engine.verification.static.subject import Subject, own_outcomes, sent_by_engine, shown
-from engine.verification.values import columns_of, made, values_of
+from engine.verification.static.trying import Row, Scope, Seen, asks_time, scope_of, tried_on
 
-CONTEXTS_MAX = 300
-PAYLOADS_MAX = 300
-VALUES_MAX = 3_000
-MOMENT_MS = 1_700_000_000_000
-"""A moment like those of real runs, besides the small ones."""
 ALONE_FACTOR = 10
 """How many more values are tried before a guard is said to be never true."""
-TWICE_MAX = 20
-
-_TEXT_METHODS = frozenset({
-    "split", "rsplit", "splitlines", "partition", "rpartition", "startswith", "endswith", "strip",
-    "lstrip", "rstrip", "removeprefix", "removesuffix", "find", "rfind", "index", "count", "lower",
-    "upper", "casefold", "isdigit", "isalpha", "isalnum", "encode", "decode", "match", "search",
-    "fullmatch", "sha256", "fromhex", "fromisoformat",
-})  # fmt: skip
-"""Code that uses these looks at the form of texts, and few forms are tried."""
-Row = dict[str, Any]
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What one (state, event) did on the small values; a row is the first that shows it."""
-
-    rows: int = 0
-    enabled: dict[int, Row] = field(default_factory=dict)
-    chosen: set[int] = field(default_factory=set)
-    both: dict[tuple[int, int], Row] = field(default_factory=dict)
-    none: Row | None = None
-    raised: dict[str, tuple[Edge, str, Row]] = field(default_factory=dict)
-    fickle: dict[str, tuple[Edge, Row]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    contexts: Space
-    payloads: Space
-    moments: Space
-    limit: int
-    whole: bool = True
-    """Whether small values can make every answer of the guards (not: texts of a special form)."""
-
-    @property
-    def complete(self) -> bool:
-        parts = (self.contexts, self.payloads, self.moments)
-        return self.whole and all(p.complete for p in parts) and self._rows().complete
-
-    def _rows(self) -> Combinations:
-        parts = (self.contexts, self.payloads, self.moments)
-        return Combinations([part.values for part in parts], self.limit, whole=True)
-
-    def __iter__(self) -> Iterator[Row]:
-        if self.contexts.values and self.payloads.values:
-            for context, payload, now_ms in self._rows():
-                yield {"context": context, "event": payload, "now_ms": now_ms}
 
 
 def check_guards(subject: Subject) -> Iterator[Finding]:
@@ -104,125 +48,188 @@ def check_guards(subject: Subject) -> Iterator[Finding]:
 
 
 def _check_choice(subject: Subject, edges: tuple[Edge, ...]) -> Iterator[Finding]:
+    if is_payload_unknown(subject, edges):
+        return  # V000 names the annotation; without payload every guard would raise
     try:
-        scope = _scope(subject, edges, constrained=True)
+        scope = scope_of(subject, edges, constrained=True)
     except OutOfScope:
         return  # V014 names the type
-    seen = _try(edges, scope)
-    yield from _trouble(subject, seen)
-    if seen.raised:
+    subject.again()
+    seen = tried_on(edges, scope)
+    if _is_over(seen):
+        yield from _trouble(subject, seen)
         return
-    yield from _dead(subject, edges, scope, seen)
-    yield from _overlaps(subject, edges, scope, seen)
-    yield from _gap(subject, edges, scope, seen)
+    choice = _Choice(subject, edges, scope, seen)
+    yield from _trouble(subject, seen)
+    subject.again()
+    far = choice.raising()
+    if far is not None:
+        yield from _trouble(subject, far, method="proved")
+        return
+    yield from _dead(choice)
+    yield from _overlaps(choice)
+    yield from _gap(choice)
 
 
-def _scope(
-    subject: Subject, edges: tuple[Edge, ...], *, constrained: bool, factor: int = 1
-) -> _Scope:
-    """Raises: OutOfScope."""
-    reading = subject.reading(c.call for edge in edges for c in (*edge.guards, *edge.requires))
-    hints = hints_from(reading)
-    table, source, event = subject.table, edges[0].source, edges[0].event
-    if constrained:
-        contexts = contexts_space(table, source, CONTEXTS_MAX * factor, hints)
-    else:
-        contexts = _free_contexts(subject, hints, CONTEXTS_MAX * factor)
-    payloads = payloads_space(table, event, PAYLOADS_MAX, hints)
-    whole = not reading.names & _TEXT_METHODS
-    return _Scope(contexts, payloads, _moments(reading, hints), VALUES_MAX * factor, whole)
+def _is_over(seen: Seen) -> bool:
+    return bool(seen.raised) or seen.hung is not None
 
 
-def _free_contexts(subject: Subject, hints: Hints, limit: int) -> Space:
-    kind = subject.table.context
-    columns = columns_of(kind, hints)
-    complete = Combinations(list(columns.values()), limit).complete
-    return Space(tuple(made(kind, columns, limit)), complete, constrained=False)
+class _Choice:
+    """The edges of one state and event, with what small values showed, and z3 if it is there."""
+
+    def __init__(self, subject: Subject, edges: tuple[Edge, ...], scope: Scope, seen: Seen) -> None:
+        self.subject = subject
+        self.edges = edges
+        self.scope = scope
+        self.seen = seen
+        z3 = installed() if subject.prove else None
+        self.proof: Proof | None = None
+        if z3 is not None and scope.contexts.values and scope.payloads.values:
+            spaces = (scope.contexts, scope.payloads, scope.moments)
+            rows = sample(*(space.values for space in spaces))
+            self.proof = Proof(z3, subject.table, edges, rows)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the invariants hold in the small contexts."""
+        return self.scope.contexts.constrained
+
+    def asked(self, question: Callable[..., Answer], test: Callable[[Seen], bool]) -> Answer:
+        """The answer of z3; a witness counts if `test` holds for what the real guards do on it."""
+        self.subject.again()
+        return question(
+            confirm=lambda row: self._is_legal(row) and test(tried_on(self.edges, [row]))
+        )
+
+    def _is_legal(self, row: Row) -> bool:
+        table = self.subject.table
+        clauses = (*table.invariants, *table.places[self.edges[0].source].invariants)
+        return all(holds(clause, row) for clause in clauses)
+
+    def raising(self) -> Seen | None:
+        """What shows a guard that raises for values that are not small."""
+        for number in range(len(self.edges)) if self.proof else ():
+            assert self.proof is not None
+            answer = self.asked(partial(self.proof.raises, number), lambda seen: bool(seen.raised))
+            if answer.row is not None:
+                return tried_on(self.edges, [answer.row])
+        return None
+
+    def note(
+        self,
+        question: Literal["overlap", "gap"],
+        edges: Iterable[Edge],
+        answer: Answer,
+        *,
+        small: bool,
+    ) -> None:
+        """Records what is known; `small`: small values show such a case."""
+        proved = answer.verdict != "open"
+        yes = small or answer.verdict == "found"
+        self.subject.evidence.append(Evidence(
+            machine=self.subject.table.name, state=self.edges[0].source, event=self.edges[0].event,
+            question=question, edges=tuple(edge.guard_text for edge in edges),
+            answer="yes" if yes else "no", method="proved" if proved else "checked",
+            why=answer.why,
+        ))  # fmt: skip
 
 
-def _moments(reading: Reading, hints: Hints) -> Space:
-    if not _asks_time(reading):
-        return Space((1,), complete=True)
-    return Space((*values_of(int, hints=hints), MOMENT_MS), complete=True)
-
-
-def _asks_time(reading: Reading) -> bool:
-    return any("now_ms" in function.__code__.co_varnames for function in reading.functions)
-
-
-def _try(edges: tuple[Edge, ...], scope: _Scope) -> _Seen:
-    seen = _Seen()
-    for row in scope:
-        seen.rows += 1
-        enabled = [i for i, edge in enumerate(edges) if _is_enabled(edge, row, seen)]
-        for i in enabled:
-            seen.enabled.setdefault(i, row)
-        seen.chosen.update(enabled[:1])
-        allowed = [i for i, edge in enumerate(edges) if all(holds(c, row) for c in edge.requires)]
-        for pair in combinations([i for i in enabled if i in allowed], 2):
-            seen.both.setdefault(pair, row)
-        if not enabled and len(allowed) == len(edges) and seen.none is None:
-            seen.none = row
-    return seen
-
-
-def _is_enabled(edge: Edge, row: Row, seen: _Seen) -> bool:
-    for clause in edge.guards:
-        try:
-            answer = bool(clause.call(row))
-            if seen.rows <= TWICE_MAX and bool(clause.call(row)) is not answer:
-                seen.fickle.setdefault(clause.name, (edge, row))
-        except Exception as error:  # noqa: BLE001 - the machine's code; reported as a finding
-            if all(holds(c, row) for c in edge.requires):
-                seen.raised.setdefault(clause.name, (edge, type(error).__name__, row))
-            return False
-        if not answer:
-            return False
-    return True
-
-
-def _trouble(subject: Subject, seen: _Seen) -> Iterator[Finding]:
+def _trouble(
+    subject: Subject, seen: Seen, method: Literal["checked", "proved"] = "checked"
+) -> Iterator[Finding]:
     for name, (edge, row) in seen.fickle.items():
         yield subject.at_edge("V013", "error", edge,
             f"guard {name} gave two answers for the same values",
-            "Let it depend on context, event and now_ms only", method="checked",
+            "Let it depend on context, event and now_ms only", method=method,
             witness=_witness(subject, (edge,), row))  # fmt: skip
     for name, (edge, error, row) in seen.raised.items():
         yield subject.at_edge("V006", "error", edge,
             f"guard {name} raises {error}, so no edge is chosen and the run is quarantined",
             "Answer False there, or exclude the values with an invariant or @requires",
-            method="checked", witness=_witness(subject, (edge,), row))  # fmt: skip
+            method=method, witness=_witness(subject, (edge,), row))  # fmt: skip
+    if seen.hung is not None:
+        clause, edge, row = seen.hung
+        yield subject.at_edge("V006", "error", edge,
+            f"{clause.kind} {clause.name} did not answer within {trying.CALL_SECONDS:g} s, so the "
+            "worker that asks it hangs", "Let it end for all values; a guard has no time for loops",
+            method=method, witness=_witness(subject, (edge,), row))  # fmt: skip
 
 
-def _dead(
-    subject: Subject, edges: tuple[Edge, ...], scope: _Scope, seen: _Seen
-) -> Iterator[Finding]:
-    for number, edge in enumerate(edges):
-        if not edge.guards or number in seen.chosen:
+def _dead(choice: _Choice) -> Iterator[Finding]:
+    for number, edge in enumerate(choice.edges):
+        small = number in choice.seen.chosen
+        if not edge.guards or (small and (choice.constrained or choice.proof is None)):
             continue
-        if number in seen.enabled:
-            if scope.complete:
-                yield subject.at_edge("V007", "error", edge,
-                    "never taken: whenever its guard holds, an edge tried before it is taken",
-                    "Put it first, or remove it", method="checked",
-                    witness=_witness(subject, edges, seen.enabled[number]))  # fmt: skip
-            continue
-        yield from _never_true(subject, edge)
+        answer = Answer("open")
+        if choice.proof is not None:
+            question = partial(choice.proof.chosen, number)
+            answer = choice.asked(question, lambda seen, n=number: n in seen.chosen)  # type: ignore[misc]
+        if answer.verdict == "never":
+            yield _proved_dead(choice, number, edge)
+        elif answer.verdict == "open" and not small:
+            yield from _seen_dead(choice, number, edge)
+
+
+def _proved_dead(choice: _Choice, number: int, edge: Edge) -> Finding:
+    """Why no values take an edge."""
+    proof, seen = choice.proof, choice.seen
+    assert proof is not None
+    row = seen.enabled.get(number) if choice.constrained else None
+    verdict = "never"
+    if row is None:
+        question = partial(proof.true, number, free=False)
+        answer = choice.asked(question, lambda seen: number in seen.enabled)
+        verdict, row = answer.verdict, answer.row
+    if verdict != "never" or row is not None:
+        return _behind(choice, edge, "proved", row)
+    anywhere = proof.true(
+        number, lambda row: number in tried_on(choice.edges, [row]).enabled, free=True
+    )
+    if anywhere.verdict == "never":
+        return choice.subject.at_edge("V007", "error", edge,
+            f"guard {edge.guard_text} is false for every value", "Correct it, or remove the edge",
+            method="proved")  # fmt: skip
+    return _excluded(choice.subject, edge, "proved")
+
+
+def _behind(
+    choice: _Choice, edge: Edge, method: Literal["checked", "proved"], row: Row | None
+) -> Finding:
+    return choice.subject.at_edge("V007", "error", edge,
+        "never taken: whenever its guard holds, an edge tried before it is taken",
+        "Put it first, or remove it", method=method,
+        witness=_witness(choice.subject, choice.edges, row) if row else None)  # fmt: skip
+
+
+def _excluded(subject: Subject, edge: Edge, method: Literal["checked", "proved"]) -> Finding:
+    return subject.at_edge("V007", "error", edge,
+        f"never taken: the invariants of {edge.source} and of the machine exclude its "
+        "guard", "Correct the guard or the invariant", method=method)  # fmt: skip
+
+
+def _seen_dead(choice: _Choice, number: int, edge: Edge) -> Iterator[Finding]:
+    """An edge that small values did not take."""
+    if number not in choice.seen.enabled:
+        yield from _never_true(choice.subject, edge)
+    elif choice.scope.complete:
+        row = choice.seen.enabled[number]
+        yield _behind(choice, edge, "checked", row)
 
 
 def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
     """Alone, it has fewer values and its own literals; first as a run may be, then freely."""
     alone = (edge,)
-    scope = _scope(subject, alone, constrained=True, factor=ALONE_FACTOR)
-    if _try(alone, scope).enabled:
+    scope = scope_of(subject, alone, constrained=True, factor=ALONE_FACTOR)
+    subject.again()
+    if tried_on(alone, scope).enabled:
         return
-    free = _scope(subject, alone, constrained=False, factor=ALONE_FACTOR)
-    tried = _try(alone, free)
+    free = scope_of(subject, alone, constrained=False, factor=ALONE_FACTOR)
+    subject.again()
+    tried = tried_on(alone, free)
     if tried.enabled:
         if scope.complete and scope.contexts.constrained:
-            yield subject.at_edge("V007", "error", edge,
-                f"never taken: the invariants of {edge.source} and of the machine exclude its "
-                "guard", "Correct the guard or the invariant", method="checked")  # fmt: skip
+            yield _excluded(subject, edge, "checked")
         return
     severity: Severity = "error" if free.complete else "warning"
     how = (
@@ -235,26 +242,54 @@ def _never_true(subject: Subject, edge: Edge) -> Iterator[Finding]:
         "comment", method="checked")  # fmt: skip
 
 
-def _overlaps(
-    subject: Subject, edges: tuple[Edge, ...], scope: _Scope, seen: _Seen
-) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """Two edges enabled together."""
+
+    first: Edge
+    row: Row
+    method: Literal["checked", "proved"]
+    legal: bool
+    """Whether the invariants hold there."""
+
+
+def _overlaps(choice: _Choice) -> Iterator[Finding]:
     """One finding for each edge that overlaps with edges tried before it."""
-    pairs: dict[int, list[int]] = {}
-    for first, second in sorted(seen.both):
-        if not _is_fallback(edges[second], edges[first]) and not _same(edges[first], edges[second]):
-            pairs.setdefault(second, []).append(first)
-    for second, firsts in pairs.items():
-        other, ones = edges[second], [edges[first] for first in firsts]
-        differ = any(one.target != other.target for one in ones)
-        severity: Severity = "error" if differ and scope.contexts.constrained else "warning"
-        how = "" if differ else " (same target, other actions)"
-        names = " and ".join(one.guard_text for one in ones)
-        yield subject.at_edge("V005", severity, other,
-            f"{other.guard_text} may hold when {names} does{how}; the order of the lines decides",
-            "Let one exclude the other (cond='b and not a'), or say in an ignore comment that "
-            "the order is meant", method="checked",
-            witness=_witness(subject, (ones[0], other), seen.both[firsts[0], second])
-        )  # fmt: skip
+    edges = choice.edges
+    for second, other in enumerate(edges):
+        hits = []
+        for first, one in enumerate(edges[:second]):
+            if not _is_fallback(other, one) and not _same(one, other):
+                hit = _overlap(choice, first, second)
+                hits += [hit] if hit is not None else []
+        if hits:
+            yield _overlapping(choice.subject, other, hits)
+
+
+def _overlap(choice: _Choice, first: int, second: int) -> _Hit | None:
+    row = choice.seen.both.get((first, second))
+    pair = (choice.edges[first], choice.edges[second])
+    answer = Answer("open")
+    if choice.proof is not None and not (row is not None and choice.constrained):
+        question = partial(choice.proof.overlap, first, second)
+        answer = choice.asked(question, lambda seen: (first, second) in seen.both)
+    small = row is not None and answer.verdict != "never"
+    choice.note("overlap", pair, answer, small=small)
+    if answer.row is not None:
+        return _Hit(pair[0], answer.row, "proved", legal=True)
+    return _Hit(pair[0], row, "checked", choice.constrained) if small and row else None
+
+
+def _overlapping(subject: Subject, other: Edge, hits: list[_Hit]) -> Finding:
+    differ = any(hit.first.target != other.target for hit in hits)
+    severity: Severity = "error" if differ and any(hit.legal for hit in hits) else "warning"
+    how = "" if differ else " (same target, other actions)"
+    names = " and ".join(hit.first.guard_text for hit in hits)
+    return subject.at_edge("V005", severity, other,
+        f"{other.guard_text} may hold when {names} does{how}; the order of the lines decides",
+        "Let one exclude the other (cond='b and not a'), or say in an ignore comment that "
+        "the order is meant", method=hits[0].method,
+        witness=_witness(subject, (hits[0].first, other), hits[0].row))  # fmt: skip
 
 
 def _is_fallback(later: Edge, earlier: Edge) -> bool:
@@ -288,23 +323,31 @@ def _code(action: Any) -> Any:
     return action
 
 
-def _gap(
-    subject: Subject, edges: tuple[Edge, ...], scope: _Scope, seen: _Seen
-) -> Iterator[Finding]:
-    if seen.none is None:
+def _gap(choice: _Choice) -> Iterator[Finding]:
+    subject, edges, row = choice.subject, choice.edges, choice.seen.none
+    if not edges[-1].guards:
         return
     place = subject.table.places[edges[0].source]
     event = edges[0].event
     option = sent_by_engine(place).get(event)
     if option == "on_child_moved":
         return  # a milestone that no guard takes is passed over; nothing waits for it
+    answer = Answer("open")
+    if choice.proof is not None and not (row is not None and choice.constrained):
+        answer = choice.asked(choice.proof.gap, lambda seen: seen.none is not None)
+    choice.note("gap", edges, answer, small=row is not None and answer.verdict != "never")
+    legal = choice.constrained or answer.row is not None
+    row = answer.row or row
+    if row is None or answer.verdict == "never":
+        return
     fatal = option is not None or event in own_outcomes(place)
     result = "the run is quarantined" if fatal else "the event is refused"
-    severity: Severity = "error" if fatal and scope.contexts.constrained else "warning"
+    severity: Severity = "error" if fatal and legal else "warning"
     yield subject.at_edge("V006", severity, edges[-1],
         f"no guard of {place.name} takes every {event!r}: {result}",
         "Add a last edge without a guard, or refuse the values with @requires",
-        method="checked", witness=_witness(subject, edges, seen.none))  # fmt: skip
+        method="checked" if answer.row is None else "proved",
+        witness=_witness(subject, edges, row))  # fmt: skip
 
 
 def _witness(subject: Subject, edges: tuple[Edge, ...], row: Row) -> dict[str, Any]:
@@ -317,7 +360,7 @@ def _witness(subject: Subject, edges: tuple[Edge, ...], row: Row) -> dict[str, A
         for name in getattr(struct, "__struct_fields__", ()):
             if name in read.names or (holder, name) in directly:
                 found[f"{holder}.{name}"] = _pruned(plain(getattr(struct, name)), read.names)
-    if _asks_time(read):
+    if asks_time(read):
         found["now_ms"] = row["now_ms"]
     return found
 

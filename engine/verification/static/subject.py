@@ -14,7 +14,7 @@ from engine.events import Event, event_id
 from engine.table import Edge, Place, Table
 from engine.verification.reading import Reading
 from engine.verification.scope import reads
-from engine.verification.static.finding import Finding, Method, Severity
+from engine.verification.static.finding import Evidence, Finding, Method, Severity
 
 ENGINE_EVENTS = ("on_timeout", "on_exhausted", "on_child", "on_child_moved")
 
@@ -25,11 +25,19 @@ class Subject:
     Args:
         table: the machine; it need not be what its class compiles to.
         tables: all machines that are known, by name, for child runs.
+        prove: questions about guards go to z3, if it is installed.
+
+    Attributes:
+        evidence: what the checks found out about the guards, finding or not.
+        again: called by checks that take long, after each step (see `watch`).
     """
 
-    def __init__(self, table: Table, tables: Mapping[str, Table]) -> None:
+    def __init__(self, table: Table, tables: Mapping[str, Table], *, prove: bool = True) -> None:
         self.table = table
+        self.prove = prove
         self.tables = tables
+        self.evidence: list[Evidence] = []
+        self.again: Callable[[], None] = lambda: None
         self._readings: dict[tuple[Any, ...], Reading] = {}
 
     @cached_property

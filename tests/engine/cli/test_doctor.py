@@ -67,6 +67,29 @@ def test_a_run_of_another_version_is_not_decided_again(demo, broken):
     assert "decides otherwise" not in demo("doctor").out
 
 
+def test_a_journal_that_cannot_be_read_is_found_and_the_next_run_is_looked_at(demo, broken):
+    demo.order("o2")
+    broken("UPDATE turtles_transition SET verdicts = X'7B' WHERE rowid = 1")
+    answer = demo("doctor", "--json")
+    assert (answer.code, answer.json["runs"]) == (1, 2)
+    (finding,) = answer.json["findings"]
+    assert finding["rule"] == "unreadable"
+    assert "verdicts of entry 1" in finding["problem"]
+
+
+def test_what_only_a_history_shows_is_found(demo, broken):
+    broken("UPDATE turtles_run SET deadline_ms = deadline_ms - 1000")
+    answer = demo("doctor")
+    assert answer.code == 1
+    assert "due: run " in answer.out
+
+
+def test_a_run_that_waits_for_a_person_is_no_finding(demo, broken):
+    broken("UPDATE turtles_run SET status = 'quarantined', last_error = 'why', due_ms = NULL,"
+           " held_from = 'waiting'")  # fmt: skip
+    assert demo("doctor").out == "clean: 1 runs\n"
+
+
 def test_a_file_that_others_can_read_is_found_with_its_remedy(demo):
     demo.order("o1")
     file = demo.data_dir / "runs.db"
