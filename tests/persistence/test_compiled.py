@@ -84,7 +84,7 @@ def test_a_constant_none_is_kept_and_a_missing_value_is_an_error(database):
     with database.transaction() as sql:
         assert sql.execute(clear, of="b") == 1
         assert sql.scalar("SELECT size FROM thing WHERE name = 'b'") is None
-    with pytest.raises(Exception, match="binding"), database.transaction() as sql:
+    with pytest.raises(KeyError, match="of"), database.transaction() as sql:
         sql.execute(clear)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -340,3 +343,129 @@ def test_a_block_that_raises_writes_nothing(tmp_path):
             assert sql.run("UPDATE t SET n = n + 1") == 2
         with database.reading() as sql:
             assert sql.all("SELECT n FROM t ORDER BY n") == [{"n": 3}, {"n": 4}]
+
+
+# -- transactions -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["file", "memory"])
+def numbers(request, tmp_path):
+    """A database with the empty table `t`."""
+    database = Database(tmp_path / "x.db" if request.param == "file" else None)
+    with database.transaction() as sql:
+        sql.run("CREATE TABLE t (n INTEGER CHECK (n < 100))")
+    yield database
+    database.close()
+
+
+def content(database: Database) -> list[int]:
+    with database.reading() as sql:
+        return [row["n"] for row in sql.all("SELECT n FROM t ORDER BY n")]
+
+
+@pytest.mark.parametrize("reason", [ValueError, KeyboardInterrupt, SystemExit, StoreFull])
+def test_whatever_ends_a_block_writes_nothing(numbers, reason):
+    with pytest.raises(reason), numbers.transaction() as sql:
+        sql.run("INSERT INTO t VALUES (1)")
+        raise reason("no")
+    assert content(numbers) == []
+
+
+def test_a_commit_that_fails_writes_nothing(numbers):
+    with numbers.transaction() as sql:
+        sql.run("CREATE TABLE owner (id INTEGER PRIMARY KEY)")
+        sql.run("CREATE TABLE owned (id REFERENCES owner DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(StoreError, match="FOREIGN KEY"), numbers.transaction() as sql:
+        sql.run("INSERT INTO t VALUES (1)")
+        sql.run("INSERT INTO owned VALUES (7)")
+    assert content(numbers) == []
+    with numbers.transaction() as sql:
+        sql.run("INSERT INTO t VALUES (2)")
+    assert content(numbers) == [2]
+
+
+def test_a_statement_that_failed_and_was_caught_loses_no_other(numbers):
+    with numbers.transaction() as sql:
+        sql.run("INSERT INTO t VALUES (1)")
+        with pytest.raises(sqlite3.IntegrityError):
+            sql.run("INSERT INTO t VALUES (100)")
+        sql.run("INSERT INTO t VALUES (2)")
+    assert content(numbers) == [1, 2]
+
+
+def test_what_sqlite_rolled_back_itself_is_not_taken_for_committed(numbers):
+    with pytest.raises(StoreError, match="no transaction is active"), numbers.transaction() as sql:
+        sql.run("INSERT INTO t VALUES (1)")
+        with pytest.raises(sqlite3.IntegrityError):
+            sql.run("INSERT OR ROLLBACK INTO t VALUES (100)")
+    assert content(numbers) == []
+
+
+def test_several_threads_take_turns(numbers):
+    def add() -> None:
+        for _ in range(20):
+            with numbers.transaction() as sql:
+                sql.run("INSERT INTO t SELECT count(*) FROM t")
+            content(numbers)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(add) for _ in range(4)]:
+            done.result()
+    assert content(numbers) == list(range(80))
+
+
+def test_reading_within_a_transaction_of_a_file_sees_what_was_committed(tmp_path):
+    with contextlib.closing(Database(tmp_path / "x.db")) as database:
+        with database.transaction() as sql:
+            sql.run("CREATE TABLE t (n INTEGER)")
+        with database.transaction() as sql:
+            sql.run("INSERT INTO t VALUES (1)")
+            assert content(database) == []
+        assert content(database) == [1]
+
+
+@pytest.mark.parametrize("within", [Database.transaction, Database.reading])
+def test_the_only_connection_has_one_transaction_at_a_time(within):
+    with contextlib.closing(Database(None)) as database:
+        with database.transaction() as sql:
+            sql.run("CREATE TABLE t (n INTEGER)")
+            with pytest.raises(StoreError, match="open on its only connection"), within(database):
+                raise AssertionError("it must not begin")
+            sql.run("INSERT INTO t VALUES (1)")
+        assert content(database) == [1]  # the outer one went on
+
+
+def test_core_and_the_driver_share_the_transaction(numbers):
+    with pytest.raises(ZeroDivisionError), numbers.transaction() as sql:
+        sql.connection.execute(sa.text("INSERT INTO t VALUES (1)"))
+        assert sql.connection.in_transaction()
+        assert sql.scalar("SELECT n FROM t") == 1
+        raise ZeroDivisionError
+    assert content(numbers) == []
+    with pytest.raises(StoreError, match="no such table"), numbers.transaction() as sql:
+        sql.connection.execute(sa.text("SELECT * FROM nowhere"))
+    with numbers.transaction() as sql:
+        sql.connection.execute(sa.text("INSERT INTO t VALUES (2)"))
+    gc.collect()
+    assert content(numbers) == [2]
+
+
+def test_a_closed_database_in_memory_is_gone():
+    database = Database(None)
+    database.close()
+    with pytest.raises(StoreError, match="closed"), database.reading():
+        raise AssertionError("it must not begin")
+
+
+def test_values_of_text_statements(numbers):
+    with numbers.transaction() as sql:
+        sql.run("INSERT INTO t VALUES (:n)", n=True)
+        assert sql.one("SELECT n, :a AS a, :b AS b, :c AS c FROM t", a=None, b=b"x", c="y") == {
+            "n": 1, "a": None, "b": b"x", "c": "y"
+        }  # fmt: skip
+        assert sql.one("SELECT n FROM t WHERE n = :n", n=5) is None
+        assert sql.scalar("SELECT n FROM t WHERE n = :n", n=5) is None
+        assert sql.scalar("INSERT INTO t VALUES (3) RETURNING n") == 3
+        assert sql.run("UPDATE t SET n = n + :more", more=1) == 2
+        sql.run_many("INSERT INTO t VALUES (:n)", [])
+    assert content(numbers) == [2, 4]

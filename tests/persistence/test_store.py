@@ -72,6 +72,17 @@ def test_how_a_file_is_opened(tmp_path, synchronous, level):
     assert settings == ["wal", level, 1, 10_000]
 
 
+def test_a_database_in_memory_has_small_pages(tmp_path):
+    """The explorer saves and restores it whole; a file keeps the pages that suit a disk."""
+    sizes = []
+    for url in ("sqlite://", f"sqlite:///{tmp_path}/runs.db"):
+        store = open_store(url)
+        with store.database.reading() as sql:
+            sizes.append(sql.scalar("PRAGMA page_size"))
+        store.close()
+    assert sizes == [512, 4096]
+
+
 def test_the_hot_path_uses_the_partial_indexes(tmp_path, make):
     """No statement of a worker's life reads a table from end to end."""
     store = open_store(f"sqlite:///{tmp_path}/runs.db")
