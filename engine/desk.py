@@ -37,6 +37,7 @@ class Job:
         self.stored = claimed.run
         """The run as the store has it, encoded: what was written last is not encoded again."""
         self.fence = claimed.fence
+        self.term = claimed.term
         self.inbox = claimed.inbox
         self.performs = performs
         """Whether this worker goes on to perform effects, so that it may count first attempts."""

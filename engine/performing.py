@@ -80,7 +80,7 @@ class Performer:
         clock: Clock,
         resources: Mapping[Any, Any],
         calls: Calls,
-        may_go_on: Callable[[], bool],
+        may_go_on: Callable[[int], bool],
     ) -> None:
         self._desk = desk
         self._clock = clock
@@ -136,7 +136,7 @@ class Performer:
 
     async def _perform(self, job: Job, effect: Effect, pending: Pending) -> None:
         job.fresh = False
-        if not self._may_go_on():
+        if not self._may_go_on(job.term):
             return
         try:
             answer = await self._calls.perform(effect, job.run.context, self._call(job, pending))

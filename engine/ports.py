@@ -86,12 +86,16 @@ class Started(Record):
 
 
 class Claimed(Record):
-    """A run that this worker owns now, with what waits for it."""
+    """A run that this worker owns now, with what waits for it.
+
+    `term` is the worker's own note of the lease under which it claimed; no store looks at it.
+    """
 
     run: Run
     fence: int
     inbox: tuple[InboxEvent, ...]
     stalls: int
+    term: int = 0
 
 
 class Consumed(Record):

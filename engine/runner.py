@@ -56,7 +56,7 @@ class Runner:
         clock: Clock,
         desk: Desk,
         performer: Performer,
-        may_go_on: Callable[[], bool],
+        may_go_on: Callable[[int], bool],
     ) -> None:
         self._codec = codec
         self._clock = clock
@@ -91,7 +91,7 @@ class Runner:
             LostOwnership: as `advance` does.
         """
         try:
-            while not job.released and self._may_go_on() and await self._turn(job, effects):
+            while not job.released and self._may_go_on(job.term) and await self._turn(job, effects):
                 pass
         except (LostOwnership, StoreError):
             raise

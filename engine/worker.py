@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from engine.clock import Clock, seconds
@@ -38,6 +39,9 @@ class Lease:
         self._clock = clock
         self.identity = identity
         self._until_ms = 0
+        self.term = 0
+        """Raised when the lease was over before it could be prolonged: whatever was claimed under
+        it may be another worker's by now, however good the lease is since."""
 
     async def beat(self) -> None:
         """Prolong the lease; frees the runs of workers that are gone."""
@@ -49,6 +53,8 @@ class Lease:
             return self._store.workers.reap(now_ms, dead=known_dead)
 
         freed = await self._io(work)
+        if self._until_ms and self._clock.now_ms() >= self._until_ms:
+            self.term += 1
         self._until_ms = until_ms
         if freed:
             log.info("worker.reaped", runs=freed)
@@ -107,19 +113,21 @@ class Worker:
     def _failed(self, work: str, error: StoreError) -> None:
         self._failing.setdefault(work, (self._clock.now_ms(), error))
 
-    def may_go_on(self) -> bool:
-        """Whether the next step may be taken."""
-        return not self._stopping and self._lease.safe
+    def may_go_on(self, term: int | None = None) -> bool:
+        """Whether the next step may be taken; with `term`, of a run that was claimed in it."""
+        same = term is None or term == self._lease.term
+        return not self._stopping and self._lease.safe and same
 
     async def claim(self, *, limit: int, run_id: str | None = None) -> list[Claimed]:
         """Take due runs, or one run by name."""
         now_ms, versions = self._clock.now_ms(), self._versions()
-        worker_id = self._lease.identity.worker_id
-        return await self._io(
+        worker_id, term = self._lease.identity.worker_id, self._lease.term
+        found = await self._io(
             lambda: self._store.runs.claim(
                 worker_id, now_ms, limit=limit, versions=versions, run_id=run_id
             )
         )
+        return [msgspec.structs.replace(one, term=term) for one in found]
 
     async def serve(self, runner: Runner) -> None:
         """Work until `stop`."""

@@ -52,8 +52,6 @@ T = TypeVar("T")
 End = Literal["ended", "paused", "dead", "lost"]
 Transition = tuple[str, str, str]
 COMMITS_MAX = 500
-ATTEMPTS = 3
-"""Retry policies are explored with at most so many attempts, a fixed delay and no jitter."""
 FOREVER_FROM = 1_000
 OTHER = WorkerIdentity("w-other", "elsewhere", 1, "")
 SELF = WorkerIdentity("w-bench", "here", 1, "")
@@ -94,6 +92,8 @@ class Spot:
     dead: bool = False
     ended: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     hand: Hand | None = None
+    rows: Rows | None = None
+    """What is stored then, if it was read."""
 
 
 @dataclass(slots=True)
@@ -156,6 +156,7 @@ class Bench:
         moved: told of every transition (also those of repeated prefixes).
         refused: told of every event that a run refused.
         exact: names of machines of which every number counts; see `marks`.
+        attempts: retry policies have at most so many attempts, a fixed delay and no jitter.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Bench:
         moved: Callable[[Decision], None],
         refused: Callable[[Job, InboxEvent], None],
         exact: Sequence[str] = (),
+        attempts: int = 3,
     ) -> None:
         self.store = store
         self.snapshots = Snapshots(store)
@@ -201,7 +203,7 @@ class Bench:
         self._retries = [(effect, effect.retry) for effect in self._effects()]
         self._spy(refused)
         for effect, retry in self._retries:
-            effect.retry = _small(retry)
+            effect.retry = _small(retry, attempts)
         run(self.app.open())
         self.empty = self.spot()
 
@@ -286,22 +288,27 @@ class Bench:
         now = self._spot
         return Spot(
             self.snapshots.save(), self.clock.now_ms(), dict(self.outside.done), now.sent,
-            now.cancelled, now.paused, dead, ended(self.rows().runs), now.hand,
+            now.cancelled, now.paused, dead, ended(self.rows().runs), now.hand, self._rows,
         )  # fmt: skip
 
     def go(self, spot: Spot) -> None:
         """Go to a moment; a dead worker's runs are freed."""
         self._spot = spot
-        self._rows = None
+        self._rows = spot.rows
         self.breaches = []
         self.outside.done = dict(spot.done)
         self.clock.advance(spot.now_ms - self.clock.now_ms())
         self.snapshots.load(spot.saved)
-        lease: Any = self.app._lease
-        lease._until_ms = spot.now_ms + LEASE_MS
+        self._prolong()
         if spot.dead:
+            self._rows = None
             self.store.workers.reap(spot.now_ms, dead=lambda worker: True)
             run(self.app.beat())
+
+    def _prolong(self) -> None:
+        """The worker's lease, as its heartbeat does: nothing else looks at the stored one here."""
+        lease: Any = self.app._lease
+        lease._until_ms = self.clock.now_ms() + LEASE_MS
 
     @property
     def sent(self) -> tuple[tuple[str, str, int], ...]:
@@ -450,7 +457,7 @@ class Bench:
     def wait(self, moment: int) -> None:
         """Time goes on to one of the `moments`."""
         self.clock.advance_to(self.moments()[moment])
-        run(self.app.beat())
+        self._prolong()
 
     def move(
         self,
@@ -627,8 +634,8 @@ def _unchanged(was: Row, row: Row | None) -> bool:
     )  # fmt: skip
 
 
-def _small(retry: Retry) -> Retry:
-    attempts = retry.attempts if retry.attempts >= FOREVER_FROM else min(retry.attempts, ATTEMPTS)
+def _small(retry: Retry, most: int) -> Retry:
+    attempts = retry.attempts if retry.attempts >= FOREVER_FROM else min(retry.attempts, most)
     return Retry(attempts, retry.first_ms, 1.0, max(retry.max_ms, retry.first_ms), 0.0)
 
 

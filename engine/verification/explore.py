@@ -197,6 +197,7 @@ class Rig:
             moved=self._moved,
             refused=self._refused,
             exact=[self.table.name, *stands] if environment else (),
+            attempts=self.scope.attempts,
         )
         self.bench.captures = self.scope.faults
         left_out = self._left_out(list(others.values()))
@@ -261,6 +262,7 @@ class _Explorer:
         self.probed: set[tuple[str, str]] = set()
         self.rules: set[str] = set()
         self.tried: set[str] = set()
+        self.made: dict[Any, Transition | None] = {}
         self.given = False
         self.until: Transition | None = None
         self.began = perf_counter()
@@ -367,9 +369,8 @@ class _Explorer:
     def _expand(self, node: _Node) -> None:
         assert node.spot is not None
         self.bench.go(node.spot)
-        if not node.quiet:
-            for step in list(self.rig.options.next()):
-                self._try(node, node.spot, step)
+        if node.spot.hand is not None:
+            self._expand_call(node, node.spot, node.spot.hand)
             return
         self._note(node, (), self.rig.checking.breaches())
         if self.rig.checking.is_settled():
@@ -378,6 +379,16 @@ class _Explorer:
         for step in list(self.rig.options.next()):
             self._try(node, spot, step)
         self._probe(node, spot)
+
+    def _expand_call(self, node: _Node, spot: Spot, hand: Hand) -> None:
+        zombies = 0
+        for step in list(self.rig.options.next()):
+            if step[1] == "zombie":  # one shows all, but for the coverage
+                made = self._would_make(hand, step[1:])
+                if zombies and not (made and self.coverage.lacks(made, CALL_FAULTS["zombie"])):
+                    continue
+                zombies += 1
+            self._try(node, spot, step)
 
     def _try(self, node: _Node, spot: Spot, step: Step) -> None:
         self.report.executions += 1
@@ -431,22 +442,26 @@ class _Explorer:
 
     def _fault_in_call(self, hand: Hand | None, choice: Choice) -> None:
         fault = CALL_FAULTS.get(choice[0])
-        if fault is None or hand is None or hand.asked.job.table is not self.table:
-            return
-        job, kind = hand.asked.job, self.table.payloads.get(choice[1])
-        if not any(
-            self.coverage.lacks((edge.source, edge.event, edge.target), fault)
-            for edge in self.table.edges.get((job.run.state, choice[1]), ())
-        ):
-            return
-        payload = (
-            None if kind is None else self.bench.codec.decode(kind, choice[2].encode(), "payload")
-        )
+        if fault is not None and hand is not None:
+            made = self._would_make(hand, choice)
+            if made is not None:
+                self.coverage.failed(made, fault)
+
+    def _would_make(self, hand: Hand, choice: Choice) -> Transition | None:
+        """The transition to which the answer of a call leads."""
+        job, event = hand.asked.job, choice[1]
+        if job.table is not self.table or (job.run.state, event) not in self.table.edges:
+            return None
         now_ms = hand.asked.call.now_ms
-        result = decide(self.table, job.run, choice[1], payload, now_ms, from_effect=True)
-        if isinstance(result, Decision):
-            entry = result.entry
-            self.coverage.failed((entry.source, entry.event, entry.target), fault)
+        key = job.run.state, job.stored.context, choice[1:], now_ms
+        if key not in self.made:
+            kind = self.table.payloads.get(event)
+            decode = self.bench.codec.decode
+            payload = None if kind is None else decode(kind, choice[2].encode(), "payload")
+            result = decide(self.table, job.run, event, payload, now_ms, from_effect=True)
+            entry = result.entry if isinstance(result, Decision) else None
+            self.made[key] = entry and (entry.source, entry.event, entry.target)
+        return self.made[key]
 
     def _came_twice(self, event: str) -> None:
         """What the event did when it came first is what it could have done twice."""

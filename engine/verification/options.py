@@ -28,7 +28,7 @@ from engine.verification.outside import (
     outcome_events,
 )
 from engine.verification.result import Scope, Step
-from engine.verification.scope import hints_of, payloads_of, values_of
+from engine.verification.scope import Hints, hints_of, payloads_of, values_of
 from engine.verification.snapshot import Row
 from engine.verification.standin import is_stand_in, target_of
 from engine.verification.static.outcomes import is_external
@@ -165,8 +165,7 @@ class Options:
         found += [("transient",), ("permanent",), ("unsent",)]
         found += [("lost", *one) for one in events]
         found += [("died", *one) for one in events]
-        by_event = {one[0]: one for one in reversed(events)}
-        return [*found, *(("zombie", *one) for one in by_event.values())]
+        return [*found, *(("zombie", *one) for one in events)]
 
     def _outcomes(self, asked: Asked) -> list[tuple[str, str]]:
         job, now_ms = asked.job, asked.call.now_ms
@@ -196,7 +195,7 @@ class Payloads:
         self._setting = setting
         self._small: dict[Any, list[Event | None]] = {}
         self._found: dict[Any, list[str]] = {}
-        self._runs: dict[Any, Run] = {}
+        self._hints: dict[str, Hints] = {}
 
     def first(self, table: Table, event: str) -> str:
         """The encoded first small payload."""
@@ -296,7 +295,10 @@ class Payloads:
     def _of_type(self, table: Table, event: str) -> Sequence[Event | None]:
         key = (table.name, event)
         if key not in self._small:
-            made = payloads_of(table, event, limit=PAYLOADS_MAX, hints=hints_of(table))
+            if table.name not in self._hints:
+                self._hints[table.name] = hints_of(table)
+            hints = self._hints[table.name]
+            made = payloads_of(table, event, limit=PAYLOADS_MAX, hints=hints)
             self._small[key] = list(made)
         return self._small[key]
 

@@ -24,6 +24,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
         cancels: whether somebody may ask the run to stop, once.
         pauses: whether somebody may pause the run, once, and resume what is held.
         faults: whether calls fail, answers are lost and workers die.
+        attempts: retry policies have at most so many (those of 1,000 and more stay endless).
     """
 
     contexts: int = 6
@@ -31,6 +32,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     cancels: bool = True
     pauses: bool = False
     faults: bool = True
+    attempts: int = 3
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

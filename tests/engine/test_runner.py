@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from engine import (
@@ -514,11 +515,27 @@ async def test_a_zombie_after_its_lease_changes_nothing(bench, zoo):
         async with bench.harness() as other:
             await other.app.settle()
             assert (await other.app.get(run_id)).state == "packing"
-        await zombie.app.open()
+        await zombie.app.open()  # its lease is good again, but not for what it claimed before
+        await zombie.app._runner.advance(claimed)
+        assert len(bench.ledger.charged) == 1
+        unaware = msgspec.structs.replace(claimed, term=zombie.app._lease.term)
         with pytest.raises(LostOwnership, match=f"run {run_id}: moved by another worker"):
-            await zombie.app._runner.advance(claimed)
+            await zombie.app._runner.advance(unaware)
         assert len(bench.ledger.charged) == 1
         await bench.sound(zombie)
+
+
+async def test_a_late_heartbeat_does_not_revive_what_was_claimed_before(bench, zoo):
+    async with bench.harness() as harness:
+        run_id = (await harness.app.start(zoo.Shop, zoo.Order())).run_id
+        (claimed,) = await harness.app._worker.claim(limit=1)
+        bench.clock.advance(seconds(15))
+        await harness.app.beat()
+        await harness.app._runner.advance(claimed)
+        assert bench.ledger.charged == []
+        assert bench.store.runs.get(run_id).owner is None
+        await harness.until_idle(horizon_ms=seconds(30))
+        assert len(bench.ledger.charged) == 1
 
 
 async def test_without_a_safe_lease_no_effect_is_started(bench, zoo):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from time import process_time
 from typing import Any
@@ -16,6 +16,7 @@ from engine.table import Child
 from engine.verification.environment import Environment, always, ends, payloads
 from engine.verification.scheduler import STRATEGIES, Actor, BrokenStage, Chance, Scheduler
 from engine.verification.schedules import ScheduleReport, replay_schedule, schedules
+from engine.verification.shortening import shortened
 from persistence.store import open_store
 from tests.verification.bugs.schedule_bugs import SCHEDULE_BUGS, ScheduleBug
 from tests.verification.bugs.subjects import Parent, Shop, Trip, Waiter
@@ -103,6 +104,24 @@ def test_what_cannot_be_played_is_refused(tmp_path: Any) -> None:
 def test_budget_ends_it() -> None:
     report = schedules(Waiter, store, budget_seconds=0.2)
     assert 0.2 <= report.took_seconds < 2.0 and report.schedules >= 1
+
+
+def test_schedule_of_a_failure_is_short() -> None:
+    bug = next(bug for bug in SCHEDULE_BUGS if bug.name == "fence ignored")
+    with bug.planted():
+        failure = play(bug.machine, first_failure=True, schedules_max=500).failures[0]
+    assert len(failure.trace) < 60 and len(failure.schedule.picks) < 40
+    assert any(label.startswith("claim: ") for _, label in failure.trace)
+
+
+def test_shortened_picks_fail_alike_and_weigh_no_more() -> None:
+    def weigh(picks: Sequence[int]) -> tuple[int, int] | None:
+        return (len(picks), sum(picks)) if list(picks).count(3) >= 2 else None
+
+    picks = [random.Random(5).randrange(4) for _ in range(3)] + [3, 1, 0, 3, 2, 2, 3, 0, 1]
+    assert shortened(picks, weigh, tries=500) == (3, 3)
+    assert weigh(shortened(picks, weigh, tries=5)) is not None
+    assert shortened([1, 0, 0], weigh, tries=500) == (1,)  # it never failed; nothing to keep
 
 
 # -- with an environment ----------------------------------------------------------------------
