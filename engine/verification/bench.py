@@ -147,6 +147,25 @@ class _WatchedRuns(_WatchedNoun):
         return written
 
 
+class _RememberingSecrets(SecretsCodec):
+    """Seals and opens each text once; the few texts of an exploration come again and again."""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__(key)
+        self._sealed: dict[str, str] = {}
+        self._opened: dict[str, str] = {}
+
+    def seal(self, text: str) -> str:
+        if text not in self._sealed:
+            self._sealed[text] = super().seal(text)
+        return self._sealed[text]
+
+    def open(self, sealed: str) -> str:
+        if sealed not in self._opened:
+            self._opened[sealed] = super().open(sealed)
+        return self._opened[sealed]
+
+
 class Bench:
     """One engine, one store, one clock.
 
@@ -176,7 +195,7 @@ class Bench:
         self.app = App(
             machines,
             store,
-            secrets=SecretsCodec(bytes(32)),
+            secrets=_RememberingSecrets(bytes(32)),
             world=self._world(),
             work=False,
             moved=self._moved,
@@ -199,6 +218,8 @@ class Bench:
         self._crash_at: int | None = None
         self._lost: tuple[str, Row] | None = None
         self._spot = Spot(b"", 0, {})
+        self._hand: Hand | None = None
+        self._printed: tuple[Any, Fingerprint] = (None, ())
         self._before: tuple[Claimed, bool, bool] | None = None
         self._retries = [(effect, effect.retry) for effect in self._effects()]
         self._spy(refused)
@@ -288,12 +309,12 @@ class Bench:
         now = self._spot
         return Spot(
             self.snapshots.save(), self.clock.now_ms(), dict(self.outside.done), now.sent,
-            now.cancelled, now.paused, dead, ended(self.rows().runs), now.hand, self._rows,
+            now.cancelled, now.paused, dead, ended(self.rows().runs), self._hand, self._rows,
         )  # fmt: skip
 
     def go(self, spot: Spot) -> None:
         """Go to a moment; a dead worker's runs are freed."""
-        self._spot = spot
+        self._spot, self._hand = spot, spot.hand
         self._rows = spot.rows
         self.breaches = []
         self.outside.done = dict(spot.done)
@@ -328,18 +349,25 @@ class Bench:
     @property
     def hand(self) -> Hand | None:
         """The call at which a worker stands."""
-        return self._spot.hand
+        return self._hand
 
     def fingerprint(self) -> Fingerprint:
         """What the future depends on, at this moment."""
-        spot = self._spot
-        quiet = (
-            self.marks.of(self.rows(), self.clock.now_ms(), self.outside.done),
-            tuple(sorted(spot.sent)),
-            spot.cancelled,
-            spot.paused,
-        )
-        return quiet if spot.hand is None else (self._in_hand(spot.hand), quiet)
+        spot, rows, now_ms = self._spot, self.rows(), self.clock.now_ms()
+        key = (rows, now_ms, spot.sent, spot.cancelled, spot.paused,
+               tuple(self.outside.done.items()))  # fmt: skip
+        if self._printed[0] != key:
+            self._printed = (
+                key,
+                (
+                    self.marks.of(rows, now_ms, self.outside.done),
+                    tuple(sorted(spot.sent)),
+                    spot.cancelled,
+                    spot.paused,
+                ),
+            )
+        quiet = self._printed[1]
+        return quiet if self._hand is None else (self._in_hand(self._hand), quiet)
 
     def _in_hand(self, hand: Hand) -> Fingerprint:
         asked = hand.asked
@@ -489,7 +517,7 @@ class Bench:
         seen: Callable[[Fingerprint], bool] = lambda found: True,
     ) -> Moved:
         """The call at which a worker stands gets an answer, and the worker goes on."""
-        hand = self._spot.hand
+        hand = self._hand
         if hand is None:
             raise LookupError("no worker stands at a call")
         self._begin_move(hand.number, seen, crash_at)
@@ -498,7 +526,7 @@ class Bench:
             self._arrives(choice[1], choice[2], choice[3])
             return Moved("paused", [], 0, [])
         self.outside.script = [choice]
-        self._spot = replace(self._spot, hand=None)
+        self._hand = None
         work = self.app._runner.go_on(hand.job())
         moved = self._moved_to(self._guarded(lambda: _ignore(run(work))))
         if self.outside.script:
@@ -515,7 +543,7 @@ class Bench:
 
     def _moved_to(self, end: End) -> Moved:
         if end == "paused":
-            self._spot = replace(self._spot, hand=self._stopped_at())
+            self._hand = self._stopped_at()
         if end == "lost" and not self._zombie:
             self._breach("run lost", "its own worker was told that another one has it")
         self._check_ended()

@@ -93,9 +93,9 @@ class EffectRow:
     closed_seq: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """What is stored now."""
+    """What is stored now; equal only to itself."""
 
     runs: list[Row]
     """Every run, in the order in which they were accepted."""
