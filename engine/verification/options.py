@@ -238,13 +238,15 @@ class Payloads:
 
     def _ends(self, table: Table, row: Row, event: str) -> Iterator[str]:
         kind, state = table.payloads[event], target_of(event)
-        context = self._bench.codec.decode(table.context, row.context, "context")
+        played = self._bench.codec.decode(table.context, row.context, "context")
+        real = self._setting.children[table.name]
+        context = real.context(**{n: getattr(played, n) for n in real.context.__struct_fields__})
         environment = self._setting.environment
         given = environment.ends_of(table.name, context, row.state) if environment else None
         if given is None:
             yield self._text(kind())
             return
-        known = self._setting.children[table.name].places
+        known = real.places
         for end, output in given:
             if end not in known or not known[end].final:
                 finals = ", ".join(name for name, place in known.items() if place.final)
