@@ -120,6 +120,7 @@ cli = build_cli(
     about="Durable state machines, and agents that provision their own sandboxes.",
     schema=schema,
     checks=[check_platform],
+    environments=("machines.environments",),
 )
 
 

@@ -22,6 +22,7 @@ from engine.verification.oracles import (
     check_storage,
     entries_of,
 )
+from engine.verification.outside import outcome_events
 from engine.verification.snapshot import Row
 from engine.verification.standin import is_stand_in
 
@@ -41,6 +42,7 @@ class Checking:
         self.coverage = coverage
         self._journals: dict[Any, tuple[list[Entry], list[Breach]]] = {}
         self._contexts: dict[bytes, Context] = {}
+        self._honest = {setting.table.name: _honest(setting)}
         self._stand_ins = {n for n, table in bench.app.tables.items() if is_stand_in(table)}
 
     def breaches(self) -> list[Breach]:
@@ -57,7 +59,7 @@ class Checking:
         for row in stored.runs:
             table = bench.app.tables[row.machine]
             entries, breaches = self._journal(row, table)
-            yield from check_quarantine(row, table)
+            yield from check_quarantine(row, table, honest=self._honest.get(row.machine, ()))
             yield from breaches
             mine = [effect for effect in stored.effects if effect.run_id == row.run_id]
             yield from check_effects(row, table, entries, mine, bench.outside.done)
@@ -133,3 +135,14 @@ class Checking:
             if row.owner is not None or not (waits or row.child in live):
                 return False
         return True
+
+
+def _honest(setting: Setting) -> frozenset[str]:
+    """The states of whose effect the environment says all that it may give."""
+    told = set(setting.environment.events()) if setting.environment else set()
+    return frozenset(
+        name
+        for name, place in setting.table.places.items()
+        if place.effect is not None
+        and set(outcome_events(setting.table, name, place.effect)) <= told
+    )

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from engine.control import CANCEL
 from engine.table import Table
 from engine.verification.scope import hints_of
 from engine.verification.snapshot import EffectRow, Fingerprint, Row, Rows, fingerprint, left
@@ -110,12 +111,13 @@ def _doubts(
     """Where the record of effects and the ledger of the outside differ.
 
     Some of it is a defect and some is not; but two moments are not one when they differ here.
+    What an event of the machine left behind is its author's decision, and no oracle asks for it.
     """
     return frozenset(
         (one.status, one.name)
         for one in effects
         if (one.status == "done" and one.key not in done)
-        or (one.status == "abandoned" and one.key in done)
+        or (one.left_by == CANCEL and one.key in done)
     )
 
 

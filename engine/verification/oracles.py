@@ -27,7 +27,7 @@ need rows only a whole history has are in `engine.verification.records`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from engine import control
@@ -305,8 +305,15 @@ def standing(row: Standing) -> tuple[Any, ...]:
     return row.state, row.status, row.seq, row.context
 
 
-def check_quarantine(row: Standing, table: Table) -> Iterator[Breach]:
-    """Nothing but faults and refused outcomes sets a run aside."""
+def check_quarantine(
+    row: Standing, table: Table, *, honest: Container[str] = ()
+) -> Iterator[Breach]:
+    """Nothing but faults and refused outcomes sets a run aside.
+
+    Args:
+        honest: states whose effect gives only what its outside could give: there a refusal is no
+            excuse.
+    """
     if row.status != "quarantined":
         return
     reason = row.last_error or "no reason"
@@ -314,7 +321,9 @@ def check_quarantine(row: Standing, table: Table) -> Iterator[Breach]:
         place = table.places.get(row.state)
         expected = row.undo_of is not None or place is None or place.on_exhausted is None
     else:
-        expected = " unknown: " in reason or _is_refused_outcome(reason)
+        expected = " unknown: " in reason or (
+            row.state not in honest and _is_refused_outcome(reason)
+        )
     if not expected:
         yield Breach("quarantined", f"in {row.state}: {reason}")
 

@@ -40,8 +40,12 @@ _JOURNAL = """
     FROM turtles_transition WHERE run_id = ? ORDER BY seq
 """
 _EFFECTS = """
-    SELECT run_id, seq, name, key, status, undo_of, closed_seq FROM turtles_effect
-    ORDER BY run_id, seq
+    SELECT run_id, seq, name, key, status, undo_of, closed_seq,
+        CASE status WHEN 'abandoned' THEN (
+            SELECT t.event FROM turtles_transition t
+            WHERE t.run_id = turtles_effect.run_id AND t.seq = closed_seq
+        ) END
+    FROM turtles_effect ORDER BY run_id, seq
 """
 
 
@@ -91,6 +95,8 @@ class EffectRow:
     status: str
     undo_of: str | None
     closed_seq: int | None
+    left_by: str | None
+    """The event that left it behind, if one did."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

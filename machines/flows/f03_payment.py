@@ -379,7 +379,12 @@ class Payment(Machine[Purchase]):
             received_atomic=received,
             unmatched_atomic=context.pledged_atomic - received,
         )
-        return _with_leg(counted, context.due_atomic - received, received_atomic=received)
+        return _with_leg(
+            counted,
+            context.due_atomic - received,
+            received_atomic=received,
+            unmatched_before_atomic=context.unmatched_atomic,
+        )
 
     def on_declined(self, context: Purchase, event: Declined) -> Purchase:
         return self.but(context, reason=event.reason)
@@ -400,10 +405,12 @@ class Payment(Machine[Purchase]):
         return self.but(sent, sent_ms=now_ms)
 
     def leg_dead(self, context: Purchase, event: Spent | Topped) -> Purchase:
-        return self.but(_with_last(context, status="dead", depth=0), reason=_reason(event))
+        dead = _with_last(context, status="dead", depth=0)
+        return self.but(_as_before_last(dead), reason=_reason(event))
 
     def leg_unsent(self, context: Purchase, event: Spent | Topped) -> Purchase:
-        return self.but(_with_last(context, status="unsent"), reason=_reason(event))
+        unsent = _with_last(context, status="unsent")
+        return self.but(_as_before_last(unsent), reason=_reason(event))
 
     def close_top_ups(self, context: Purchase) -> Purchase:
         return self.but(context, top_ups_closed=True)
@@ -413,7 +420,8 @@ class Payment(Machine[Purchase]):
         return _with_followed(context, status="deep", depth=depth)
 
     def followed_leg_dead(self, context: Purchase, event: Followed) -> Purchase:
-        return _with_followed(context, status="dead", depth=0)
+        dead = _with_followed(context, status="dead", depth=0)
+        return dead if dead.legs[-1].live else _as_before_last(dead)
 
     def note_unconfirmed(self, context: Purchase, event: Followed) -> Purchase:
         return self.but(context, reason=f"following the payment ended as {event.state}")
@@ -611,11 +619,18 @@ def _reason(event: Spent | Topped) -> str:
     return event.output.reason if event.output else f"the spend ended as {event.state}"
 
 
-def _with_leg(context: Purchase, amount_atomic: int, *, received_atomic: int) -> Purchase:
+def _with_leg(
+    context: Purchase,
+    amount_atomic: int,
+    *,
+    received_atomic: int,
+    unmatched_before_atomic: int = 0,
+) -> Purchase:
     leg = Leg(
         number=len(context.legs) + 1,
         amount_atomic=amount_atomic,
         received_before_atomic=received_atomic,
+        unmatched_before_atomic=unmatched_before_atomic,
     )
     return Payment.but(context, legs=(*context.legs, leg))
 
@@ -623,6 +638,15 @@ def _with_leg(context: Purchase, amount_atomic: int, *, received_atomic: int) ->
 def _with_last(context: Purchase, **changes: object) -> Purchase:
     *earlier, last = context.legs
     return Payment.but(context, legs=(*earlier, _leg(last, **changes)))
+
+
+def _as_before_last(context: Purchase) -> Purchase:
+    """The last leg has come to nothing: what it was opened for is no longer missing for sure.
+
+    Otherwise a portal that finds the missing units after all would deliver a key that nobody takes.
+    """
+    before = context.legs[-1].unmatched_before_atomic
+    return Payment.but(context, unmatched_atomic=before)
 
 
 def _with_followed(context: Purchase, **changes: object) -> Purchase:

@@ -126,6 +126,12 @@ class RivalWon(Event, tag="rival_won"):
 
 
 Found = Pooled | Evicted | Mined | Sank | StalledFor | RivalWon
+"""All that a sighting can mean.  Each effect says which of it can be in its state; if ever it is
+something else, the effect looks again: what is known then does not fit, and may soon."""
+FromUnseen = Pooled | Mined | StalledFor | RivalWon
+FromPool = Evicted | Mined | StalledFor | RivalWon
+FromBlocks = Mined | Sank | StalledFor | RivalWon
+FromStall = Mined | Sank | RivalWon
 
 
 def judge(context: Following, sighting: Sighting, now_ms: int, *, pooled: bool) -> Found | None:
@@ -174,28 +180,31 @@ async def _resend(context: Following, call: Call) -> None:
 
 
 @effect(idempotent=True, retry=PATIENT)
-async def find(context: Following, call: Call) -> Found | Again:
+async def find(context: Following, call: Call) -> FromUnseen | Again:
     """Look for it; give the node the bytes when it does not have them."""
     sighting = await _look(context, call)
     if sighting.where == "unseen":
         await _resend(context, call)
-    return judge(context, sighting, call.now_ms, pooled=False) or Again()
+    found = judge(context, sighting, call.now_ms, pooled=False)
+    return found if isinstance(found, FromUnseen) else Again()
 
 
 @effect(idempotent=True, retry=PATIENT)
-async def watch_pool(context: Following, call: Call) -> Found | Again:
+async def watch_pool(context: Following, call: Call) -> FromPool | Again:
     """Wait for a block that holds it."""
-    return judge(context, await _look(context, call), call.now_ms, pooled=True) or Again()
+    found = judge(context, await _look(context, call), call.now_ms, pooled=True)
+    return found if isinstance(found, FromPool) else Again()
 
 
 @effect(idempotent=True, retry=PATIENT)
-async def count(context: Following, call: Call) -> Found | Again:
+async def count(context: Following, call: Call) -> FromBlocks | Again:
     """Wait for it to be buried."""
-    return judge(context, await _look(context, call), call.now_ms, pooled=True) or Again()
+    found = judge(context, await _look(context, call), call.now_ms, pooled=True)
+    return found if isinstance(found, FromBlocks) else Again()
 
 
 @effect(idempotent=True, retry=PATIENT)
-async def find_again(context: Following, call: Call) -> Found | Again:
+async def find_again(context: Following, call: Call) -> FromBlocks | Again:
     """After a reversal: resend what is lost, and wait until a block holds it."""
     sighting = await _look(context, call)
     if sighting.where == "unseen":
@@ -207,38 +216,29 @@ async def find_again(context: Following, call: Call) -> Found | Again:
             at_ms=call.now_ms,
         )
     found = judge(context, sighting, call.now_ms, pooled=False)
-    return Again() if found is None or isinstance(found, Pooled | Evicted) else found
+    return found if isinstance(found, FromBlocks) else Again()
 
 
 @effect(idempotent=True, retry=PATIENT)
-async def nudge(context: Following, call: Call) -> Found | Again:
+async def nudge(context: Following, call: Call) -> FromStall | Again:
     """While nothing moves: resend what is not in a block, and look for any progress."""
     sighting = await _look(context, call)
     if sighting.where in ("unseen", "mempool"):
         await _resend(context, call)
     found = judge(context, sighting, call.now_ms, pooled=False)
-    idle = found is None or isinstance(found, Pooled | Evicted | StalledFor)
-    return Again() if idle or found is None else found
+    return found if isinstance(found, FromStall) else Again()
 
 
 class Confirmation(Machine[Following]):
     """Follow one transaction until it is deep enough, replaced, or time is up."""
 
-    unseen = State(  # turtles: ignore[V011] nothing sinks or leaves the pool before it is seen
+    unseen = State(
         initial=True, effect=find, every="poll", timeout="time_left", on_timeout="time_up"
     )
-    mempool = State(  # turtles: ignore[V011] what is in the pool has no depth to lose
-        effect=watch_pool, every="poll", timeout="time_left", on_timeout="time_up"
-    )
-    confirming = State(  # turtles: ignore[V011] judge: a depth above 0 sinks, nothing else
-        effect=count, every="poll", timeout="time_left", on_timeout="time_up"
-    )
-    reversed = State(  # turtles: ignore[V011] judge: looks as if unseen
-        effect=find_again, every="poll", timeout="time_left", on_timeout="time_up"
-    )
-    stalled = State(  # turtles: ignore[V011] judge: looks as if unseen
-        effect=nudge, every="poll", timeout="last_chance", on_timeout="time_up"
-    )
+    mempool = State(effect=watch_pool, every="poll", timeout="time_left", on_timeout="time_up")
+    confirming = State(effect=count, every="poll", timeout="time_left", on_timeout="time_up")
+    reversed = State(effect=find_again, every="poll", timeout="time_left", on_timeout="time_up")
+    stalled = State(effect=nudge, every="poll", timeout="last_chance", on_timeout="time_up")
     deep_enough = State(final=True, invariant="has_required_depth")
     replaced = State(final=True, failure=True, invariant="rival_is_buried")
     given_up = State(final=True, failure=True)
@@ -333,8 +333,10 @@ class Confirmation(Machine[Following]):
         return event.confirmations >= context.required
 
     @ensures(mined)
-    def depth_is_the_nodes(self, new: Following, event: Mined) -> bool:
-        return new.depth == event.confirmations
+    def depth_is_the_nodes(self, old: Following, new: Following, event: Mined) -> bool:
+        """And the greatest ever is not forgotten."""
+        greatest = max(old.depth_max, event.confirmations)
+        return (new.depth, new.depth_max) == (event.confirmations, greatest)
 
     @ensures(sank)
     def reversal_is_counted(self, old: Following, new: Following) -> bool:

@@ -19,7 +19,8 @@ make it so: `building` builds, signs and verifies, and nothing is sent before th
 carries the signed transaction is committed; `broadcasting` hands out those bytes and no others.  It
 looks before it sends, and looks again afterwards: a return code says neither "sent" nor "not sent".
 It is retried for ever and has no way to `abandoned`: once bytes may have been handed out, nobody
-can take them back.  A first broadcast is not begun at or after `pay_by_ms`.
+can take them back, and a node that rejects them does not know who else has them.  A first broadcast
+is not begun at or after `pay_by_ms`.
 
 A build that died before its commit was never seen by a node, so building again is harmless; the
 inputs it had reserved are the wallet's to give back (see the clients).  On monero two legs built at
@@ -206,8 +207,8 @@ async def hand_out(context: SpendOrder, call: Call) -> Seen | RivalBuried | Agai
     except WalletLocked as error:
         await _open(wallet, context)
         raise Transient("broadcast: the wallet was closed; trying again") from error
-    except Rejected as error:
-        raise Permanent(f"broadcast: the node will never take these bytes: {error}") from error
+    except Rejected as error:  # nor is this: another node may have them, so we go on looking
+        raise Transient(f"broadcast: the node does not take these bytes: {error}") from error
     return _told(context, await _look(wallet, transaction)) or Again(after_ms=context.poll_ms)
 
 
@@ -322,7 +323,10 @@ class Spend(Machine[SpendOrder]):
         return context.fate == "rejected"
 
     def keep_bytes(self, context: SpendOrder, event: Signed) -> SpendOrder:
-        return self.but(context, transaction=event.transaction)
+        """And forget what was in the way: it is over, and no reason for what comes."""
+        return self.but(
+            context, transaction=event.transaction, short_atomic=0, unlocks=0, reason=""
+        )
 
     def keep_late_bytes(self, context: SpendOrder, event: Signed) -> SpendOrder:
         reason = "signed too late to be sent before the invoice expires"

@@ -42,6 +42,8 @@ from machines.clients.ports import (
 )
 from machines.flows.money import asking, platform_of
 
+Reason = Literal["invalid_key", "invalid_signature", "expired", "suspended", "other"]
+"""Why a key is refused."""
 OFFSET_MS_MAX = hours(24)
 """A clock that is further off than this is not corrected but reported."""
 
@@ -94,7 +96,7 @@ class OutOfStep(Event, tag="out_of_step"):
 class Denied(Event, tag="denied"):
     """The platform refuses the key, for good."""
 
-    reason: Literal["invalid_key", "invalid_signature", "expired", "suspended", "other"]
+    reason: Reason
     detail: str
 
 
@@ -121,6 +123,12 @@ async def prove(context: Proof, call: Call) -> Accepted | OutOfStep | Denied:
 def _judged(known: KeyInfo) -> Accepted | Denied:
     if not known.valid:
         return _denied(known.reason or "other")
+    if min(known.tier, known.concurrency, known.requests_per_minute) < 1:
+        return Denied(
+            reason="other",
+            detail=f"the key is valid, but of tier {known.tier} with {known.concurrency} slots "
+            f"and {known.requests_per_minute} requests a minute: expected 1 of each at least",
+        )
     return Accepted(
         tier=known.tier,
         concurrency=known.concurrency,

@@ -117,6 +117,8 @@ class Leg(Record):
 
     Args:
         received_before_atomic: what the portal had counted when this leg was opened.
+        unmatched_before_atomic: the purchase's `unmatched_atomic` before this leg was opened; it
+            holds again when the leg comes to nothing.
         transaction: kept while the chain must be asked about it.
         depth: the last depth the node reported.
     """
@@ -124,6 +126,7 @@ class Leg(Record):
     number: int
     amount_atomic: int
     received_before_atomic: int
+    unmatched_before_atomic: int = 0
     status: Literal["open", "sent", "deep", "dead", "unsent"] = "open"
     txid: str | None = None
     fee_atomic: int = 0

@@ -247,11 +247,22 @@ async def test_rival_that_is_buried_makes_the_spend_conflicted(world: Any) -> No
     assert world.chain.total("shop") == 0
 
 
-async def test_bytes_that_the_node_will_never_take_wait_for_a_person(world: Any) -> None:
+async def test_bytes_that_the_node_does_not_take_are_looked_for_and_handed_out_again(
+    world: Any,
+) -> None:
+    """A rejection does not say that nobody has them, so the run goes on, and says why it waits."""
     world.wallet.fail("broadcast", Rejected("-22: TX decode failed"), times=10)
-    story = await world.run(Spend, world.order())
-    assert (story.state, story.status) == ("broadcasting", "quarantined")
-    assert "never take these bytes" in (story.last_error or "")
+    async with world.harness() as harness:
+        run = await harness.app.start(Spend, world.order(), key="the run")
+        await harness.until_idle(horizon_ms=seconds(1))
+        waiting = await harness.app.get(run.run_id)
+        await harness.until_idle()
+    assert (waiting.state, waiting.status) == ("broadcasting", "waiting")
+    assert "does not take these bytes" in waiting.effect.last_error
+    story = await world.story(Spend, "the run")
+    assert (story.state, story.status) == ("broadcast", "completed")
+    assert world.wallet.calls["look"] >= 10
+    assert len(set(world.wallet.handed_out)) == 1
 
 
 async def test_a_closed_wallet_is_opened_for_the_broadcast(world: Any) -> None:

@@ -109,6 +109,18 @@ async def test_answer_that_says_not_valid(world: Any) -> None:
     assert story.state == "expired"
 
 
+@pytest.mark.parametrize("empty", ["tier", "concurrency", "requests_per_minute"])
+async def test_valid_key_that_is_good_for_nothing_is_rejected(world: Any, empty: str) -> None:
+    fields = {"tier": 1, "concurrency": 1, "requests_per_minute": 1} | {empty: 0}
+    world.platform._judge = lambda credentials, offset_ms: KeyInfo(
+        valid=True, public_key=credentials.public_key, **fields
+    )
+    story = await world.run(Authentication, _proof())
+    assert (story.state, story.status) == ("rejected", "failed")
+    assert "expected 1 of each at least" in story.context.reason
+    assert story.output is None
+
+
 async def test_answer_that_makes_no_sense_is_rejected(world: Any) -> None:
     world.platform.fail("validate_key", Rejected("platform: field tier: missing"))
     story = await world.run(Authentication, _proof())
