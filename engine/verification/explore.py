@@ -46,7 +46,7 @@ from engine.verification.coverage import (
     Transition,
 )
 from engine.verification.environment import Environment, environment_of
-from engine.verification.lint import lint
+from engine.verification.lint import unhandled
 from engine.verification.options import Options, Setting
 from engine.verification.oracles import Breach
 from engine.verification.outside import FAULTS, Choice
@@ -220,14 +220,12 @@ class Rig:
 
     def _left_out(self, known: Sequence[type[Machine[Any]]]) -> frozenset[str]:
         """States whose author says that their effect never gives what they do not handle."""
-        found = lint([self.table], known=known, prove=False).ignored
-        states = {one.finding.state: one.reason for one in found if one.finding.code == "V011"}
-        for state, reason in states.items():
-            if state is not None:
-                self.report.notes.append(
-                    f"outcomes that {state} does not handle were left out (V011: {reason})"
-                )
-        return frozenset(state for state in states if state is not None)
+        found = unhandled(self.table, known)
+        for state, reason in found.items():
+            self.report.notes.append(
+                f"outcomes that {state} does not handle were left out (V011: {reason})"
+            )
+        return frozenset(found)
 
     def first_contexts(self, given: Sequence[Context]) -> list[Context]:
         """Those that were given, or the environment's, or the smallest."""

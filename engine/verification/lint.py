@@ -126,6 +126,14 @@ def lint(
     )
 
 
+def unhandled(table: Table, known: Iterable[type[Machine[Any]] | Table]) -> dict[str, str]:
+    """States that do not handle all that their effect may give, and why their author says so."""
+    subject = Subject(table, {t.name: t for t in (*map(_table, known), table)}, prove=False)
+    found = list(_made(check_outcomes, subject))
+    _, ignored = divide(found, ignores_in(subject.file))
+    return {one.state: reason for one, reason in ignored if one.code == "V011" and one.state}
+
+
 def _made(check: Check, subject: Subject) -> Iterator[Finding]:
     """A check's findings; one that the machine's code breaks off is a finding itself."""
     watch = Watch(limit_seconds=STEP_SECONDS)

@@ -35,6 +35,9 @@ from engine.verification.static.outcomes import is_external
 from engine.verification.static.subject import Subject
 
 MOMENTS_MAX = 4
+UNREAD_MAX = 2
+"""A stand-in does not move on while its parent has so many events to read: it could go in circles,
+and the parent's inbox would grow without end."""
 PAYLOADS_MAX = 40
 REMEMBERED_MAX = 50_000
 
@@ -123,7 +126,8 @@ class Options:
         bench = self.bench
         if row.due_ms is not None or row.status in ("paused", "quarantined") or row.closing:
             return  # it has something to do by itself first
-        if any(one[0] == row.run_id for one in bench.rows().inbox):
+        waiting = [one[0] for one in bench.rows().inbox]
+        if row.run_id in waiting or waiting.count(row.parent_id or "") >= UNREAD_MAX:
             return
         table = bench.app.tables[row.machine]
         for event in table.events:

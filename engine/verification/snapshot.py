@@ -17,7 +17,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.errors import UsageError
 
@@ -49,8 +49,7 @@ _EFFECTS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A run as the store has it, with its pending effect."""
 
     number: int
@@ -84,8 +83,7 @@ class Row:
         return self.status not in ("completed", "failed", "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
-class EffectRow:
+class EffectRow(NamedTuple):
     """A decided effect and what became of it."""
 
     run_id: str
@@ -142,9 +140,9 @@ class Snapshots:
         """What is stored now."""
         execute = self._driver.execute
         return Rows(
-            [Row(*row) for row in execute(_RUNS)],
+            [Row._make(row) for row in execute(_RUNS)],
             execute(_INBOX).fetchall(),
-            [EffectRow(*row) for row in execute(_EFFECTS)],
+            [EffectRow._make(row) for row in execute(_EFFECTS)],
         )
 
     def journal(self, run_id: str) -> tuple[Any, ...]:
