@@ -1,0 +1,1 @@
+"""How mutants of a machine are made; `engine.verification.mutants` is the front door."""
