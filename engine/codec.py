@@ -86,8 +86,9 @@ class Codec:
         """
         if isinstance(given, table.context):
             return given
-        if issubclass(table.context, type(given)):  # a stand-in's context adds to the child's
-            given = {name: getattr(given, name) for name in type(given).__struct_fields__}
+        if isinstance(given, Context) and issubclass(table.context, type(given)):
+            # A stand-in's context adds to the child's.
+            given = {name: getattr(given, name) for name in given.__struct_fields__}
         if not isinstance(given, Mapping):
             raise BadPayload(
                 f"context of machine {table.name}: expected {table.context.__name__}, "

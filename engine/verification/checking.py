@@ -116,7 +116,9 @@ class Checking:
             if effect.run_id == bench.root and effect.key in bench.outside.done:
                 event, text = bench.outside.done[effect.key]
                 kind = table.payloads.get(event)
-                payload = kind and bench.codec.decode(kind, text.encode(), "payload")
+                payload = (
+                    None if kind is None else bench.codec.decode(kind, text.encode(), "payload")
+                )
                 yield Done(effect.name, effect.key, payload)
 
     def is_settled(self) -> bool:

@@ -457,8 +457,7 @@ class _Explorer:
             decode = self.bench.codec.decode
             payload = None if kind is None else decode(kind, choice[2].encode(), "payload")
             result = decide(self.table, job.run, event, payload, now_ms, from_effect=True)
-            entry = result.entry if isinstance(result, Decision) else None
-            self.made[key] = entry and (entry.source, entry.event, entry.target)
+            self.made[key] = transition_of(result) if isinstance(result, Decision) else None
         return self.made[key]
 
     def _came_twice(self, event: str) -> None:
@@ -574,3 +573,9 @@ class _Explorer:
             report = self.explore(LIVENESS_SECONDS, first_failure=True, until=None)
             breaches += [Breach(one.rule, one.problem) for one in report.failures]
         return Repeated(tuple(breaches), states)
+
+
+def transition_of(decision: Decision) -> Transition:
+    """What a decision counts as."""
+    entry = decision.entry
+    return entry.source, entry.event, entry.target

@@ -54,7 +54,7 @@ class _StandIn:
 
     def build(self) -> type[Machine[Any]]:
         optional: Any = self.output | None
-        context = msgspec.defstruct(
+        context: Any = msgspec.defstruct(
             self.table.context.__name__,
             [(OUTPUT, optional, None)],
             bases=(self.table.context,),
