@@ -37,7 +37,6 @@ from engine.errors import LostOwnership, Refused
 from engine.events import Event
 from engine.ports import Claimed, InboxEvent, Store, WorkerIdentity
 from engine.retry import Retry
-from engine.secrets import SecretsCodec
 from engine.table import Table
 from engine.testing.clock import ManualClock
 from engine.testing.faults import Crash
@@ -45,6 +44,7 @@ from engine.verification.marks import Marks
 from engine.verification.oracles import Breach, check_ended, ended, standing
 from engine.verification.outside import Asked, Choice, Outside, Paused
 from engine.verification.snapshot import Fingerprint, Row, Rows, Snapshots
+from engine.verification.telling import RememberingSecrets, ToldStore
 from engine.worker import LEASE_MS
 from engine.world import World
 
@@ -108,64 +108,6 @@ class Moved:
     """The transitions of the run's own machine that were made, in order."""
 
 
-class _Watched:
-    """A store that tells the bench of everything that is written."""
-
-    def __init__(self, inner: Store, bench: Bench) -> None:
-        self._inner = inner
-        self.runs = _WatchedRuns(inner.runs, bench)
-        self.inbox = _WatchedNoun(inner.inbox, bench, ("deliver",))
-        self.workers = _WatchedNoun(inner.workers, bench, ("beat", "reap", "retire"))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-
-class _WatchedNoun:
-    def __init__(self, inner: Any, bench: Bench, writing: Sequence[str]) -> None:
-        self._inner = inner
-        for name in writing:
-            setattr(self, name, bench.watching(getattr(inner, name)))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-
-class _WatchedRuns(_WatchedNoun):
-    def __init__(self, inner: Any, bench: Bench) -> None:
-        super().__init__(inner, bench, ("start",))
-        self._bench = bench
-
-    def claim(self, *given: Any, **named: Any) -> Any:
-        found = self._inner.claim(*given, **named)
-        self._bench.claimed()
-        return found
-
-    def commit(self, writes: Any) -> Any:
-        written = self._inner.commit(writes)
-        self._bench.committed()
-        return written
-
-
-class _RememberingSecrets(SecretsCodec):
-    """Seals and opens each text once; the few texts of an exploration come again and again."""
-
-    def __init__(self, key: bytes) -> None:
-        super().__init__(key)
-        self._sealed: dict[str, str] = {}
-        self._opened: dict[str, str] = {}
-
-    def seal(self, text: str) -> str:
-        if text not in self._sealed:
-            self._sealed[text] = super().seal(text)
-        return self._sealed[text]
-
-    def open(self, sealed: str) -> str:
-        if sealed not in self._opened:
-            self._opened[sealed] = super().open(sealed)
-        return self._opened[sealed]
-
-
 class Bench:
     """One engine, one store, one clock.
 
@@ -195,7 +137,7 @@ class Bench:
         self.app = App(
             machines,
             store,
-            secrets=_RememberingSecrets(bytes(32)),
+            secrets=RememberingSecrets(bytes(32)),
             world=self._world(),
             work=False,
             moved=self._moved,
@@ -229,7 +171,7 @@ class Bench:
         self.empty = self.spot()
 
     def _world(self) -> World:
-        watched: Any = lambda store: _Watched(store, self)  # noqa: E731
+        watched: Any = lambda store: ToldStore(store, self)  # noqa: E731
         return World(
             clock=self.clock,
             calls=self._outside(),
