@@ -226,9 +226,14 @@ _RELATIONS: tuple[tuple[str, str], ...] = (
 )
 
 
+_ALL = " UNION ALL ".join(
+    f"SELECT '{rule}' AS rule, run_id, problem FROM ({query})"  # noqa: S608 - constants of ours
+    for rule, query in _RELATIONS
+)
+
+
 def relations(database: Database) -> Iterator[Finding]:
     """See `engine.ports.Inspector.relations`."""
     with database.reading() as sql:
-        for rule, query in _RELATIONS:
-            for row in sql.all(query):
-                yield Finding(rule=rule, run_id=row["run_id"], problem=str(row["problem"]))
+        for row in sql.all(_ALL):
+            yield Finding(rule=row["rule"], run_id=row["run_id"], problem=str(row["problem"]))

@@ -19,6 +19,7 @@ from engine.verification.oracles import (
     check_effects,
     check_journal,
     check_quarantine,
+    check_relations,
     check_storage,
     entries_of,
 )
@@ -56,6 +57,8 @@ class Checking:
         bench = self.bench
         yield from check_storage(bench.store)
         stored = bench.rows()
+        if len(stored.runs) > 1:
+            yield from check_relations(bench.store)
         for row in stored.runs:
             table = bench.app.tables[row.machine]
             entries, breaches = self._journal(row, table)

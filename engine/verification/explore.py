@@ -434,6 +434,8 @@ class _Explorer:
         bench.move(step[1], crash_at=0)
         bench.go(bench.spot(dead=True))
         self.report.deaths += 1
+        if step[1] not in [row.number for row in bench.due()]:
+            return  # nobody can take it any more; that it is stuck is found from where it died
         again = bench.move(step[1])
         if again.took[:1] == moved.took[:1]:
             self.coverage.failed(moved.took[0], DIED_BEFORE)
@@ -476,6 +478,8 @@ class _Explorer:
         root = self.bench.rows().runs[0]
         if root.status in ("paused", "quarantined") or root.closing or root.owner:
             return
+        if any(run_id == root.run_id for run_id, _, _ in self.bench.rows().inbox):
+            return  # that would be applied first, and the event come to another state
         for event in self.table.events:
             cell = (root.state, event)
             if cell in self.probed or cell in self.table.edges:

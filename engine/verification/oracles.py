@@ -82,6 +82,12 @@ def check_storage(store: Store) -> Iterator[Breach]:
         yield Breach(f"storage: {finding.rule}", finding.problem)
 
 
+def check_relations(store: Store) -> Iterator[Breach]:
+    """What runs owe one another: children without a parent, parents that were not told."""
+    for finding in store.inspector.relations():
+        yield Breach(finding.rule, finding.problem)
+
+
 def check_journal(row: Standing, table: Table, entries: Sequence[Entry]) -> Iterator[Breach]:
     """The entries lead to where the run is, and the code would write them again."""
     yield from check_fold(row, entries)
