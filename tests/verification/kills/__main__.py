@@ -42,7 +42,7 @@ from tests.verification.kills.tally import Make, Sequence, Share, Tally
 
 KILLS, MEMORY = "SIGKILLs", "crashes in memory"
 MEMORY_DEATHS = 20_000
-CONTROLS = ("intent after effect", "attempt not recorded", "no transactions")
+CONTROLS = ("intent after effect", "effect inside the transaction", "no transactions")
 CONTROL_SEQUENCES = 60
 SHOWN = 5
 

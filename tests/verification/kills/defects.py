@@ -21,7 +21,7 @@ from tests.verification.bugs.corpus import BUGS
 
 _FROM_CORPUS = (
     "no dedupe",
-    "attempt not recorded",
+    "effect inside the transaction",
     "performed again, no reconcile",
     "completion lost",
     "child not in the transaction",

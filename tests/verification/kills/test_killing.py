@@ -73,7 +73,7 @@ def test_a_sequence_repeats(killer, boundaries):
     ("defect", "name", "problem"),
     [
         ("intent after effect", "charge done, not answered", "0 attempts are recorded"),
-        ("attempt not recorded", "dispatch done, not answered", "attempts are recorded"),
+        ("effect inside the transaction", "dispatch done, not answered", "attempts are recorded"),
         ("no transactions", "before INSERT INTO turtles_transition", "finding: "),
         ("dead workers keep their runs", "after runs.claim", "still holds its lease"),
     ],

@@ -40,7 +40,7 @@ def test_a_sequence_repeats(memory, count):
     ("defect", "problem"),
     [
         ("intent after effect", "0 attempts are recorded"),
-        ("attempt not recorded", "attempts are recorded"),
+        ("effect inside the transaction", "attempts are recorded"),
         ("no dedupe", "accepted again under its key"),
         ("compensation skipped", "undid []"),
         ("child not in the transaction", "stranded"),
