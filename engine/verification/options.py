@@ -164,8 +164,8 @@ class Options:
             return [("told",), *again, ("unknown",)]
         events = self._outcomes(asked)
         found: list[Choice] = [("ok", *one) for one in events]
-        if may_return(asked.effect)[1]:
-            found.append(("again",))
+        if may_return(asked.effect)[1] and asked.call.key not in self.bench.outside.done:
+            found.append(("again",))  # what was done once is not "nothing yet" afterwards
         found += [("transient",), ("permanent",), ("unsent",)]
         found += [("lost", *one) for one in events]
         found += [("died", *one) for one in events]

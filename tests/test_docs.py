@@ -1,0 +1,37 @@
+"""The tests on docs/testing.md run, as they stand there, and pass."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGE = ROOT / "docs" / "testing.md"
+
+
+def test_blocks_of_the_page_pass(tmp_path: Path) -> None:
+    blocks = BLOCK.findall(PAGE.read_text())
+    shop, *tests = blocks
+    (tmp_path / "shop.py").write_text(shop)
+    (tmp_path / "test_page.py").write_text("\n".join(["from shop import *", *tests]))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "engine.testing.plugin", "-W", "error",
+         "-p", "no:cacheprovider", "-o", "asyncio_mode=auto",
+         "-o", "asyncio_default_fixture_loop_scope=function"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    declared = sum(block.count("def test_") for block in tests)
+    parameters = 24 - 1  # test_a_death_anywhere
+    assert re.search(rf"\b{declared + parameters} passed\b", done.stdout), done.stdout
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", PAGE.read_text())
+    assert links
+    assert [link for link in links if not (PAGE.parent / link).exists()] == []
