@@ -42,6 +42,7 @@ def build_cli(
     about: str = "Durable runs of state machines.",
     schema: Callable[[], Schema] | None = None,
     checks: Iterable[Check] = (),
+    environments: tuple[str, ...] = (),
 ) -> typer.Typer:
     """The generic commands over a program's machines.
 
@@ -54,6 +55,8 @@ def build_cli(
             (`lambda: persistence.schema`); without it there is no group `db`.
         checks: what `doctor` shall check besides the store, each a function of the data directory
             that gives `engine.ports.Finding`s.
+        environments: modules, or packages of modules, that `verify` imports so that the
+            environments of the machines register (`engine.verification.environment`).
 
     Returns:
         A `typer.Typer` to call, or to add commands to (wrap them with `engine.cli.front.answering`
@@ -73,7 +76,7 @@ def build_cli(
     add_sending(cli, app_factory)
     add_graph(cli, app_factory)
     add_lint(cli, app_factory)
-    add_verify(cli, app_factory)
+    add_verify(cli, app_factory, environments)
     add_doctor(cli, app_factory, tuple(checks))
     if schema is not None:
         add_schema(cli, schema)

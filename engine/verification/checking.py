@@ -129,10 +129,13 @@ class Checking:
         now_ms = self.bench.clock.now_ms()
         rows = self.bench.rows().runs
         live = {row.run_id for row in rows if row.live}
+        held = {row.run_id for row in rows if row.status in ("paused", "quarantined")}
         for row in rows:
-            if not row.live or row.status in ("paused", "quarantined"):
+            if not row.live or row.run_id in held:
                 continue
             if row.machine in self._stand_ins:
+                if row.parent_id in held:
+                    continue  # nobody reads what it has to tell
                 return False  # it will move on, by its own choice
             place = self.bench.app.tables[row.machine].places[row.state]
             due = row.due_ms is not None and row.due_ms <= now_ms

@@ -180,12 +180,18 @@ class Clients:
     def _ways(
         self, table: Table, state: str, context: bytes, *, end: bool
     ) -> list[tuple[str, str]]:
-        row: Any = SimpleNamespace(state=state, context=context)
         events = [event for event in table.events if (state, event) in table.edges]
         finals = [event for event in events if table.places[target_of(event)].final]
-        ways = []
-        for event in finals if finals and end else events:
+        ended = self._choices(table, state, context, finals) if end else []
+        return ended or self._choices(table, state, context, events)
+
+    def _choices(
+        self, table: Table, state: str, context: bytes, events: list[str]
+    ) -> list[tuple[str, str]]:
+        row: Any = SimpleNamespace(state=state, context=context)
+        choices = []
+        for event in events:
             known = event in table.payloads
             texts = self._payloads.ends(table, row, event) if known else [""]
-            ways += [(event, text) for text in texts]
-        return ways
+            choices += [(event, text) for text in texts]
+        return choices
