@@ -111,8 +111,8 @@ ROWS: list[dict[str, Any]] = [
         "given": {**INSIDE, "missing": ORCHESTRATORS, "probes": 2, "require_sandbox": True}},
     {"state": "sandboxed", "event": Understood(memory_limit_bytes=None, cpu_limit_millicores=None,
      pids_limit=None, writable=(), commands=("un", "turtles")),
-     "given": {**INSIDE, "observed": "x"}, "to": "searching_tools", "gives": {"observed": None, "tools": ("un", "turtles"),
-     "missing": ("platform_api",)}},
+     "given": {**INSIDE, "observed": "x"}, "to": "searching_tools",
+     "gives": {"observed": None, "tools": ("un", "turtles"), "missing": ("platform_api",)}},
     _probed(True, "capable", probes=2) | {"gives": {"probes": 3, **FOUND}},
     {"state": "searching_tools", "event": "outdated", "given": INSIDE, "to": "inspecting"},
 ]  # fmt: skip
