@@ -123,10 +123,15 @@ def explore(
 
 
 class Repeated(msgspec.Struct, frozen=True):
-    """One way gone again: what is wrong on it, and where the runs were after each action."""
+    """One way gone again: what is wrong on it, and where the runs were after each action.
+
+    Args:
+        whole: whether it could be gone to its end.
+    """
 
     breaches: tuple[Breach, ...]
     states: tuple[str, ...]
+    whole: bool = True
 
 
 def repeat(
@@ -137,20 +142,22 @@ def repeat(
     known: Iterable[type[Machine[Any]]] = (),
     environment: Environment | None = None,
     liveness: bool = False,
+    as_far: bool = False,
 ) -> Repeated:
     """Go one way again, and say what is wrong on it.
 
     Args:
         liveness: also whether an end can still be reached from where it leads.
+        as_far: a step that is not possible any more ends the way, as a mended machine may.
 
     Raises:
-        UsageError: a step is not possible (any more).
+        UsageError: a step is not possible (any more), unless `as_far`.
     """
     scope = Scope(messages=0, cancels=False, faults=False) if liveness else None
     rig = Rig(machine, store, known=known, scope=scope, environment=environment)
     try:
         with silence():
-            return _Explorer(rig, None).repeat(steps, liveness=liveness)
+            return _Explorer(rig, None).repeat(steps, liveness=liveness, as_far=as_far)
     finally:
         rig.bench.close()
 
@@ -557,26 +564,28 @@ class _Explorer:
         if found != node.found:
             self.report.mismatches.append(self.way(node))
 
-    def repeat(self, steps: Sequence[Step], *, liveness: bool) -> Repeated:
+    def repeat(self, steps: Sequence[Step], *, liveness: bool, as_far: bool = False) -> Repeated:
         """What is wrong along a way, and beyond it."""
-        walk = self.rig.walk
+        walk, whole = self.rig.walk, True
         try:
             walk.go(steps)
         except (LookupError, ValueError, TurtlesError) as error:
-            raise UsageError(
-                f"token: a step is not possible any more ({type(error).__name__}: {error}); "
-                "the machine has changed since"
-            ) from error
+            if not as_far or not walk.states:
+                raise UsageError(
+                    f"token: a step is not possible any more ({type(error).__name__}: {error}); "
+                    "the machine has changed since"
+                ) from error
+            whole = False
         breaches = list(walk.breaches)
         if self.bench.hand is None:
             breaches += self.rig.checking.breaches()
         states = tuple(walk.states)
-        if liveness and not breaches:
+        if liveness and whole and not breaches:
             self._add(None, tuple(steps), self.bench.fingerprint())
             self.given = True
             report = self.explore(LIVENESS_SECONDS, first_failure=True, until=None)
             breaches += [Breach(one.rule, one.problem) for one in report.failures]
-        return Repeated(tuple(breaches), states)
+        return Repeated(tuple(breaches), states, whole)
 
 
 def transition_of(decision: Decision) -> Transition:

@@ -297,8 +297,9 @@ from engine.verification.report import read_token
 from persistence.store import open_store"""
 _WAY_BODY = """\
     token = read_token(TOKEN)
+    liveness = token.kind == "liveness"
     found = repeat(
-        {machine}, open_store("sqlite://"), token.steps, liveness=token.kind == "liveness"{known}
+        {machine}, open_store("sqlite://"), token.steps, liveness=liveness, as_far=True{known}
     )
     assert found.breaches == (), found
 """

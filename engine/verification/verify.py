@@ -171,11 +171,16 @@ class Verification:
         if self.require_exhaustive and "scope" in self.phases and not self.exhausted:
             yield 6
         coverage = self.coverage
-        if coverage is not None and not coverage.complete:
+        tried = coverage is not None or self.doubled is not None or not EXPLORING & set(self.phases)
+        if not tried or (coverage is not None and not coverage.complete):
             yield 2
         if self.mutants is not None and self.mutants.judged:
             enough = 100 * self.mutants.killed >= KILLED_PERCENT * self.mutants.judged
             yield 0 if enough else 2
+
+
+EXPLORING = {"scope", "random", "schedules"}
+"""Phases of which at least one has to be made if one was asked for."""
 
 
 def worst(codes: Iterable[int]) -> int:

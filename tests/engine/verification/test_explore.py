@@ -164,6 +164,13 @@ def test_step_that_is_not_possible_any_more_is_named() -> None:
         repeat(Maker, store(), [start, ("move", 7)])
 
 
+def test_way_that_a_repair_has_closed_is_gone_as_far_as_it_can_be() -> None:
+    start = ("start", "Maker", '{"number":0}')
+    found = repeat(Maker, store(), [start, ("move", 7)], as_far=True)
+    assert not found.whole and found.breaches == () and len(found.states) == 1
+    assert repeat(Maker, store(), [start], as_far=True).whole
+
+
 def test_failure_as_diagram_and_test() -> None:
     report = explore(Broken, store(), budget_seconds=10)
     failure = report.failures[0]

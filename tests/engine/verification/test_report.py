@@ -382,4 +382,4 @@ def test_liveness_failures_are_gone_beyond_their_end() -> None:
     failure = Failure(kind="liveness", rule="stuck", problem="p", found_after_ms=0,
                       steps=(("start", "Wrong", '{"number":0}'),))  # fmt: skip
     text = pytest_file(compile_table(Wrong), failure)
-    assert 'liveness=token.kind == "liveness"' in text
+    assert 'liveness = token.kind == "liveness"' in text
