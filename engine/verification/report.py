@@ -151,7 +151,7 @@ def summary(all_told: Sequence[Told]) -> Iterator[str]:
         if coverage is not None:
             parts = (coverage.transitions, coverage.cells, coverage.faults, coverage.marks)
             covered = "   ".join(f"{a:,}/{b:,}" for a, b in parts)
-        end = "EXHAUSTED" if one.exhausted else "budget over"
+        end = "EXHAUSTED" if one.exhausted else "budget over" if coverage else ""
         yield (f"{one.machine:<{width}}  {end:<11}  {covered}   {one.took_seconds:6.1f} s  "
                f"{len(one.failures)} failures  exit {one.exit} ({EXITS[one.exit]})")  # fmt: skip
     yield ("power loss: a matter of the store and not of a machine; docs/verification.md says "
