@@ -7,10 +7,11 @@ worth telling says so with the `figure` fixture; the line stands in the summary,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # The machine's speed is no property of the code: no deadline, and slow draws are no failure.
@@ -24,6 +25,14 @@ settings.register_profile("nightly", max_examples=5_000, stateful_step_count=60,
 settings.load_profile(os.environ.get("TURTLES_HYPOTHESIS_PROFILE", "dev"))
 
 FIGURE = "figure"
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """No test is heard less because an app before it had set how much is said."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

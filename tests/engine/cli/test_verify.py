@@ -176,7 +176,7 @@ def test_machines_are_verified_in_processes_of_their_own(place: Path) -> None:
 
 
 def test_json_has_figures_and_what_to_keep(demo: Any, place: Path) -> None:
-    answer = demo("verify", f"{place}/till.py:Till", "--json", "--seed", "7", "--budget", "4")
+    answer = demo("verify", f"{place}/till.py:Till", "--json", "--seed", "7", "--budget", "30")
     told = answer.json
     assert (told["exit"], told["seed"], told["mismatches"]) == (3, 7, 0) and answer.code == 3
     assert answer.err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 pytest_plugins = ["pytester"]
 ASYNC = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function")
 ROOT = Path(__file__).parents[3]
+INSTALLED = any(one.name == "turtles" for one in entry_points(group="pytest11"))
+LOADED = () if INSTALLED else ("-p", "engine.testing.plugin")
+"""pytest loads it by its entry point where turtles is installed, as in CI."""
 
 MACHINES = """
 from engine import Call, Context, Event, Machine, NotDone, State, effect, invariant
@@ -70,7 +74,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(text: str, *options: str) -> pytest.RunResult:
         pytester.makepyfile(test_shop=f"import pytest\nfrom shop import *\n{text}")
         return pytester.runpytest_subprocess(
-            "-p", "engine.testing.plugin", "-p", "no:cacheprovider", "--strict-markers",
+            *LOADED, "-p", "no:cacheprovider", "--strict-markers",
             "-W", "error", *ASYNC, *options,
         )  # fmt: skip
 
@@ -263,7 +267,7 @@ def test_it_costs_nothing_where_nobody_uses_it(
             assert not {"sqlalchemy", "msgspec", "structlog"} & set(sys.modules)
     """)
     result = pytester.runpytest_subprocess(
-        "-p", "engine.testing.plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
+        *LOADED, "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
         "-W", "error", *ASYNC,
     )  # fmt: skip
     result.assert_outcomes(passed=1)
