@@ -28,6 +28,7 @@ from engine.verification.static.guards import check_guards
 from engine.verification.static.loops import check_loops
 from engine.verification.static.outcomes import check_effects, check_external, check_outcomes
 from engine.verification.static.purity import check_purity
+from engine.verification.static.raising import check_invariants
 from engine.verification.static.shape import (
     check_contracts,
     check_graph,
@@ -48,6 +49,7 @@ CHECKS: tuple[Check, ...] = (
     check_waiting,
     check_effects,
     check_outcomes,
+    check_invariants,
     check_recursion,
     check_purity,
     check_coding,
