@@ -26,6 +26,12 @@ from starlette.routing import Route
 
 from engine.errors import StoreBusy
 from machines.platform import auth, keys, limits, orders
+from machines.platform.cluster import (
+    Cluster,
+    cluster_document,
+    pools_document,
+    stats_document,
+)
 from machines.platform.context import PlatformContext
 from machines.platform.documents import execution_document, session_document
 from machines.platform.execution import Executions
@@ -88,6 +94,7 @@ class Api:
         self.backend = backend
         self.sessions = Sessions(context, backend)
         self.executions = Executions(context, backend, self.sessions)
+        self._cluster = Cluster(context, self.sessions)
         self._probing = Probing(backend)
         self._per_tier = requests_per_minute_per_tier
         self._problem: str | None = None
@@ -100,6 +107,7 @@ class Api:
         self._require_isolation_quietly()
         self.sessions.start()
         self.executions.start()
+        self._cluster.start()
         if self._per_tier != REQUESTS_PER_MINUTE_PER_TIER:
             log.warning("rate_limit_changed", requests_per_minute_per_tier=self._per_tier)
 
@@ -115,6 +123,9 @@ class Api:
             self._route("POST", "/keys/validate", self._validate, any_standing=True),
             self._route("GET", "/api/keys/validate", self._validate, any_standing=True),
             self._route("GET", "/keys/self", self._self),
+            self._route("GET", "/cluster", self._show_cluster),
+            self._route("GET", "/stats", self._show_stats),
+            self._route("GET", "/pools", self._show_pools),
             self._route("GET", "/languages", self._languages),
             self._route("GET", "/shells", self._shells),
             self._route("POST", "/execute", self._execute, long=True),
@@ -258,6 +269,15 @@ class Api:
                 "expired_ago": _human(now_ms - key.expires_ms),
             }
         return document
+
+    def _show_cluster(self, _call: Call) -> Response:
+        return reply(cluster_document(self._cluster.read(self._problem is None)))
+
+    def _show_stats(self, _call: Call) -> Response:
+        return reply(stats_document(self._cluster.read(self._problem is None)))
+
+    def _show_pools(self, _call: Call) -> Response:
+        return reply(pools_document(self._cluster.read(self._problem is None)))
 
     def _languages(self, _call: Call) -> Response:
         self._require_isolation()

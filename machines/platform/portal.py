@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from msgspec import Raw
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,14 +21,14 @@ from machines.platform.context import CURRENCIES, PlatformContext
 from machines.platform.invoices import Invoice, Order
 from machines.platform.ledger.addresses import is_address
 from machines.platform.ledger.coins import format_coins
+from machines.platform.markup import write_page, write_xml, write_yaml
 from machines.platform.misbehaviour import fault_routes
-from machines.platform.pricing import TIERS, quotes
+from machines.platform.pricing import TIERS, dollars, price_list
 from machines.platform.replies import Problem, bad_field, iso, parse_object, reply
 from machines.platform.wallets.bitcoind import bitcoind_routes
 from machines.platform.wallets.monero import monero_routes
 from persistence.database import Session
 
-_POLL_SECONDS = 14
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
 
 
@@ -46,6 +45,9 @@ def portal_routes(context: PlatformContext) -> list[Route]:
     portal = Portal(context)
     return [
         Route("/pricing-for-agents.json", portal.pricing, methods=["GET"]),
+        Route("/pricing-for-agents.xml", portal.pricing_xml, methods=["GET"]),
+        Route("/pricing-for-agents.yaml", portal.pricing_yaml, methods=["GET"]),
+        Route("/pricing-for-agents", portal.pricing_page, methods=["GET"]),
         Route("/api/invoices", portal.create_invoice, methods=["POST"]),
         Route("/payment/{invoice_id}/status", portal.status, methods=["GET"]),
         Route("/payment/{invoice_id}/regenerate", portal.regenerate, methods=["POST"]),
@@ -60,7 +62,22 @@ class Portal:
 
     async def pricing(self, _request: Request) -> Response:
         """The price table and how to buy."""
-        return reply(_price_list(self._context.config.discount_percent))
+        return reply(price_list(self._context.config.discount_percent))
+
+    async def pricing_xml(self, _request: Request) -> Response:
+        """The same as XML."""
+        document = price_list(self._context.config.discount_percent)
+        return Response(write_xml("pricing", document), media_type="application/xml")
+
+    async def pricing_yaml(self, _request: Request) -> Response:
+        """The same as YAML (the media type of RFC 9512)."""
+        document = price_list(self._context.config.discount_percent)
+        return Response(write_yaml(document), media_type="application/yaml")
+
+    async def pricing_page(self, _request: Request) -> Response:
+        """The same as a page for people."""
+        document = price_list(self._context.config.discount_percent)
+        return Response(write_page("Pricing for agents", document), media_type="text/html")
 
     async def create_invoice(self, request: Request) -> Response:
         """Open an invoice: 201, or 200 with the same one when the key was used before."""
@@ -152,7 +169,7 @@ class Portal:
             "payment_address": invoice.address,
             "amount": invoice.amount,
             "amount_atomic": invoice.amount_atomic,
-            "amount_usd": _dollars(invoice.price_cents),
+            "amount_usd": dollars(invoice.price_cents),
             "price_cents": invoice.price_cents,
             "tier_level": invoice.tier,
             "months": invoice.months,
@@ -214,45 +231,6 @@ def _refund_fields(sql: Session, invoice: Invoice) -> dict[str, Any]:
         for refund in invoices.refunds(sql, invoice)
     ]
     return {"refund": made[-1], "refunds": made} if made else {}
-
-
-def _price_list(discount_percent: Mapping[int, int]) -> dict[str, Any]:
-    example = {"tier_level": 1, "months": 1, "payment_method": "LTC"}
-    parameters = ["tier_level", "months", "payment_method", "email", "refund_address"]
-    return {
-        "api": {
-            "create_invoice": {
-                "method": "POST",
-                "url": "/api/invoices",
-                "content_type": "application/json",
-                "params": parameters,
-                "example": example,
-            },
-            "check_status": {
-                "method": "GET",
-                "url": "/payment/{invoice_id}/status",
-                "poll_interval_seconds": _POLL_SECONDS,
-            },
-        },
-        "payment_methods": list(CURRENCIES),
-        "quotes": [
-            {
-                "tier": quote.tier,
-                "duration": quote.months,
-                "months": quote.months,
-                "total_price": _dollars(quote.price_cents),
-                "price_cents": quote.price_cents,
-                "rpm": quote.requests_per_minute,
-                "concurrency": quote.concurrency,
-            }
-            for quote in quotes(discount_percent)
-        ],
-    }
-
-
-def _dollars(cents: int) -> Raw:
-    """A JSON number with two places, without a float in between."""
-    return Raw(f"{cents // 100}.{cents % 100:02d}".encode())
 
 
 def _is_integer(value: object) -> bool:

@@ -17,6 +17,8 @@ from starlette.responses import Response
 from engine.errors import TurtlesError
 
 MAXIMUM_DEPTH = 32
+# An exact decimal is a number on the wire, with the places it has.
+_JSON = msgspec.json.Encoder(decimal_format="number")
 
 
 class Problem(TurtlesError):
@@ -55,7 +57,7 @@ class Problem(TurtlesError):
 def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A compact JSON response."""
     return Response(
-        msgspec.json.encode(body),
+        _JSON.encode(body),
         status_code=status,
         headers=dict(headers or {}),
         media_type="application/json",

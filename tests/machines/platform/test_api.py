@@ -18,6 +18,19 @@ async def test_health_needs_no_key(api: Any) -> None:
     assert answer.json() == {"status": "ok", "sandbox": "available"}
 
 
+async def test_health_answers_head_and_refuses_post(api: Any) -> None:
+    head = await api.http.head("/health")
+    assert (head.status_code, head.content) == (200, b"")
+    refused = await api.http.post("/health")
+    assert (refused.status_code, refused.json()["error"]) == (405, "method_not_allowed")
+
+
+async def test_an_unknown_form_of_the_prices_is_404(api: Any) -> None:
+    for path in ("/pricing-for-agents.csv", "/pricing-for-agents.", "/pricing-for-agents.json.xml"):
+        answer = await api.http.get(path)
+        assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+
+
 async def test_every_answer_carries_the_platforms_date(api: Any) -> None:
     api.now_ms += 86_400_000
     expected = datetime.fromtimestamp(api.now_ms // 1000, UTC)
@@ -85,6 +98,43 @@ async def test_languages_and_shells_are_what_the_sandbox_has(api: Any) -> None:
     assert languages["count"] == 2
     shells = (await api.call(pair, "GET", "/shells")).json()
     assert shells["shells"] == ["bash", "python3", "sh"]
+
+
+@pytest.mark.parametrize("path", ["/cluster", "/stats", "/pools"])
+async def test_what_the_platform_does_is_told_to_a_signed_get_only(api: Any, path: str) -> None:
+    owner, reader = api.key(), api.key()
+    session_id = (await api.call(owner, "POST", "/sessions")).json()["id"]
+    answer = await api.call(reader, "GET", path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert ": " not in answer.text
+    for hidden in (*owner, *reader, session_id, api.context.config.rpc_password):
+        assert hidden not in answer.text
+    refused = await api.http.get(path)
+    assert (refused.status_code, refused.json()["error"]) == (401, "invalid_key")
+    forged = await api.call((reader[0], "unsb-sk-wrong"), "GET", path)
+    assert (forged.status_code, forged.json()["error"]) == (401, "invalid_signature")
+    for method in ("POST", "HEAD"):
+        wrong = await api.call(reader, method, path)
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET")
+
+
+async def test_cluster_stats_and_pools_count_what_lives(api: Any) -> None:
+    pair = api.key(tier=8)
+    session_ids = [(await api.call(pair, "POST", "/sessions")).json()["id"] for _ in range(2)]
+    await api.call(pair, "DELETE", f"/sessions/{session_ids[0]}")
+    api.now_ms += 61_000
+    cluster = (await api.call(pair, "GET", "/cluster")).json()
+    assert (cluster["allocated"], cluster["total_containers"], cluster["spawning"]) == (1, 1, 0)
+    assert cluster["network_breakdown"]["zerotrust"]["allocated"] == 1
+    assert cluster["uptime_seconds"] == 61
+    assert (await api.call(pair, "GET", "/stats")).json()["containers"] == 1
+    pools = (await api.call(pair, "GET", "/pools")).json()
+    assert (pools["total_allocated"], pools["pools"][0]["status"]) == (1, "available")
+    assert pools["total_capacity"] == pools["total_available"] + 1
+
+    api.now_ms += 900_000  # the session is idle for too long; nobody looked at it since
+    assert (await api.call(pair, "GET", "/stats")).json()["containers"] == 0
 
 
 async def test_keys_validate_and_self(api: Any) -> None:
@@ -227,6 +277,8 @@ class TestWithoutIsolation:
         pair = api.key()
         health = await api.http.get("/health")
         assert (health.status_code, health.json()["sandbox"]) == (200, "unavailable")
+        pools = (await api.call(pair, "GET", "/pools")).json()
+        assert (pools["total_capacity"], pools["pools"][0]["status"]) == (0, "unavailable")
         for path, body in (
             ("/sessions", {}),
             ("/execute", {"language": "python", "code": "print(1)"}),

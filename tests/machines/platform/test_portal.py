@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import UTC, datetime
+from xml.etree import ElementTree
 
 import httpx
 import pytest
@@ -65,6 +66,55 @@ def test_json_is_compact(world):
     assert '": ' not in text
     assert ', "' not in text
     assert '"quotes":[' in text
+
+
+FORMS = {
+    ".json": "application/json",
+    ".xml": "application/xml",
+    ".yaml": "application/yaml",
+    "": "text/html; charset=utf-8",
+}
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_prices_are_published_in_four_forms_to_anybody(world, suffix):
+    path = "/pricing-for-agents" + suffix
+    answer = world.request("GET", path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, FORMS[suffix])
+    for shown in ("/payment/{invoice_id}/status", "19.53", "3870.72", "DOGE"):
+        assert shown in answer.text
+    for hidden in ("unsb-", "rpc", "password"):
+        assert hidden not in answer.text
+    head = world.request("HEAD", path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == answer.headers[name]
+    for method in ("POST", "PUT", "DELETE"):
+        assert world.request(method, path).status_code == 405
+
+
+def test_the_xml_says_what_the_json_says(world):
+    published = world.request("GET", "/pricing-for-agents.json").json()
+    written = world.request("GET", "/pricing-for-agents.xml").content
+    root = ElementTree.fromstring(written)  # noqa: S314 - our own
+    assert root.tag == "pricing"
+    assert [each.text for each in root.iterfind("payment_methods/payment_method")] == list(
+        CURRENCIES
+    )
+    assert root.findtext("api/check_status/poll_interval_seconds") == "14"
+    assert [each.text for each in root.iterfind("api/create_invoice/params/param")] == published[
+        "api"
+    ]["create_invoice"]["params"]
+    rows = [{cell.tag: float(cell.text) for cell in row} for row in root.iterfind("quotes/quote")]
+    assert rows == published["quotes"]
+    assert root.findtext("quotes/quote/total_price") == "7.00"
+
+
+def test_the_page_shows_every_quote(world):
+    page = world.request("GET", "/pricing-for-agents").text
+    assert page.startswith("<!DOCTYPE html>\n<html")
+    assert page.count("<tr>") == 161
+    assert "<th>total_price</th>" in page
 
 
 def test_the_same_idempotency_key_gives_the_same_invoice(world):

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from machines.platform.context import PlatformConfig
-from machines.platform.pricing import price_cents, quotes, restocking_fee_atomic
+from machines.platform.pricing import (
+    dollars,
+    price_cents,
+    price_list,
+    quotes,
+    restocking_fee_atomic,
+)
 
 DISCOUNTS = PlatformConfig().discount_percent
 
@@ -67,3 +73,16 @@ def test_the_published_table_holds_exact_numbers(world):
     assert body["quotes"][0]["total_price"] == Decimal("7.00")
     assert body["quotes"][1]["total_price"] == Decimal("19.53")
     assert all(quote["total_price"] * 100 == quote["price_cents"] for quote in body["quotes"])
+
+
+@given(cents=st.integers(0, 2**63))
+def test_dollars_have_two_places_and_lose_nothing(cents):
+    assert dollars(cents) * 100 == cents
+    assert f"{dollars(cents)}" == f"{cents // 100}.{cents % 100:02d}"
+
+
+def test_the_price_list_follows_the_durations_sold():
+    published = price_list({1: 0, 2: 50})
+    assert [quote["total_price"] for quote in published["quotes"][:2]] == [Decimal("7.00")] * 2
+    assert len(published["quotes"]) == 64
+    assert price_list({})["quotes"] == []
