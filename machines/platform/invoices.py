@@ -21,6 +21,7 @@ Rules (platform-api.md, section 15):
   spends the shop's own funds, never coins that came in through invoices, so that no payer's
   reorganisation can undo it.
 - No refund without a refund address, nor of an amount too small to send.
+- An invoice for a gift card is completed without a key; the card becomes usable by that.
 - An overpayment completes the invoice; the excess is recorded in `overpaid_atomic`.
 """
 
@@ -28,11 +29,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import structlog
 
+from engine.errors import UsageError
 from machines.platform import keys
 from machines.platform.context import PlatformConfig
 from machines.platform.ledger import chain, mempool, transaction, wallets
@@ -46,12 +48,12 @@ _SHOP = "shop"
 
 
 class Invoice(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the `invoice` table."""
+    """A row of the `invoice` table.  Without `tier` and `months` it buys a gift card, not a key."""
 
     number: int
     invoice_id: str
-    tier: int
-    months: int
+    tier: int | None
+    months: int | None
     currency: str
     price_cents: int
     amount_atomic: int
@@ -81,14 +83,32 @@ class Invoice(msgspec.Struct, frozen=True, kw_only=True):
         return f"{coin.scheme}:{self.address}?{coin.uri_amount}={self.amount}"
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What a buyer asks for; already checked."""
+class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a buyer asks for; already checked: a key (`tier`, `months`), or a gift card.
 
-    tier: int
-    months: int
+    Fingerprints are compared with stored ones, and fields at their default do not count in them:
+    a new field needs a default, or the repeats of older requests are refused as different.
+    """
+
+    tier: int | None
+    months: int | None
     currency: str
     email: str | None
     refund_address: str | None
+    gift_cents: int | None = None
+    gift_needs_approval: bool = False
+
+    def price_cents(self, discount_percent: Mapping[int, int]) -> int:
+        """US cents: a gift card costs what is on it.
+
+        Raises:
+            UsageError: neither a key nor a gift card is ordered.
+        """
+        if self.gift_cents is not None:
+            return self.gift_cents
+        if self.tier is None or self.months is None:
+            raise UsageError("order: expected tier and months, or gift_cents; got neither")
+        return price_cents(self.tier, self.months, discount_percent)
 
     @property
     def fingerprint(self) -> str:
@@ -131,7 +151,7 @@ def create(
     """Open an invoice at a fresh address of the shop."""
     invoice_id = "inv_" + secrets.token_urlsafe(24)
     address, _ = wallets.new_address(sql, order.currency, _SHOP, invoice_id, now_ms)
-    cents = price_cents(order.tier, order.months, config.discount_percent)
+    cents = order.price_cents(config.discount_percent)
     sql.run(
         """
         INSERT INTO invoice (invoice_id, tier, months, currency, price_cents, amount_atomic,
@@ -277,7 +297,7 @@ def evaluate(sql: Session, config: PlatformConfig, invoice: Invoice, now_ms: int
     _resend_refunds(sql, invoice, now_ms)
     verdict = judge(invoice, payments(sql, invoice), refunds(sql, invoice), required, now_ms)
     public_key = invoice.public_key
-    if verdict.state == "completed" and public_key is None:
+    if verdict.state == "completed" and public_key is None and invoice.tier and invoice.months:
         public_key = keys.issue(sql, invoice.tier, invoice.months, now_ms)
     if verdict.refund_now_atomic:
         _send_refund(sql, invoice, verdict.refund_now_atomic, now_ms)

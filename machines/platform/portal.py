@@ -8,7 +8,6 @@ says `completed` carries the secret, every later one carries null.  If that repl
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,24 +16,32 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from machines.platform import invoices, keys
-from machines.platform.context import CURRENCIES, PlatformContext
+from machines.platform.checkout import (
+    currency_field,
+    idempotency_key,
+    invoice_body,
+    open_invoice,
+    optional_text,
+    refund_address_field,
+    tier_and_months,
+)
+from machines.platform.context import PlatformContext
+from machines.platform.gift_portal import gift_card_routes
 from machines.platform.invoices import Invoice, Order
-from machines.platform.ledger.addresses import is_address
 from machines.platform.ledger.coins import format_coins
 from machines.platform.markup import write_page, write_xml, write_yaml
 from machines.platform.misbehaviour import fault_routes
-from machines.platform.pricing import TIERS, dollars, price_list
-from machines.platform.replies import Problem, bad_field, iso, parse_object, reply
+from machines.platform.pricing import price_list
+from machines.platform.replies import Problem, iso, parse_object, reply
 from machines.platform.wallets.bitcoind import bitcoind_routes
 from machines.platform.wallets.monero import monero_routes
 from persistence.database import Session
 
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
-
 
 def build_money_routes(context: PlatformContext) -> list[Route]:
     """Portal, nodes and wallets; the fault route only when the configuration allows faults."""
-    routes = [*portal_routes(context), *monero_routes(context), *bitcoind_routes(context)]
+    routes = [*portal_routes(context), *gift_card_routes(context)]
+    routes += [*monero_routes(context), *bitcoind_routes(context)]
     if context.config.allow_faults:
         routes += fault_routes(context.database, context.clock_ms)
     return routes
@@ -82,7 +89,7 @@ class Portal:
     async def create_invoice(self, request: Request) -> Response:
         """Open an invoice: 201, or 200 with the same one when the key was used before."""
         try:
-            key = _idempotency_key(request)
+            key = idempotency_key(request)
             order = self._order(parse_object(await request.body()))
             return self._open(order, key)
         except Problem as problem:
@@ -110,7 +117,8 @@ class Portal:
                 return Problem(
                     409,
                     "not_completed",
-                    f"the invoice is {invoice.state}; a key exists only once it is completed.",
+                    f"the invoice is {invoice.state}; a key exists only once it is completed, "
+                    "and none comes of an invoice for a gift card.",
                 ).response()
             fresh = keys.regenerate(sql, invoice.public_key, now_ms)
         body = {
@@ -124,66 +132,23 @@ class Portal:
     def _open(self, order: Order, key: str | None) -> Response:
         config, now_ms = self._context.config, self._context.clock_ms()
         with self._context.database.transaction() as sql:
-            known = invoices.find_by_key(sql, key) if key else None
-            if known is not None and known.request_hash != order.fingerprint:
-                raise Problem(
-                    409,
-                    "idempotency_conflict",
-                    "this Idempotency-Key opened an invoice with other content. Send the same "
-                    "body again, or a new key for a new invoice.",
-                )
-            invoice = known or invoices.create(sql, config, order, key, now_ms)
-        return reply(self._invoice_body(invoice, now_ms), 200 if known else 201)
+            invoice, new = open_invoice(sql, config, order, key, now_ms)
+        return reply(invoice_body(config, invoice, now_ms), 201 if new else 200)
 
     def _order(self, body: Mapping[str, Any]) -> Order:
-        tier: Any = body.get("tier_level")
-        months: Any = body.get("months")
-        if not _is_integer(tier) or tier not in TIERS:
-            raise bad_field("tier_level", tier, "an integer from 1 to 32")
-        sold = self._context.config.discount_percent
-        if not _is_integer(months) or months not in sold:
-            raise bad_field("months", months, f"one of {sorted(sold)}")
-        currency = body.get("payment_method")
-        if not isinstance(currency, str) or currency not in CURRENCIES:
-            raise bad_field("payment_method", currency, f"one of {', '.join(CURRENCIES)}")
-        refund_address = _optional_text(body, "refund_address")
-        if refund_address is not None and not is_address(currency, refund_address):
-            raise bad_field("refund_address", refund_address, f"an address of {currency}")
-        email = _optional_text(body, "email")
+        tier, months = tier_and_months(body, self._context.config)
+        currency = currency_field(body)
+        refund_address = refund_address_field(body, currency)
         return Order(
             tier=tier,
             months=months,
             currency=currency,
-            email=email,
+            email=optional_text(body, "email"),
             refund_address=refund_address,
         )
 
-    def _invoice_body(self, invoice: Invoice, now_ms: int) -> dict[str, Any]:
-        return {
-            "id": invoice.invoice_id,
-            "invoice_id": invoice.invoice_id,
-            "status": invoice.state,
-            "payment_method": invoice.currency,
-            "currency": invoice.currency,
-            "address": invoice.address,
-            "payment_address": invoice.address,
-            "amount": invoice.amount,
-            "amount_atomic": invoice.amount_atomic,
-            "amount_usd": dollars(invoice.price_cents),
-            "price_cents": invoice.price_cents,
-            "tier_level": invoice.tier,
-            "months": invoice.months,
-            "payment_uri": invoice.payment_uri,
-            "confirmations_required": self._context.config.confirmations[invoice.currency],
-            "created_at": iso(invoice.created_ms),
-            "expires_at": iso(invoice.expires_ms),
-            "expires_ms": invoice.expires_ms,
-            "server_ms": now_ms,
-            "status_url": f"/payment/{invoice.invoice_id}/status",
-        }
-
     def _status_body(self, sql: Session, invoice: Invoice, now_ms: int) -> dict[str, Any]:
-        body = self._invoice_body(invoice, now_ms) | {
+        body = invoice_body(self._context.config, invoice, now_ms) | {
             "state": invoice.state,
             "confirmations": max(0, invoice.confirmations),
             "amount_due": invoice.amount,
@@ -231,28 +196,6 @@ def _refund_fields(sql: Session, invoice: Invoice) -> dict[str, Any]:
         for refund in invoices.refunds(sql, invoice)
     ]
     return {"refund": made[-1], "refunds": made} if made else {}
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _optional_text(body: Mapping[str, Any], name: str) -> str | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 0 < len(value) <= 200:
-        raise bad_field(name, value, "a string of 1 to 200 characters, or nothing")
-    return value
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise Problem(
-            400, "invalid_request", "Idempotency-Key: expected 1 to 200 visible ASCII characters."
-        )
-    return key
 
 
 def _unknown() -> Problem:

@@ -8,6 +8,8 @@ check                holds when
 ===================  ============================================================================
 money                for every coin, what was ever made = unspent outputs + fees; every
                      transaction's inputs = outputs + fee; no output is spent twice in the chain
+gift cards           what was on a card = what is left + what its redemptions cost; every
+                     redemption was of a card that had been paid
 invoices             no invoice was paid by a payment it did not need (top-ups are needed)
 sessions             every live session has a living sandbox
 sandboxes            every sandbox directory, process and group has a live session or execution
@@ -77,6 +79,7 @@ def platform_doctor(data_dir: Path) -> list[Finding]:
         with database.reading() as sql:
             problems = {
                 "money": _money(sql),
+                "gift cards": _gift_cards(sql),
                 "invoices": _invoices(sql),
                 "keys": _keys(sql, data_dir),
             }
@@ -121,6 +124,18 @@ def _money(sql: Session) -> list[str]:
             f"{row['spenders']} mined transactions. The ledger is damaged."
         )
     return problems
+
+
+def _gift_cards(sql: Session) -> list[str]:
+    # A directory that no newer server has opened yet has no such table.
+    if sql.scalar("SELECT 1 FROM sqlite_master WHERE name = 'gift_card'") is None:
+        return []
+    return [
+        f"gift card {_short(row['card_id'])}: {row['amount_cents']} cents were on it, "
+        f"{row['balance_cents']} are left and {row['spent_cents']} were spent, and its invoice is "
+        f"{row['state']}. The database was edited, or is damaged."
+        for row in sql.all(_GIFTS_WRONG)
+    ]
 
 
 def _invoices(sql: Session) -> list[str]:
@@ -298,6 +313,15 @@ _SPENT_TWICE = """
     WHERE t.state = 'mined'
     GROUP BY i.currency, i.spent_txid, i.spent_vout HAVING COUNT(*) > 1
     ORDER BY i.currency, i.spent_txid, i.spent_vout
+"""
+_GIFTS_WRONG = """
+    SELECT * FROM (
+        SELECT c.card_id, c.amount_cents, c.balance_cents, v.state,
+            (SELECT COALESCE(SUM(r.price_cents), 0) FROM gift_redemption r
+             WHERE r.card_id = c.card_id AND r.state <> 'denied') AS spent_cents
+        FROM gift_card c JOIN invoice v ON v.invoice_id = c.invoice_id
+    ) WHERE amount_cents <> balance_cents + spent_cents OR spent_cents > 0 AND state <> 'completed'
+    ORDER BY card_id
 """
 # Payments of strangers are nobody's mistake here.
 _CONFIRMED_SPENDS = """
