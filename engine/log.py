@@ -64,6 +64,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "stopped": (),
     "sweep_failed": ("error",),
     "unexpected_error": ("route", "error", "where"),
+    "wrong_gift_code": ("client",),
 }
 """Every event that is logged, with the only fields it may carry."""
 
