@@ -184,7 +184,6 @@ class Bench:
 
     def _outside(self) -> Outside:
         self.outside = Outside(
-            encode=lambda payload: self.codec.encode(payload),
             decode=lambda kind, text: self.codec.decode(kind, text.encode(), "payload"),
             deliver=self._arrives,
             lose=self._lose,

@@ -1,7 +1,7 @@
 """The outside of an explored machine: every answer a call may get, and a ledger of what was done.
 
-The explorer's world performs nothing.  Each call stops at `Paused`, and the explorer runs the move
-again with one more choice from `options`::
+The explorer's world performs nothing.  Each call stops at `Paused`, and the bench goes on from there
+with an answer that `engine.verification.options` offers::
 
     perform     ok E        done, and answers E               transient   not done, try again
                 again       nothing to report yet             permanent   not done, and never will
@@ -54,14 +54,12 @@ class Outside:
     """`Calls` that are answered by script.
 
     Args:
-        encode: a payload as it is stored.
-        decode: the same backwards, by type.
+        decode: a payload from what is stored, by type.
         deliver: a message arrives while the worker is busy.
         lose: another worker takes the run away.
         check: called before every call, with the call.
     """
 
-    encode: Callable[[Event], bytes]
     decode: Callable[[type[Event], str], Event]
     deliver: Callable[[str, str, str], None]
     lose: Callable[[str], None]
