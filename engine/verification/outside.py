@@ -1,7 +1,7 @@
 """The outside of an explored machine: every answer a call may get, and a ledger of what was done.
 
-The explorer's world performs nothing.  Each call stops at `Paused`, and the bench goes on there with
-an answer that `engine.verification.options` offers::
+The explorer's world performs nothing.  Each call stops at `Paused`, and the bench goes on there
+with an answer that `engine.verification.options` offers::
 
     perform     ok E        done, and answers E               transient   not done, try again
                 again       nothing to report yet             permanent   not done, and never will
