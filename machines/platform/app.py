@@ -93,7 +93,7 @@ async def _expire(api: Api) -> None:
     for tick in itertools.count(1):
         await asyncio.sleep(EXPIRY_SECONDS)
         try:
-            await asyncio.to_thread(api.sessions.expire_due)
+            await asyncio.to_thread(api.tick)
             if tick % REAP_EVERY == 0:
                 await asyncio.to_thread(api.sessions.reap)
         except TurtlesError as error:

@@ -8,7 +8,8 @@ sandboxes at once   ceil(tier / 4)           the same
 ==================  =======================  =========================================
 
 The window slides: what counts is the number of admitted requests in the last 60 s; refused ones
-do not count.  A slot is a live session or a running one-off execution.  Both checks run inside
+do not count.  A slot is one vCPU of a live session, a running service or
+a running one-off execution; what is frozen holds none.  Both checks run inside
 the write transaction that records what they admit, so parallel requests cannot pass together.
 """
 
@@ -75,32 +76,39 @@ def rate_exceeded(wait_ms: int, allowed: int) -> Problem:
 
 
 def slots_in_use(sql: Session, public_key: str) -> int:
-    """Live sessions plus running one-off executions of a key."""
-    sessions = sql.scalar(
-        "SELECT count(*) FROM session WHERE public_key = :key AND state IN ('starting', 'running')",
-        key=public_key,
-    )
-    executions = sql.scalar(
-        "SELECT count(*) FROM execution WHERE public_key = :key AND state = 'running' "
-        "AND session_id IS NULL",
-        key=public_key,
-    )
-    return int(sessions) + int(executions)
+    """The slots that a key holds: one for each vCPU of what runs now; what is frozen holds none."""
+    return int(sql.scalar(_SLOTS, key=public_key))
 
 
-def require_slot(sql: Session, public_key: str, tier: int) -> None:
-    """Refuse when every slot is taken; the caller inserts in the same write transaction.
+_SLOTS = """
+    SELECT
+      (SELECT coalesce(sum(vcpu), 0) FROM session
+        WHERE public_key = :key AND state IN ('starting', 'running'))
+    + (SELECT coalesce(sum(vcpu), 0) FROM service
+        WHERE public_key = :key AND state IN ('starting', 'running', 'redeploying'))
+    + (SELECT coalesce(sum(vcpu), 0) FROM execution
+        WHERE public_key = :key AND state IN ('pending', 'running')
+        AND session_id IS NULL AND service_id IS NULL)
+"""
+
+
+def require_slot(sql: Session, public_key: str, tier: int, vcpu: int = 1) -> None:
+    """Refuse when too few slots are free; the caller writes in the same write transaction.
+
+    Args:
+        vcpu: slots that are needed: one for each vCPU.
 
     Raises:
         Problem: 429 `concurrency_limit_reached`.
     """
     used, allowed = slots_in_use(sql, public_key), concurrency(tier)
-    if used >= allowed:
+    if used + vcpu > allowed:
+        needed = "" if vcpu == 1 else f" {vcpu} more are needed, one for each vCPU."
         raise Problem(
             429,
             "concurrency_limit_reached",
-            f"{used} of {allowed} sandboxes of this key are in use. "
-            "Delete a session, wait for an execution to end, or buy a higher tier.",
+            f"{used} of {allowed} sandbox slots of this key are in use.{needed} "
+            "Delete or freeze a session, wait for an execution to end, or buy a higher tier.",
             headers={"Retry-After": str(CONCURRENCY_RETRY_SECONDS)},
             fields={"active_executions": used, "concurrency_limit": allowed},
         )

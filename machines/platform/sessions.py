@@ -128,14 +128,14 @@ class Sessions:
                 return known, False
             # Inside the transaction: what commits before `stop` is ended by it.
             self.require_open()
-            require_slot(sql, caller.public_key, caller.tier)
+            require_slot(sql, caller.public_key, caller.tier, order.vcpu)
             # Known to waiters before its row can be seen.
             self._starting[session_id] = threading.Event()
             sql.run(
                 "INSERT INTO session (session_id, public_key, shell, network_mode, vcpu, state, "
-                "created_ms, expires_ms, last_active_ms, idempotency_key, digest) VALUES "
+                "created_ms, expires_ms, last_active_ms, idempotency_key, digest, base_vcpu) VALUES "
                 "(:id, :key, :shell, :mode, :vcpu, 'starting', :now, :expires, :now, :once, "
-                ":digest)",
+                ":digest, :vcpu)",
                 id=session_id,
                 key=caller.public_key,
                 shell=order.shell,

@@ -7,25 +7,30 @@ call from several threads; requests to one sandbox are served one after another,
 independent. A sandbox dies with the process that created it, so a handle is only good in that
 process; what a killed platform leaves behind is removed by `sweep()` at the next start.
 
-Zerotrust is the only kind of sandbox here: a network namespace with nothing but `lo`.
+Every sandbox has a network namespace with nothing but `lo`.  `semitrusted` means that something
+listens there: a socket on 127.0.0.1:3128, bound inside before any foreign code ran and handed to
+the host (`egress`), where the platform's proxy accepts on it.  A sandbox never gets a route.
 
-Seams for later: a handle is a plain value (a frozen or restored sandbox can keep it), and the
-in-sandbox agent dispatches on an operation's name, so that a new operation is one function there
-and one method here.
+Requests (`execute`, `cell`, `save`, `load`, `collect`) to one sandbox are served one after another.
+What only passes a descriptor (`open_terminal`, `connect`, `start_program`, `stop_program`,
+`egress`) goes by a second channel and does not wait for them.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from machines.platform.sandbox.errors import SandboxLimit
 
 __all__ = [
     "CELL_LANGUAGES",
+    "EGRESS_PORT",
     "FILES_BYTES_MAX",
     "OUTPUT_BYTES_DEFAULT",
     "OUTPUT_BYTES_MAX",
@@ -35,8 +40,12 @@ __all__ = [
     "Command",
     "Enforcement",
     "Handle",
+    "Level",
+    "Network",
     "Probe",
+    "Program",
     "Result",
+    "Saved",
     "Spec",
     "Stats",
     "check_cell",
@@ -54,6 +63,12 @@ CELL_LANGUAGES = ("bash", "python3")
 Enforcement = Literal["cgroup", "rlimit", "none"]
 """What holds memory and process counts down: "cgroup" (whole sandbox), "rlimit" (memory per
 process, processes per sandbox), "none" (nothing is running here at all)."""
+
+Network = Literal["zerotrust", "semitrusted"]
+Level = Literal["files", "files+vars", "full"]
+"""What a snapshot holds: /root and /tmp; these and the variables of lasting interpreters that can
+be written down; everything, processes included (no backend here by default)."""
+EGRESS_PORT = 3128
 
 _TEXT = "valid Unicode text without NUL characters"
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -75,6 +90,7 @@ class Spec:
     disk_bytes: int = 512 * MIB
     vcpus: int = 1
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    network: Network = "zerotrust"
 
     def __post_init__(self) -> None:
         if not _SANDBOX_ID.fullmatch(self.sandbox_id):
@@ -86,6 +102,8 @@ class Spec:
         _check_range("vcpus", self.vcpus, 1, 64)
         # More would let files alone use up the memory that programs were promised.
         _check_range("disk_bytes", self.disk_bytes, 4 * MIB, self.memory_bytes // 2)
+        if self.network not in ("zerotrust", "semitrusted"):
+            raise SandboxLimit(f"network {self.network!r}: expected zerotrust or semitrusted")
         _check_environment(self.environment)
 
 
@@ -160,6 +178,30 @@ class Stats:
     oom_kills: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program in the background of a sandbox.
+
+    `number` names it to `stop_program`.  `output` and `status` are descriptors of this process,
+    non-blocking and owned by the caller: what the program and all it starts print (both streams;
+    ends when the last of them has closed it), and one line with its exit code when it has ended.
+    """
+
+    number: int
+    output: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What `save` wrote: the level it reached, its size, its SHA-256, the variables it lost."""
+
+    level: Level
+    size_bytes: int
+    sha256: str
+    lost: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
     """The port. Raises only what errors.py draws, unless stated otherwise."""
 
@@ -199,6 +241,77 @@ class Backend(Protocol):
 
     def available_programs(self, names: Iterable[str]) -> frozenset[str]:
         """Those of `names` that `execute` would find."""
+
+    def collect(
+        self,
+        handle: Handle,
+        directories: Iterable[str],
+        *,
+        bytes_max: int = FILES_BYTES_MAX,
+        count_max: int = 100,
+    ) -> dict[str, bytes]:
+        """Regular files below directories inside, by their path relative to them.
+
+        Read by the agent; links are not followed.  Absent directories hold nothing.  Files that
+        do not fit any more are left out.
+        """
+
+    def start_program(self, handle: Handle, command: Command) -> Program:
+        """Start a program and leave it running; it ends with the sandbox at the latest.
+
+        SandboxLimit when it cannot be started.
+        """
+
+    def stop_program(self, handle: Handle, number: int) -> None:
+        """Kill a background program with its session.  One that has ended is no error."""
+
+    def open_terminal(
+        self,
+        handle: Handle,
+        argv: tuple[str, ...],
+        *,
+        columns: int = 80,
+        rows: int = 24,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start a program on a new pseudo terminal; the terminal's master side.
+
+        The descriptor is non-blocking and the caller's; reading it fails with EIO (or gives
+        nothing) when the program has ended, and closing it hangs the program up.  Resize it with
+        TIOCSWINSZ.
+        """
+
+    def connect(self, handle: Handle, port: int) -> socket.socket:
+        """A TCP connection to 127.0.0.1:`port` inside.  PortClosed when nothing listens."""
+
+    def egress(self, handle: Handle) -> socket.socket | None:
+        """The socket that listens on EGRESS_PORT inside; None in a zerotrust sandbox.
+
+        A duplicate, the caller's to close.
+        """
+
+    def freeze(self, handle: Handle) -> None:
+        """Stop every process of the sandbox.  Idempotent.
+
+        Until `unfreeze`, whatever needs the agent raises SandboxFrozen at once.
+        """
+
+    def unfreeze(self, handle: Handle) -> None:
+        """Let its processes go on.  Idempotent."""
+
+    def resize(self, handle: Handle, *, vcpus: int, memory_bytes: int) -> None:
+        """Give it other limits.  With enforcement "rlimit": for programs started from now on."""
+
+    def save(self, handle: Handle, target: Path, *, level: Level, hot: bool = False) -> Saved:
+        """Write its files, and variables, to `target` (made 0600, complete or absent).
+
+        Packed inside the sandbox by the agent; the host only counts and hashes bytes.  Unless
+        `hot`, its processes stand still meanwhile.  The level reached may be lower than asked for.
+        SandboxLimit when it is too large.
+        """
+
+    def load(self, handle: Handle, source: Path) -> None:
+        """Make its files and variables those that `save` wrote; unpacked inside."""
 
     def stats(self, handle: Handle) -> Stats:
         """Use of the sandbox now."""

@@ -41,3 +41,20 @@ class SandboxGone(SandboxError):
 
 class SandboxLimit(SandboxError):
     """A request exceeds a limit; the message names the limit, the value seen, the maximum."""
+
+
+class SandboxFrozen(SandboxError):
+    """The sandbox is frozen; nothing was done.  Unfreeze it first."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__(f"sandbox {sandbox_id} is frozen; nothing was done. Unfreeze it first")
+        self.sandbox_id = sandbox_id
+
+
+class PortClosed(SandboxError):
+    """Nothing listens on that port of the sandbox."""
+
+    def __init__(self, sandbox_id: str, port: int) -> None:
+        super().__init__(f"sandbox {sandbox_id}: nothing listens on port {port} inside")
+        self.sandbox_id = sandbox_id
+        self.port = port
