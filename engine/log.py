@@ -19,6 +19,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal
 
 import structlog
+from structlog.typing import EventDict, Processor
 
 from engine.errors import UsageError
 from engine.secrets import Secret
@@ -42,13 +43,20 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     # the clients
     "http_call": ("call", "method", "elapsed_ms", "status", "outcome"),
     # the embedded platform
+    "audit_failed": ("action", "error"),
     "block_skipped": ("reason",),
     "client_left": ("route",),
+    "deployment_not_heard": ("number", "error"),
     "destroy_failed": ("sandbox_id", "error"),
+    "egress": ("sandbox_id", "method", "host", "port", "status", "moved_bytes", "duration_ms"),
+    "egress_accept_failed": ("sandbox_id", "error"),
     "expiry_failed": ("error",),
     "job_failed": ("job_id", "error"),
+    "image_lost": ("service_id", "reason"),
+    "images_start": ("lost_images", "swept_files"),
     "listening": ("base_url", "pid"),
     "mining_failed": ("error",),
+    "permissions_loose": ("path", "problem"),
     "rate_limit_changed": ("requests_per_minute_per_tier",),
     "refund_not_resent": ("invoice", "reason"),
     "refund_waits": ("invoice", "reason"),
@@ -56,11 +64,23 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "sandbox.cgroup_refused": ("reason", "enforcement"),
     "sandbox.created": ("sandbox_id", "enforcement"),
     "sandbox.destroyed": ("sandbox_id",),
+    "sandbox.frozen": ("sandbox_id",),
     "sandbox.groups_left": ("directory",),
+    "sandbox.loaded": ("sandbox_id", "left_out"),
+    "sandbox.over_memory": ("sandbox_id", "used_bytes", "limit_bytes"),
     "sandbox.program_refused": ("program", "reason"),
     "sandbox.swept": ("sandbox_id",),
+    "sandbox.unfrozen": ("sandbox_id",),
+    "sandbox.watchdog_failed": ("reason",),
     "sandbox_unavailable": ("problem",),
+    "service_lines_wait": ("lines", "error"),
+    "service_waits": ("service_id", "error"),
+    "services_lost": ("services",),
     "sessions_start": ("swept_sandboxes", "lost_sessions"),
+    "shell_attached": ("session",),
+    "shell_closed": ("session", "ending"),
+    "shell_not_ended": ("session", "error"),
+    "snapshots_start": ("failed_snapshots", "swept_files"),
     "stopped": (),
     "sweep_failed": ("error",),
     "unexpected_error": ("route", "error", "where"),
@@ -81,27 +101,37 @@ SECRET_ENDINGS = (
 )
 """A field whose name is or ends with one of these is never shown."""
 HIDDEN = "***"
+_CHOSEN: dict[str, Any] = {"json": True, "level": "warning"}
 
 
-def configure(*, json: bool, level: Level = "warning") -> None:
+def configure(*, json: bool, level: Level = "warning", copy: Processor | None = None) -> None:
     """Set structlog up for this process; may be called again.
 
     Args:
         json: one JSON object a line; otherwise lines for a person.
         level: the least serious lines that are written.
+        copy: sees every line from `info` up, written or not, after secrets are hidden.
     """
+    _CHOSEN.update(json=json, level=level)
+    seen = level if copy is None or LEVELS.index(level) < LEVELS.index("info") else "info"
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             redact,
+            *([copy, _at_least(level)] if copy is not None else []),
             *_renderers(json),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, seen.upper())),
         logger_factory=_Stderr,
         cache_logger_on_first_use=False,
     )
+
+
+def copy_lines(copy: Processor) -> None:
+    """Let `copy` see the lines of this process, too; what is written stays as it was chosen."""
+    configure(json=_CHOSEN["json"], level=_CHOSEN["level"], copy=copy)
 
 
 def configure_from(environment: Mapping[str, str]) -> None:
@@ -119,6 +149,15 @@ def configure_from(environment: Mapping[str, str]) -> None:
     if form not in ("", "json", "text"):
         raise UsageError(f"TURTLES_LOG: expected json or text, got {form!r}.")
     configure(json=form == "json" or (not form and not sys.stderr.isatty()), level=level)
+
+
+def _at_least(level: Level) -> Processor:
+    def drop(_logger: Any, method: str, event: EventDict) -> EventDict:
+        if method in LEVELS and LEVELS.index(method) < LEVELS.index(level):
+            raise structlog.DropEvent
+        return event
+
+    return drop
 
 
 def _renderers(json: bool) -> list[Any]:

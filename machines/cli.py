@@ -133,7 +133,12 @@ def inception(
     depth: Annotated[int, typer.Option(help="Layers of sandboxes, 1 to 8.")] = 2,
     currency: Annotated[str, typer.Option(help="XMR, BTC, LTC or DOGE.")] = "XMR",
     run: Annotated[str, typer.Option("--run", metavar="KEY", help="Names the chain.")] = "default",
-    tier: Annotated[int, typer.Option(help="Tier of every key, 1 to 32.")] = 1,
+    tier: Annotated[
+        int | None, typer.Option(help="Tier of every key, 1 to 32; default: the lowest that does.")
+    ] = None,
+    trust: Annotated[
+        str, typer.Option(help="zerotrust, or semitrusted: code inside may use the platform.")
+    ] = "zerotrust",
     months: Annotated[int, typer.Option(help="1, 3, 6, 12 or 24.")] = 1,
     budget_cents: Annotated[
         int | None, typer.Option(help="Money for all layers; default: the list price.")
@@ -148,14 +153,15 @@ def inception(
     as_json: AsJson = False,
 ) -> int:
     """Buy a key, prove it, open a sandbox, run in it, and go one layer deeper; go on if stopped."""
-    from machines.inception import InceptionOptions
+    from machines.inception import InceptionOptions, lowest_tier
 
     options = InceptionOptions(
         data_dir=data_dir,
         depth=depth,
         currency=currency,
         key=run,
-        tier=tier,
+        tier=tier if tier is not None else lowest_tier(trust),
+        trust=trust,
         months=months,
         budget_cents=budget_cents,
         poll_seconds=poll_seconds,
@@ -228,6 +234,8 @@ def _print_result(result: InceptionResult) -> None:
             f"{', '.join(layer.txids)}, sandbox {layer.session_id}, {layer.latency_ms} ms"
         )
         output.write(f"         {layer.stdout.rstrip()}")
+        told = f"made {layer.sibling}" if layer.sibling else f"none ({layer.no_sibling})"
+        output.write(f"         sibling from inside: {told}")
     output.write(
         f"{result.state} ({result.status}): {len(result.layers)} of {result.depth} layers, "
         f"spent {dollars(result.spent_cents)}, {result.transitions} transitions, "
@@ -257,6 +265,26 @@ def serve(
     allow_faults: Annotated[
         bool, typer.Option("--allow-faults", help="Let misbehaviour be injected.")
     ] = False,
+    operator: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PUBLIC_KEY", help="A key that may read the platform's own logs; repeatable."
+        ),
+    ] = None,
+    egress_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="What semitrusted sandboxes may reach; repeatable."),
+    ] = None,
+    egress_rate: Annotated[
+        float, typer.Option(help="Requests a second that one of them may send.")
+    ] = 5.0,
+    egress_burst: Annotated[int, typer.Option(help="And how many at once.")] = 20,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM chain; with --tls-key: https.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM key without a password.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Serve the platform of a directory until SIGTERM or SIGINT; prints `ready` when it listens."""
@@ -276,6 +304,12 @@ def serve(
             port,
             block_seconds=block_seconds,
             allow_faults=allow_faults,
+            operators=operator or [],
+            egress_allow=egress_allow or [],
+            egress_requests_per_second=egress_rate,
+            egress_burst=egress_burst,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
             say=say,
         )
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 CURRENCIES = ("XMR", "BTC", "LTC", "DOGE")
 DEPTH_MAX = 8
 TIER_MAX = 32
+TRUSTS = ("zerotrust", "semitrusted")
+SIBLING_TIER = 5
+"""The lowest tier with two sandboxes at once."""
 MONTHS = (1, 3, 6, 12, 24)
 SECONDS_MAX = 365 * 86_400
 
@@ -46,6 +49,7 @@ __all__ = [
     "LayerResult",
     "PlatformKeeper",
     "incept",
+    "lowest_tier",
 ]
 
 
@@ -61,6 +65,7 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
     currency: str = "XMR"
     key: str = "default"
     tier: int = 1
+    trust: str = "zerotrust"
     months: int = 1
     budget_cents: int | None = None
     poll_seconds: float = 0.5
@@ -80,6 +85,13 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"currency {self.currency!r}: expected one of {', '.join(CURRENCIES)}")
         if not 1 <= self.tier <= TIER_MAX:
             raise UsageError(f"tier {self.tier}: expected 1 to {TIER_MAX}")
+        if self.trust not in TRUSTS:
+            raise UsageError(f"trust {self.trust!r}: expected one of {', '.join(TRUSTS)}")
+        if self.trust == "semitrusted" and self.tier < SIBLING_TIER:
+            raise UsageError(
+                f"tier {self.tier}: --trust semitrusted makes a sandbox beside a sandbox, and two "
+                f"at once need tier {SIBLING_TIER} or more"
+            )
         if self.months not in MONTHS:
             months = ", ".join(str(m) for m in MONTHS)
             raise UsageError(f"months {self.months}: expected one of {months}")
@@ -102,6 +114,11 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
         return list_price * self.depth if self.budget_cents is None else self.budget_cents
 
 
+def lowest_tier(trust: str) -> int:
+    """The cheapest tier of whose keys a chain can be built."""
+    return SIBLING_TIER if trust == "semitrusted" else 1
+
+
 def _is_duration(value: float) -> bool:
     """Nothing can wait for no time, for ever, or for a time that is no number."""
     return 0.001 <= value <= SECONDS_MAX
@@ -119,6 +136,8 @@ class LayerResult(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: int
     awareness: str
     profile: str | None
+    sibling: str = ""
+    no_sibling: str = ""
 
 
 class InceptionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +226,7 @@ async def _run(
             currency=options.currency,
             budget_cents=options.budget(),
             tier=options.tier,
+            network_mode=options.trust,
             months=options.months,
             poll_ms=seconds(options.poll_seconds),
         )
@@ -245,6 +265,7 @@ _FIXED = {
     "--depth": "max_depth",
     "--currency": "currency",
     "--tier": "tier",
+    "--trust": "network_mode",
     "--months": "months",
     "--budget-cents": "budget_cents",
     "poll milliseconds": "poll_ms",

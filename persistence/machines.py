@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from persistence import tables
-from persistence.database import Database
+from persistence.database import Database, Session
 
 _m = tables.machine_version.c
 _ADD = sa.insert(tables.machine_version)
@@ -21,11 +21,16 @@ class SqlMachines:
     def register(self, name: str, version: str, shape: bytes, now_ms: int) -> None:
         """Remember a version; a version already known is left as it is."""
         with self._database.transaction() as sql:
-            if not sql.fetch(_SHAPE, of=version):
-                sql.execute(_ADD, version=version, name=name, shape=shape, first_ms=now_ms)
+            register(sql, name, version, shape, now_ms)
 
     def shape(self, version: str) -> bytes | None:
         """The shape stored for a version, as it was registered."""
         with self._database.reading() as sql:
             rows = sql.fetch(_SHAPE, of=version)
         return rows[0].shape if rows else None
+
+
+def register(sql: Session, name: str, version: str, shape: bytes, now_ms: int) -> None:
+    """The same inside the caller's transaction."""
+    if not sql.fetch(_SHAPE, of=version):
+        sql.execute(_ADD, version=version, name=name, shape=shape, first_ms=now_ms)

@@ -176,6 +176,11 @@ class SqlRuns:
             return [_stored(row) for row in sql.fetch(select)]
 
 
+def stored_run(sql: Session, run_id: str) -> Run:
+    """One run that exists, encoded, inside the caller's transaction."""
+    return _run(sql.fetch(_GET, of=run_id)[0])
+
+
 def accept_runs(sql: Session, starts: Sequence[Start]) -> list[Started]:
     """Insert the runs that do not exist yet, with their first entry and effect."""
     by_key, by_id = _existing(sql, starts)

@@ -243,6 +243,8 @@ class _Asked:
         seed: int | None,
         as_json: bool,
     ) -> None:
+        from engine.table import compile_table
+        from engine.verification.environment import with_environment
         from engine.verification.verify import checked_budget, new_seed
 
         self.factory = factory
@@ -253,6 +255,8 @@ class _Asked:
         with _guarded():
             self.tables = _tables(factory)
             import_environments(environments)
+            for machine in with_environment():
+                self.tables.setdefault(machine.__name__, compile_table(machine))
         self.known = [one.machine for one in self.tables.values()]
 
     def choose(self, names: Sequence[str], *, everything: bool) -> list[_Chosen]:

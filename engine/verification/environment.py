@@ -175,6 +175,11 @@ _BY_MACHINE: dict[type[Machine[Any]], type[Environment]] = {}
 _BOUND: dict[tuple[type, str, bool], list[tuple[Any, Callable[..., Any]]]] = {}
 
 
+def with_environment() -> list[type[Machine[Any]]]:
+    """The machines for which an environment was imported."""
+    return list(_BY_MACHINE)
+
+
 def environment_of(machine: type[Machine[Any]]) -> Environment | None:
     """The environment that was defined last for a machine, if one was imported."""
     kind = _BY_MACHINE.get(machine)

@@ -5,8 +5,9 @@ from machines.environments import (
     confirmation,
     discovery,
     inception,
+    lives,
     payment,
     spend,
 )
 
-__all__ = ["authentication", "confirmation", "discovery", "inception", "payment", "spend"]
+__all__ = ["authentication", "confirmation", "discovery", "inception", "lives", "payment", "spend"]

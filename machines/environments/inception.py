@@ -24,6 +24,8 @@ from machines.flows.f04_authentication import Authentication, Identity, Proof
 from machines.flows.f13_inception import Inception
 from machines.flows.layer import (
     LOST_MAX,
+    SEMITRUSTED,
+    ZEROTRUST,
     ChildLost,
     ClearedUp,
     Created,
@@ -42,6 +44,8 @@ FAILURES = ("over_budget", "unavailable", "invoice_refused", "unfunded", "wallet
             "unconfirmed", "refunded")  # fmt: skip
 EVIDENCE = "{}"
 """The least that a sandbox may answer, and what the next layer's Discovery gets to see."""
+SIBLING = '{"sibling":"beside"}'
+"""What code inside a semitrusted one says when it made another."""
 
 
 class Discovery(Machine[Findings]):
@@ -109,8 +113,14 @@ class OfInception(Environment):
     }
 
     def contexts(self) -> Iterator[Layer]:
-        """A layer alone; one with another below it; and one below its bound."""
-        yield layer(depth=1, max_depth=1, budget_cents=ALONE_CENTS, lost=LOST_MAX - 2)
+        """A layer alone, that is semitrusted; one with another below it; one below its bound."""
+        yield layer(
+            depth=1,
+            max_depth=1,
+            budget_cents=ALONE_CENTS,
+            lost=LOST_MAX - 2,
+            network_mode=SEMITRUSTED,
+        )
         yield layer(depth=1, max_depth=2, budget_cents=2 * PRICE_CENTS)
         yield layer(depth=3, max_depth=2, budget_cents=PRICE_CENTS)
 
@@ -166,10 +176,13 @@ class OfInception(Environment):
 
     @payloads("executed")
     def outputs(self, context: Layer) -> Iterator[Executed]:
-        """An answer; to one alone also one without evidence."""
-        yield Executed(stdout=f"{line_of(context)}\n{EVIDENCE}", latency_ms=0)
+        """An answer; to one alone also one without evidence, and one without a sibling."""
+        answer = f"{line_of(context)}\n{EVIDENCE}"
+        made = f"{answer}\n{SIBLING}" if context.network_mode == SEMITRUSTED else answer
+        yield Executed(stdout=made, latency_ms=0)
         if is_alone(context) and context.lost < LOST_MAX - 1:
             yield Executed(stdout=line_of(context), latency_ms=0)
+            yield Executed(stdout=answer, latency_ms=0)
 
     @payloads("child_lost")
     def deaths(self, context: Layer) -> Iterator[ChildLost]:
@@ -238,6 +251,11 @@ class OfInception(Environment):
         return state == "cut_short" and "over_budget" in context.refusal
 
     @sometimes
+    def could_not_recurse(self, context: Layer, state: str) -> bool:
+        """The child answered, and made no sibling although it should have."""
+        return state == "execution_refused" and "sibling" in context.refusal
+
+    @sometimes
     def too_many_deaths(self, context: Layer, state: str) -> bool:
         """The bound is a bound."""
         return state == "execution_refused" and context.lost == LOST_MAX
@@ -248,7 +266,14 @@ class OfInception(Environment):
         return status == "cancelled" and count(done, "create_session") > 0
 
 
-def layer(*, depth: int, max_depth: int, budget_cents: int, lost: int = 0) -> Layer:
+def layer(
+    *,
+    depth: int,
+    max_depth: int,
+    budget_cents: int,
+    lost: int = 0,
+    network_mode: str = ZEROTRUST,
+) -> Layer:
     """A first context.  Its pause is for Payment only; without it, an hour changes nothing."""
     return Layer(
         depth=depth,
@@ -257,6 +282,7 @@ def layer(*, depth: int, max_depth: int, budget_cents: int, lost: int = 0) -> La
         budget_cents=budget_cents,
         poll_ms=0,
         lost=lost,
+        network_mode=network_mode,
     )
 
 

@@ -18,6 +18,10 @@ The ten named states are the paper's (Flow 13).  One run is one layer.  What a l
 its child sandbox is the inspection that the next layer's Discovery weighs: the next layer knows
 where it is from evidence gathered there.  No key is handed down; every layer buys its own.
 
+The same command tries to make a sandbox beside the child, from inside it.  In `semitrusted`
+chains it has this layer's key and must get one, through the platform's proxy (a slot more: tier
+5); in `zerotrust` ones it has neither key nor network, and the report says how that failed.
+
 Bounds, each with a refusal of its own: `too_deep`, `unaffordable` (the subtree's budget, in
 cents), `no_slot` (concurrency), and latency, which is measured and reported.
 
@@ -55,13 +59,16 @@ from machines.flows.layer import (
     Proven,
 )
 from machines.flows.layer_calls import (
+    Sibling,
     clear_sessions,
     create_session,
     delete_session,
     equip,
     inspect_child,
     is_answer,
+    sibling_of,
     split_answer,
+    why_not_answered,
 )
 
 
@@ -210,6 +217,7 @@ class Inception(Machine[Layer]):
                 "poll_ms": context.poll_ms,
                 "inspection": inspection,
                 "session_ttl_seconds": context.session_ttl_seconds,
+                "network_mode": context.network_mode,
             },
         )
 
@@ -315,7 +323,7 @@ class Inception(Machine[Layer]):
     def on_executed(self, context: Layer, event: Executed) -> Layer:
         """Keep what the child said, if it is an answer."""
         if not is_answer(context, event.stdout):
-            return self.but(context, refusal="the child did not answer the greeting")
+            return self.but(context, refusal=why_not_answered(context, event.stdout))
         return self.but(context, stdout=event.stdout, latency_ms=event.latency_ms)
 
     def on_child_lost(self, context: Layer) -> Layer:
@@ -400,6 +408,7 @@ class Inception(Machine[Layer]):
 
     def output(self, context: Layer) -> Layers:
         """This layer's report and those from below."""
+        told = sibling_of(context.stdout) if context.stdout else Sibling()
         own = LayerReport(
             depth=context.depth,
             public_key=context.public_key,
@@ -410,6 +419,8 @@ class Inception(Machine[Layer]):
             latency_ms=context.latency_ms,
             awareness=context.awareness,
             profile=context.profile,
+            sibling=told.sibling,
+            no_sibling=told.reason,
         )
         layers = (own, *context.inner) if context.public_key else context.inner
         complete = not context.refusal and bool(context.stdout)

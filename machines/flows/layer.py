@@ -23,6 +23,10 @@ STDOUT_CHARACTERS_MAX = 2 * evidence.EVIDENCE_BYTES_MAX
 """What a sandbox says is not trusted; a greeting is shorter than this."""
 
 
+ZEROTRUST, SEMITRUSTED = "zerotrust", "semitrusted"
+"""Network modes of a child sandbox: none at all; the platform's proxy, which leads to itself."""
+
+
 class KeyReceipt(Record):
     """What a finished Payment reports, as far as a layer needs it."""
 
@@ -48,7 +52,11 @@ class Proof(Record):
 
 
 class LayerReport(Record):
-    """One finished layer, without its secret."""
+    """One finished layer, without its secret.
+
+    `sibling` is the sandbox that code in the layer's own one made (and ended) through the
+    platform's proxy, `no_sibling` why there was none.
+    """
 
     depth: int
     public_key: str
@@ -59,6 +67,8 @@ class LayerReport(Record):
     latency_ms: int
     awareness: str
     profile: str | None
+    sibling: str = ""
+    no_sibling: str = ""
 
 
 class Layers(Record):
@@ -73,7 +83,8 @@ class Layer(Context):
     """What a layer is asked for, and what it has so far.
 
     `budget_cents` is what this layer and all below it may spend; `inspection` is the evidence
-    gathered in the sandbox this layer lives in (None: look around here).
+    gathered in the sandbox this layer lives in (None: look around here); `network_mode` what its
+    own sandbox may reach.
     """
 
     depth: int
@@ -85,6 +96,7 @@ class Layer(Context):
     poll_ms: int = seconds(14)
     inspection: str | None = None
     session_ttl_seconds: int = 3600
+    network_mode: str = ZEROTRUST
     awareness: str = "unknown"
     profile: str | None = None
     tools: tuple[str, ...] = ()

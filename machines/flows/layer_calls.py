@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import shlex
 
+import msgspec
+
 from engine.clock import minutes
 from engine.effects import Call, effect
 from engine.errors import OutcomeUnknown, Permanent, Transient
@@ -14,11 +16,13 @@ from machines.clients.ports import (
     Credentials,
     NotFound,
     Platform,
+    Record,
     ReplyLost,
     Unavailable,
 )
-from machines.flows import evidence
+from machines.flows import evidence, recursion
 from machines.flows.layer import (
+    SEMITRUSTED,
     STDOUT_CHARACTERS_MAX,
     ChildLost,
     ClearedUp,
@@ -30,6 +34,7 @@ from machines.flows.layer import (
     Released,
 )
 
+SAID_CHARACTERS_MAX = 300
 PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
 
 
@@ -52,7 +57,7 @@ def _later(error: ClientError) -> Exception:
 
 @effect(idempotent=True, retry=PATIENT)
 async def equip(context: Layer, call: Call) -> Equipped:
-    """Take the inspection script along, if the platform can run it."""
+    """Take the scripts along, if the platform can run them."""
     platform = call.resource(Platform)  # type: ignore[type-abstract]
     try:
         languages = await platform.languages(_credentials(context))
@@ -60,7 +65,8 @@ async def equip(context: Layer, call: Call) -> Equipped:
         raise _later(error) from error
     if "python" not in languages:
         raise Permanent(f"the platform has no python; it has {', '.join(languages)}")
-    return Equipped(digest=hashlib.sha256(evidence.command().encode()).hexdigest())
+    tools = evidence.source() + recursion.source()
+    return Equipped(digest=hashlib.sha256(tools.encode()).hexdigest())
 
 
 @effect(idempotent=True, retry=PATIENT)
@@ -71,7 +77,7 @@ async def create_session(context: Layer, call: Call) -> Created:
         session = await platform.create_session(  # noqa: S604 - the name of a shell, not a flag
             _credentials(context),
             shell="bash",
-            network_mode="zerotrust",
+            network_mode=context.network_mode,
             ttl_seconds=context.session_ttl_seconds,
             key=call.key,
         )
@@ -82,10 +88,12 @@ async def create_session(context: Layer, call: Call) -> Created:
 
 @effect(idempotent=True, retry=PATIENT)
 async def delete_session(context: Layer, call: Call) -> Released:
-    """End the child sandbox; one that is gone already is no error."""
+    """End the child sandbox, and what it may have made beside it; no error when they are gone."""
     platform = call.resource(Platform)  # type: ignore[type-abstract]
     try:
         await platform.delete_session(_credentials(context), context.session_id)
+        if context.network_mode == SEMITRUSTED:
+            await _end_all(platform, context)
     except ClientError as error:
         raise _later(error) from error
     return Released()
@@ -113,16 +121,30 @@ async def clear_sessions(context: Layer, call: Call) -> ClearedUp:
     """End every sandbox of this layer's key; there is at most the one nobody told us of."""
     platform = call.resource(Platform)  # type: ignore[type-abstract]
     try:
-        for session in await platform.sessions(_credentials(context)):
-            await platform.delete_session(_credentials(context), session.session_id)
+        await _end_all(platform, context)
     except ClientError as error:
         raise _later(error) from error
     return ClearedUp()
 
 
+async def _end_all(platform: Platform, context: Layer) -> None:
+    """End every sandbox of this layer's key, which is its own alone."""
+    for session in await platform.sessions(_credentials(context)):
+        await platform.delete_session(_credentials(context), session.session_id)
+
+
 def greeting(context: Layer) -> str:
-    """The command of a layer: a line for people, then the evidence as one line of JSON."""
-    return f"echo {shlex.quote(line_of(context))}; {evidence.command()}"
+    """The command of a layer: a line for people, the evidence, and what came of a try to recurse.
+
+    The secret stands in what bash reads, and goes by a pipe to the one script that needs it.
+    """
+    ask = {"url": recursion.INSIDE_URL}
+    if context.network_mode == SEMITRUSTED:
+        credentials = _credentials(context)
+        ask["public_key"] = credentials.public_key
+        ask["secret_key"] = credentials.secret_key.reveal()
+    line = shlex.quote(line_of(context))
+    return f"echo {line}; {evidence.command()} && {recursion.command(ask)}"
 
 
 def line_of(context: Layer) -> str:
@@ -132,10 +154,48 @@ def line_of(context: Layer) -> str:
 def split_answer(stdout: str) -> tuple[str, str]:
     """(the line for people, the evidence) of a greeting's output."""
     line, _, rest = stdout.partition("\n")
-    return line.strip(), rest.strip()
+    return line.strip(), rest.partition("\n")[0].strip()
+
+
+class Sibling(Record):
+    """What came of a try to make a sandbox from inside one: its id, or why there is none."""
+
+    sibling: str = ""
+    reason: str = ""
+
+
+def sibling_of(stdout: str) -> Sibling:
+    """What a greeting's output says of the try; a sandbox may say anything."""
+    lines = stdout.split("\n", 3)
+    try:
+        told = msgspec.json.decode(lines[2] if len(lines) > 2 else "", type=Sibling)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return Sibling(reason="the sandbox did not say")
+    return Sibling(sibling=_shown(told.sibling), reason=_shown(told.reason))
+
+
+def _shown(text: str) -> str:
+    return "".join(one if one.isprintable() else "?" for one in text)[:SAID_CHARACTERS_MAX]
 
 
 def is_answer(context: Layer, stdout: str) -> bool:
-    """Whether this is what a greeting gives: its line, with evidence behind it."""
+    """Whether this is what a greeting gives: its line, with evidence behind it.
+
+    Where the network leads to the platform, a sibling belongs to it, made and ended.
+    """
+    if not _is_greeted(context, stdout):
+        return False
+    told = sibling_of(stdout)
+    return context.network_mode != SEMITRUSTED or (bool(told.sibling) and not told.reason)
+
+
+def why_not_answered(context: Layer, stdout: str) -> str:
+    """What is wrong with an output that is no answer."""
+    if not _is_greeted(context, stdout):
+        return "the child did not answer the greeting"
+    return f"the child could not make a sibling: {sibling_of(stdout).reason}"
+
+
+def _is_greeted(context: Layer, stdout: str) -> bool:
     line, inspection = split_answer(stdout)
     return line == line_of(context) and inspection.startswith("{")

@@ -35,11 +35,16 @@ from machines.platform.endpoints.services import ServiceEndpoints
 from machines.platform.endpoints.sessions import SessionEndpoints
 from machines.platform.endpoints.snapshots import SnapshotEndpoints
 from machines.platform.execution import Executions
+from machines.platform.images import Images
 from machines.platform.languages import Probing
 from machines.platform.refusals import unavailable
 from machines.platform.replies import Problem, parse_object, reply
 from machines.platform.sandbox.backend import Backend
+from machines.platform.services import Services
 from machines.platform.sessions import Sessions
+from machines.platform.snapshots import Snapshots
+from machines.platform.sources import Sources
+from machines.platform.unsigned import busy, read_body
 from machines.platform.wire import Call, Endpoint, Feature
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
@@ -69,6 +74,11 @@ class Api:
         self.backend = backend
         self.sessions = Sessions(context, backend)
         self.executions = Executions(context, backend, self.sessions)
+        self.services = Services(context, backend, self.sessions)
+        sources = Sources(context, backend, self.sessions, self.services)
+        self.snapshots = Snapshots(context, backend, sources)
+        self.images = Images(context, backend, sources, self.snapshots)
+        self.services.refill = self.images.refill
         self.audit = AuditLog(context)
         self.probing = Probing(backend)
         self.requests_per_minute_per_tier = requests_per_minute_per_tier
@@ -143,13 +153,7 @@ class Api:
             except Problem as problem:
                 return problem.response()
             except StoreBusy:
-                busy = Problem(
-                    503,
-                    "busy",
-                    "the platform's database is busy; nothing was done. Try again.",
-                    headers={"Retry-After": "1"},
-                )
-                return busy.response()
+                return busy().response()
 
         # HEAD would be signed as HEAD and answered as GET; offer only what is documented.
         route = Route(path, serve, methods=[method])
@@ -162,8 +166,7 @@ class Api:
         call = _call(endpoint, request, signed, key)
         if endpoint.audited is None:
             return endpoint.handler(call)
-        with self.audit.noting(endpoint, call):
-            return endpoint.handler(call)
+        return self.audit.answer(endpoint, call)
 
     async def _read(self, request: Request) -> auth.SignedRequest:
         scope = request.scope
@@ -224,26 +227,6 @@ class Api:
             self.require_isolation()
         except Problem as problem:
             log.error("sandbox_unavailable", problem=problem.message)
-
-
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The request's body.
-
-    Raises:
-        Problem: 413, longer than the limit.
-    """
-    too_large = Problem(
-        413, "body_too_large", f"the body is longer than {limit_bytes} bytes. Send less."
-    )
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise too_large
-    return bytes(body)
 
 
 def _call(

@@ -27,16 +27,27 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 from engine.errors import TurtlesError
 from machines.platform.api import REQUESTS_PER_MINUTE_PER_TIER, Api
 from machines.platform.context import PlatformContext
+from machines.platform.inbound import ByHost
 from machines.platform.misbehaviour import FaultMiddleware, ReplyDropped
+from machines.platform.off_loop import off_the_loop
+from machines.platform.openapi import Described
 from machines.platform.portal import build_money_routes
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend
+from machines.platform.unsigned import UnsignedRoute
 
 EXPIRY_SECONDS = 1.0
 # Looking for dead sandboxes reads all of /proc, so it is done less often.
 REAP_EVERY = 10
 # Path parameters that are no capability and help to read the log.
 _SHOWN = frozenset({"session_id", "job_id", "currency"})
+_HOST_ONLY = ("/rpc/", "/_test/")
+_NOT_FROM_INSIDE = Problem(
+    403, "not_from_inside", "wallets, nodes and faults cannot be reached from inside a sandbox."
+)
+
+# A socket has no status until it is accepted (101) or closed before (403, as servers send it).
+_STATUS_OF = {"websocket.accept": 101, "websocket.close": 403}
 
 log = structlog.get_logger("turtles.platform.access")
 
@@ -47,6 +58,7 @@ def build_app(
     *,
     allow_faults: bool = False,
     requests_per_minute_per_tier: int = REQUESTS_PER_MINUTE_PER_TIER,
+    inside_port: int | None = None,
 ) -> Starlette:
     """The application; `app.state.api` is its `Api`.
 
@@ -58,13 +70,24 @@ def build_app(
         backend: where untrusted code runs.
         allow_faults: whether injected misbehaviour applies.
         requests_per_minute_per_tier: 7 by the price list; `/health` shows another figure.
+        inside_port: the port on which sandboxes reach this platform, if they can.
     """
     api = Api(context, backend, requests_per_minute_per_tier=requests_per_minute_per_tier)
-    middleware = [Middleware(FrontDoor, clock_ms=context.clock_ms)]
+    middleware = [
+        Middleware(FrontDoor, clock_ms=context.clock_ms),
+        Middleware(NoWallets, inside_port=inside_port),
+        Middleware(ByHost, api=api),
+    ]
     if allow_faults:
         middleware.append(Middleware(FaultMiddleware, database=context.database))
+    documents = Described(api.endpoints, lambda: app.routes)
+    routes = [
+        *map(UnsignedRoute, documents.calls()),
+        *api.routes(),
+        *off_the_loop(build_money_routes(context)),
+    ]
     app = Starlette(
-        routes=[*api.routes(), *build_money_routes(context)],
+        routes=routes,
         middleware=middleware,
         exception_handlers={HTTPException: _http_problem, Problem: _problem},
         lifespan=_lifespan(api),
@@ -124,6 +147,26 @@ async def _problem(_request: Request, error: Exception) -> Response:
     return error.response()
 
 
+class NoWallets:
+    """What comes from inside a sandbox gets portal, API and services.
+
+    Not the wallets and nodes of the host that runs it, nor the switches of its tests.
+    """
+
+    def __init__(self, app: ASGIApp, *, inside_port: int | None) -> None:
+        self._app = app
+        self._inside_port = inside_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        server = scope.get("server")
+        inside = self._inside_port is not None and server and server[1] == self._inside_port
+        if inside and scope["path"].startswith(_HOST_ONLY):
+            await _NOT_FROM_INSIDE.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class FrontDoor:
     """Outermost layer: `Date`, access log, and 500 for what nobody expected."""
 
@@ -133,7 +176,7 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
@@ -141,7 +184,8 @@ class FrontDoor:
 
         async def dated(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            status = status or _STATUS_OF.get(message["type"], 0)
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 status = message["status"]
                 date = formatdate(self._clock_ms() / 1000, usegmt=True).encode()
                 kept = [pair for pair in message.get("headers", []) if pair[0].lower() != b"date"]
@@ -157,14 +201,14 @@ class FrontDoor:
             log.info("client_left", route=_route(scope))
         except Exception as error:  # noqa: BLE001 - the last place that can answer
             log.error("unexpected_error", route=_route(scope), **describe(error))
-            if not status:
+            if not status and scope["type"] == "http":
                 problem = Problem(500, "internal_error", "the platform failed; see its log.")
                 await problem.response()(scope, receive, dated)
         finally:
             took_ms = int((time.monotonic() - began) * 1000)
             log.info(
                 "request",
-                method=scope["method"],
+                method=scope.get("method", "WEBSOCKET"),
                 route=_route(scope),
                 status=status,
                 duration_ms=took_ms,
@@ -188,6 +232,8 @@ def describe(error: BaseException) -> dict[str, object]:
 
 
 def _route(scope: Scope) -> str:
+    if "turtles_route" in scope:
+        return str(scope["turtles_route"])
     parameters = scope.get("path_params")
     if parameters is None:
         return "(none)"

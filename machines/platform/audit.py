@@ -2,22 +2,26 @@
 
 One row for each request to an endpoint that is marked `audited`, written after its answer is
 known.  Rows hold ids, never bodies: a body may hold a secret.  (Wire facts, section 11.)
+
+The resource is the one in the path; of what was just created, the one in the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
+import msgspec
 import structlog
+from starlette.responses import Response
 
 from engine.errors import StoreError
 from machines.platform.context import PlatformContext
-from machines.platform.replies import Problem
+from machines.platform.replies import Problem, iso
 from machines.platform.wire import Call, Endpoint
 from persistence.database import Row
 
 KEPT_MS = 90 * 86_400_000
+_ID_CHARACTERS = 200
 
 log = structlog.get_logger("turtles.platform.audit")
 
@@ -28,22 +32,21 @@ class AuditLog:
     def __init__(self, context: PlatformContext) -> None:
         self._context = context
 
-    @contextmanager
-    def noting(self, endpoint: Endpoint, call: Call) -> Iterator[None]:
-        """Note how the request inside ends."""
-        result = "failure"
-        status = 500
+    def answer(self, endpoint: Endpoint, call: Call) -> Response:
+        """The endpoint's answer, once it is noted how the request ended."""
+        status, resource_id = 500, None
         try:
-            yield
-            result, status = "success", 200
+            response = endpoint.handler(call)
+            status, resource_id = response.status_code, _created(endpoint, response)
         except Problem as problem:
             status = problem.status
             raise
         finally:
-            self._note(endpoint, call, result, status)
+            self._note(endpoint, call, status, resource_id)
+        return response
 
-    def _note(self, endpoint: Endpoint, call: Call, result: str, status: int) -> None:
-        resource_id = next(iter(call.path.values()), None)
+    def _note(self, endpoint: Endpoint, call: Call, status: int, resource_id: str | None) -> None:
+        named = next((str(value)[:_ID_CHARACTERS] for value in call.path.values()), None)
         try:
             with self._context.database.transaction() as sql:
                 sql.run(
@@ -55,8 +58,8 @@ class AuditLog:
                     action=f"{endpoint.method} {endpoint.path}",
                     client=call.client,
                     kind=endpoint.audited,
-                    id=resource_id,
-                    result=result,
+                    id=named if named is not None else resource_id,
+                    result="success" if status < 400 else "failure",
                     status=status,
                 )
         except StoreError as error:
@@ -80,3 +83,28 @@ class AuditLog:
                 "DELETE FROM audit_entry WHERE at_ms < :old",
                 old=self._context.clock_ms() - KEPT_MS,
             )
+
+
+def entry_document(row: Row) -> dict[str, Any]:
+    """An entry as the API shows it."""
+    return {
+        "action": row["action"],
+        "client_ip": row["client_ip"],
+        "metadata": {"status": row["status"]},
+        "resource_id": row["resource_id"],
+        "resource_type": row["resource_type"],
+        "result": row["result"],
+        "timestamp": iso(row["at_ms"]),
+    }
+
+
+def _created(endpoint: Endpoint, response: Response) -> str | None:
+    """The id in an answer; None when it has none."""
+    try:
+        body = msgspec.json.decode(response.body)
+    except (AttributeError, msgspec.DecodeError):
+        return None  # a stream, or no JSON
+    if not isinstance(body, dict):
+        return None
+    found = body.get(f"{endpoint.audited}_id", body.get("id"))
+    return found if isinstance(found, str) else None

@@ -188,4 +188,6 @@ def check_standing(key: KeyRow, now_ms: int) -> None:
 
 
 def _refused(error: str, message: str) -> Problem:
-    return Problem(401, error, message, fields={"reason": error})
+    """401.  `valid` and `reason` are what clients of `/keys/validate` read (section 10.1)."""
+    reason = {"invalid_signature": "invalid_key"}.get(error, error)
+    return Problem(401, error, message, fields={"valid": False, "reason": reason})

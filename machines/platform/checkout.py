@@ -1,7 +1,7 @@
 """What every sale has in common: the fields of an order, its idempotency key, its invoice.
 
-The portal sells keys, and gift cards that buy keys later.  Both are paid by the same invoice, so
-both are asked for, refused, repeated and shown in the same way.
+The portal sells keys, more time for keys, and gift cards that buy keys later.  All are paid by the
+same invoice, so all are asked for, refused, repeated and shown in the same way.
 """
 
 from __future__ import annotations
@@ -12,13 +12,77 @@ from typing import Any
 
 from starlette.requests import Request
 
-from machines.platform import invoices
+from machines.platform import invoices, keys
 from machines.platform.context import CURRENCIES, PlatformConfig
-from machines.platform.invoices import Invoice, Order
+from machines.platform.invoices import Extension, Invoice, Order
 from machines.platform.ledger.addresses import is_address
 from machines.platform.pricing import TIERS, dollars
 from machines.platform.replies import Problem, bad_field, iso
+from machines.platform.wire import (
+    BOOLEAN,
+    INTEGER,
+    TEXT,
+    Schema,
+    an_object,
+    array,
+    integer,
+    one_of,
+)
 from persistence.database import Session
+
+SHORT_TEXT: Schema = {"type": ["string", "null"], "maxLength": 200}
+TIER: Schema = integer(1, 32)
+COIN: Schema = one_of(*CURRENCIES)
+MAYBE_INTEGER: Schema = {"type": ["integer", "null"]}
+MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+INVOICE: Schema = an_object(
+    ("id", "invoice_id", "status", "payment_method", "address", "amount", "payment_uri"),
+    id=TEXT,
+    invoice_id=TEXT,
+    status=one_of(
+        "pending",
+        "partial",
+        "confirming",
+        "completed",
+        "expired",
+        "refund_pending",
+        "refunded",
+    ),
+    payment_method=COIN,
+    currency=COIN,
+    address=TEXT,
+    payment_address=TEXT,
+    amount=TEXT,
+    amount_atomic=INTEGER,
+    amount_usd={"type": "number"},
+    price_cents=INTEGER,
+    tier_level=MAYBE_INTEGER,
+    months=MAYBE_INTEGER,
+    payment_uri=TEXT,
+    confirmations_required=INTEGER,
+    created_at=TEXT,
+    expires_at=TEXT,
+    status_url=TEXT,
+    extends=TEXT,
+)
+KEY_PAIR: Schema = an_object(("public_key",), public_key=TEXT, secret_key=MAYBE_TEXT)
+PAYMENT_STATUS: Schema = {
+    "allOf": [
+        INVOICE,
+        an_object(
+            ("confirmations", "amount_received"),
+            confirmations=INTEGER,
+            amount_due=TEXT,
+            amount_received=TEXT,
+            overpaid_atomic=INTEGER,
+            payments=array(an_object(("txid",), txid=TEXT, confirmations=INTEGER)),
+            public_key=TEXT,
+            secret_key=MAYBE_TEXT,
+            api_key=KEY_PAIR,
+            extended=BOOLEAN,
+        ),
+    ]
+}
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
 
@@ -68,6 +132,62 @@ def invoice_body(config: PlatformConfig, invoice: Invoice, now_ms: int) -> dict[
         "server_ms": now_ms,
         "status_url": f"/payment/{invoice.invoice_id}/status",
     }
+
+
+def extension_fields(sql: Session, invoice: Invoice) -> dict[str, Any]:
+    """What an invoice for the extension of a key has beside; nothing for another one."""
+    bought = invoices.extension(sql, invoice)
+    if bought is None:
+        return {}
+    fields = {"extends": bought.public_key, "tier_level": bought.tier, "months": bought.months}
+    if bought.applied_ms is None or bought.key_expires_ms is None:
+        return {**fields, "extended": False}
+    # Whoever pays gets no secret: the key's owner has it.
+    return {
+        **fields,
+        "extended": True,
+        "key_expires_at": iso(bought.key_expires_ms),
+        "public_key": bought.public_key,
+        "secret_key": None,
+        "api_key": {"public_key": bought.public_key, "secret_key": None},
+    }
+
+
+def extension_order(
+    sql: Session, body: Mapping[str, Any], config: PlatformConfig, now_ms: int
+) -> Order:
+    """An order for more time of the key that `extends` names, at the price of its tier.
+
+    Raises:
+        Problem: 400 a field is wrong; 404 no such key; 409 it is suspended.
+    """
+    public_key = optional_text(body, "extends") or ""
+    key = keys.find(sql, public_key)
+    if key is None:
+        raise unknown_key()
+    if key.standing(now_ms) == "suspended":
+        raise Problem(
+            409,
+            "key_suspended",
+            "this key is suspended; more time would not make it work. Ask its seller.",
+        )
+    tier, months = tier_and_months({"tier_level": key.tier, **body}, config)
+    if tier != key.tier:
+        raise bad_field("tier_level", tier, f"the key's tier {key.tier}, or nothing")
+    currency = currency_field(body)
+    return Order(
+        tier=None,
+        months=None,
+        currency=currency,
+        email=optional_text(body, "email"),
+        refund_address=refund_address_field(body, currency),
+        extension=Extension(public_key=key.public_key, tier=tier, months=months),
+    )
+
+
+def unknown_key() -> Problem:
+    """404 for a key that is not here.  The name is not said again: it may be a secret by slip."""
+    return Problem(404, "not_found", "no such key here. Give the public key (unsb-pk-...).")
 
 
 def tier_and_months(body: Mapping[str, Any], config: PlatformConfig) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import UsageError
 from engine.secrets import SecretsCodec
-from machines.platform import keys
+from machines.platform import keys, lives
 from persistence.database import Database
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class PlatformConfig:
         rpc_user, rpc_password: HTTP basic credentials of the bitcoin-like nodes.
         block_seconds: a block of every chain this often; 0 mines by hand only.
         allow_faults: whether `POST /_test/faults` exists.
+        operators: public keys that may read the platform's own log lines.
     """
 
     atomic_per_cent: Mapping[str, int] = field(default_factory=_ATOMIC_PER_CENT.copy)
@@ -55,6 +56,7 @@ class PlatformConfig:
     rpc_password: str = "turtles"  # noqa: S105 - guards simulated coins on the loopback
     block_seconds: float = 0
     allow_faults: bool = False
+    operators: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name, table in (
@@ -90,6 +92,7 @@ class PlatformContext:
 
     def __post_init__(self) -> None:
         keys.bind(self.database, self.codec)
+        lives.bind(self.database, self.codec)
 
 
 def open_money(
@@ -107,7 +110,9 @@ def open_money(
 
     config = config or PlatformConfig()
     keys.bind(database, codec)
+    lives.bind(database, codec)
     with database.transaction() as sql:
+        lives.register(sql, clock_ms())
         create_world(sql, config, clock_ms())
         sql.run("DELETE FROM output_lock")
     blocks = BlockClock(database, clock_ms, config)

@@ -2,74 +2,114 @@
 
 ::
 
-    [row running] -> sandbox -> [row completed | timeout, result]
-                             -> [row lost]       the sandbox or the platform died
-          DELETE /jobs/{id}  -> [row cancelled]  then its sandbox is ended
+    background: [row pending] -> [row running] -> sandbox -> [row completed | timeout, result]
+    blocking:                    [row running] -> sandbox -> the same
+                                                          -> [row lost]    sandbox or platform died
+          DELETE /jobs/{id}   -> [row cancelled]   its program is killed, its output is added
           background, refused by the sandbox -> [row failed]
+
+Code runs in a sandbox of its own (`one_off`), a command in that of a session or of a service.
+A blocking execution costs two commits beside the one that admits the request.
 
 An `Idempotency-Key` names an execution for its key's owner.  A second request with it never runs
 anything: it gets the stored result, waits for the first request when that is still running, or,
 when the platform died in between, learns that nobody knows (`409 outcome_unknown`); in a session
 that died with the platform it is `410 session_terminated`.  An execution that the sandbox refused
 before it began leaves no row, so its key may be used again.
+
+What has a row `pending` or `running` is in `_running` of the process that runs it.  Rows that are
+not there belong to a process that died, or to a thread that could not write its result: `start`
+and `tick` make them `lost`.
 """
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
+from machines.platform import execution_rows as rows
 from machines.platform.context import PlatformContext
-from machines.platform.languages import SOURCE_DIRECTORY
-from machines.platform.limits import require_slot
+from machines.platform.languages import Probing, evaluation
+from machines.platform.one_off import JOB_MARK, Outcome, interrupt, run_alone
 from machines.platform.orders import Caller, CodeOrder, CommandOrder
-from machines.platform.refusals import require_same_request, sandbox_refusals, terminated
+from machines.platform.refusals import sandbox_refusals, terminated
 from machines.platform.replies import Problem
-from machines.platform.sandbox.backend import Backend, Command, Handle, Result
-from machines.platform.sandbox.errors import SandboxGone
-from machines.platform.sessions import Sessions, spec_for
+from machines.platform.sandbox.backend import Backend, Command, Handle
+from machines.platform.sandbox.errors import SandboxFrozen, SandboxGone
+from machines.platform.sessions import Sessions
 from persistence.database import Row
 from persistence.database import Session as Sql
 
-KEPT_MS = 7 * 86_400_000
 # Session shells whose variables last from one command to the next.
 _CELLS = {"bash": "bash", "python": "python3", "python3": "python3"}
-# How other session programs take a command.
-_EVAL_FLAGS = {"node": "-e", "perl": "-e", "ruby": "-e", "php": "-r", "lua": "-e", "julia": "-e"}
-
+CANCEL_SECONDS = 3.0
+"""How long a killed program's output is waited for."""
+WAITERS_MAX = 256
+_HOUSEKEEPING_MS = 60_000
+_WAIT_SECONDS_MAX = 960.0
 
 log = structlog.get_logger("turtles.platform.execution")
 
+Perform = Callable[[str], Outcome]
+Claim = Callable[[Sql], None]
+
+
+class _Running:
+    """An execution of this process: where it runs, and what other threads may ask of it."""
+
+    def __init__(self, sandbox_id: str | None, own: bool) -> None:
+        self.ended = threading.Event()
+        self.cancelled = threading.Event()
+        self.sandbox_id = sandbox_id
+        self.own = own
+
 
 class Executions:
-    """One-off executions and commands in sessions."""
+    """One-off executions, and commands in sessions and services."""
 
     def __init__(self, context: PlatformContext, backend: Backend, sessions: Sessions) -> None:
         self._context = context
         self._backend = backend
         self._sessions = sessions
-        self._running: dict[str, threading.Event] = {}
+        self._probing = Probing(backend)
+        self._running: dict[str, _Running] = {}
+        self._waiters = threading.BoundedSemaphore(WAITERS_MAX)
+        self._kept_house_ms = 0
+
+    # -- the platform's life -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Forget the results of executions older than seven days."""
+        """Write off what an earlier process left unfinished; forget what is old."""
+        self._keep_house()
+
+    def tick(self) -> None:
+        """Once a minute of the platform's clock, the same again."""
+        if abs(self._context.clock_ms() - self._kept_house_ms) >= _HOUSEKEEPING_MS:
+            self._keep_house()
+
+    def _keep_house(self) -> None:
+        now_ms = self._kept_house_ms = self._context.clock_ms()
+        with self._context.database.reading() as sql:
+            # The rows first: whoever is among them and then not in `_running` has ended, or died.
+            live = [row["job_id"] for row in rows.live(sql)]
+        left = [job_id for job_id in live if job_id not in self._running]
         with self._context.database.transaction() as sql:
-            sql.run(
-                "DELETE FROM execution WHERE state <> 'running' AND started_ms < :old",
-                old=self._context.clock_ms() - KEPT_MS,
-            )
+            for job_id in left:
+                self._move(sql, job_id, "lost", error="the result was lost")
+            rows.forget_old(sql, now_ms)
 
     def stop(self) -> None:
         """End the sandboxes of running one-off executions.  Call after `Sessions.stop`."""
-        with self._context.database.reading() as sql:
-            rows = sql.all(
-                "SELECT job_id FROM execution WHERE state = 'running' AND session_id IS NULL"
-            )
-        for row in rows:
-            self._backend.destroy(Handle(_own_sandbox(row["job_id"])))
+        for running in list(self._running.values()):
+            if running.own and running.sandbox_id is not None:
+                self._backend.destroy(Handle(running.sandbox_id))
+
+    # -- one-off executions --------------------------------------------------------------------
 
     def run_code(self, caller: Caller, order: CodeOrder) -> Row:
         """Run code in a sandbox of its own, which ends with it.
@@ -78,11 +118,9 @@ class Executions:
             Problem: 429 no slot, 409, 503, 400.
         """
         self._sessions.expire_due()
-
-        def perform(job_id: str) -> Result:
-            return self._in_own_sandbox(_own_sandbox(job_id), order)
-
-        return self._once(caller, _draft(order), self._claim_slot(caller), perform)
+        return self._once(
+            caller, rows.one_off(order), self._claim_slots(caller, order), self._alone(order)
+        )
 
     def submit_code(self, caller: Caller, order: CodeOrder) -> Row:
         """Run code in the background; its row now, or the one of this idempotency key.
@@ -91,75 +129,31 @@ class Executions:
             Problem: 429 no slot, 409 key reused.  Later refusals are told by the job.
         """
         self._sessions.expire_due()
-        job_id = self._announce()
-        try:
-            known = self._reserve(caller, job_id, _draft(order), self._claim_slot(caller))
-        except BaseException:
-            self._conclude(job_id)
-            raise
-        if known is not None:
-            self._conclude(job_id)
-            return known
-        threading.Thread(target=self._in_background, args=(job_id, order), daemon=True).start()
-        return self.find(caller.public_key, job_id)
+        claim = self._claim_slots(caller, order)
+        return self._submit(caller, rows.one_off(order), claim, self._alone(order), "pending")
 
-    def _in_background(self, job_id: str, order: CodeOrder) -> None:
-        def perform(_job_id: str) -> Result:
-            return self._in_own_sandbox(_own_sandbox(job_id), order)
-
-        try:
-            self._perform(job_id, None, perform, self._fail)
-        except Problem as problem:
-            log.info("job_failed", job_id=job_id, error=problem.error)
-        finally:
-            self._conclude(job_id)
-
-    def _claim_slot(self, caller: Caller) -> Callable[[Sql], None]:
+    def _claim_slots(self, caller: Caller, order: CodeOrder) -> Claim:
         def claim(sql: Sql) -> None:
             self._sessions.require_open()
-            require_slot(sql, caller.public_key, caller.tier)
+            rows.claim_slots(sql, caller, order)
 
         return claim
 
-    def cancel(self, public_key: str, job_id: str) -> Row:
-        """End a one-off execution; one that has ended keeps its result.
+    def _alone(self, order: CodeOrder) -> Perform:
+        def perform(job_id: str) -> Outcome:
+            sandbox_id = _own_sandbox(job_id)
+            running = self._running[job_id]
 
-        Raises:
-            Problem: 404, or 409 for a command in a session.
-        """
-        row = self.find(public_key, job_id)
-        if row["session_id"] is not None and row["state"] == "running":
-            raise Problem(
-                409,
-                "job_in_session",
-                f"job {job_id} runs in session {row['session_id']}; delete the session to end it.",
-            )
-        with self._context.database.transaction() as sql:
-            cancelled = self._end(sql, job_id, "cancelled", "cancelled on request")
-        if cancelled:
-            self._backend.destroy(Handle(_own_sandbox(job_id)))
-        return self.find(public_key, job_id)
+            def require_wanted() -> None:
+                self._sessions.require_open()
+                if running.cancelled.is_set():
+                    raise SandboxGone(sandbox_id, "its job was cancelled")
 
-    def _in_own_sandbox(self, sandbox_id: str, order: CodeOrder) -> Result:
-        recipe = order.language
-        source = f"{SOURCE_DIRECTORY}/{recipe.file}"
-        spec = spec_for(sandbox_id, order.vcpu, order.environment)
-        command = Command(
-            argv=(*recipe.command, *order.arguments),
-            files={source: order.code.encode(), **order.files},
-        )
-        try:
-            handle = self._backend.create(spec)
-            # `stop` may have looked for sandboxes to end before this one was there.
-            self._sessions.require_open()
-            return self._backend.execute(
-                handle,
-                command,
-                timeout_seconds=float(order.ttl_seconds),
-                stdin=order.stdin.encode(),
-            )
-        finally:
-            self._backend.destroy(Handle(sandbox_id))
+            return run_alone(self._backend, sandbox_id, job_id, order, require_wanted)
+
+        return perform
+
+    # -- commands ------------------------------------------------------------------------------
 
     def run_command(self, caller: Caller, session_id: str, order: CommandOrder) -> Row:
         """Run a command in a session; its variables last in bash and python3 sessions.
@@ -170,33 +164,80 @@ class Executions:
         session = self._sessions.find(caller.public_key, session_id)
 
         def claim(sql: Sql) -> None:
-            now = sql.one("SELECT state, reason FROM session WHERE session_id = :id", id=session_id)
-            if now is not None and now["state"] == "starting":
-                raise _starting(session_id)
-            if now is None or now["state"] != "running":
-                raise terminated(session_id, now["reason"] if now else None)
-            self._sessions.touch(sql, session_id)
+            self._sessions.claim(sql, session["session_id"])
 
-        def perform(_job_id: str) -> Result:
-            return self._in_session(session, order)
+        def perform(job_id: str) -> Outcome:
+            return self._in_session(job_id, session, order)
 
-        draft = {
-            "session_id": session_id,
-            "language": session["shell"],
-            "network_mode": session["network_mode"],
-        }
-        return self._once(caller, draft, claim, perform)
+        columns = rows.draft(
+            language=session["shell"],
+            network_mode=session["network_mode"],
+            session_id=session["session_id"],
+        )
+        return self._once(caller, columns, claim, perform)
 
-    def _in_session(self, session: Row, order: CommandOrder) -> Result:
+    def _in_session(self, job_id: str, session: Row, order: CommandOrder) -> Outcome:
         handle = Handle(session["session_id"])
         shell = session["shell"]
         timeout_seconds = order.timeout_ms / 1000
         if shell in _CELLS:
-            return self._backend.cell(
-                handle, _CELLS[shell], order.command, timeout_seconds=timeout_seconds
+            return Outcome(
+                self._backend.cell(
+                    handle, _CELLS[shell], order.command, timeout_seconds=timeout_seconds
+                )
             )
-        argv = (shell, _EVAL_FLAGS.get(shell, "-c"), order.command)
-        return self._backend.execute(handle, Command(argv=argv), timeout_seconds=timeout_seconds)
+        argv = evaluation(shell, self._probing.shell_program(shell), order.command)
+        command = Command(argv=argv, environment={JOB_MARK: job_id})
+        return Outcome(self._backend.execute(handle, command, timeout_seconds=timeout_seconds))
+
+    def submit_in(
+        self,
+        caller: Caller,
+        command: Command,
+        *,
+        service_id: str,
+        sandbox_id: str,
+        network_mode: str,
+        timeout_seconds: float,
+        wait_ms: int = 0,
+        language: str = "bash",
+        claim: Claim | None = None,
+        gone: Callable[[SandboxGone], None] | None = None,
+    ) -> Row:
+        """Run a command in a service's sandbox, in the background; its row as it is then.
+
+        Holds no slot of its own.  `DELETE /jobs/{id}` kills it with all that it started.
+
+        Args:
+            sandbox_id: the sandbox that the service has now.
+            timeout_seconds: after which it is killed, and its row is `timeout`.
+            wait_ms: how long its end is waited for before the row is returned; 0: not at all.
+            claim: called in the transaction that inserts the row; what it raises refuses it.
+            gone: told when the sandbox turns out to be gone; the row is `lost` then.
+
+        Raises:
+            Problem: 409 key reused, what `claim` raises.  Later refusals are told by the job.
+        """
+
+        def perform(job_id: str) -> Outcome:
+            marked = {**command.environment, JOB_MARK: job_id}
+            own = Command(
+                argv=command.argv, cwd=command.cwd, environment=marked, files=command.files
+            )
+            try:
+                return Outcome(
+                    self._backend.execute(Handle(sandbox_id), own, timeout_seconds=timeout_seconds)
+                )
+            except SandboxGone as error:
+                if gone is not None:
+                    gone(error)
+                raise
+
+        columns = rows.draft(language=language, network_mode=network_mode, service_id=service_id)
+        row = self._submit(caller, columns, claim, perform, "running", sandbox_id)
+        return self._await(row, wait_ms / 1000) if wait_ms > 0 else row
+
+    # -- what is asked about jobs --------------------------------------------------------------
 
     def find(self, public_key: str, job_id: str) -> Row:
         """An execution of this key.
@@ -205,92 +246,172 @@ class Executions:
             Problem: 404.
         """
         with self._context.database.reading() as sql:
-            row = _select(sql, job_id)
-        if row is None or row["public_key"] != public_key:
-            raise Problem(404, "not_found", f"job {job_id!r}: this key has none of that id.")
-        return row
+            row = rows.select(sql, job_id)
+        owned = row if row is not None and row["public_key"] == public_key else None
+        return rows.require(owned, job_id)
 
     def active(self, public_key: str) -> list[Row]:
-        """The key's running executions."""
+        """The key's executions that have not ended."""
         with self._context.database.reading() as sql:
-            return sql.all(
-                "SELECT * FROM execution WHERE public_key = :key AND state = 'running' "
-                "ORDER BY started_ms",
-                key=public_key,
-            )
+            return rows.live_of(sql, public_key)
 
-    def _once(
-        self,
-        caller: Caller,
-        draft: dict[str, Any],
-        claim: Callable[[Sql], None],
-        perform: Callable[[str], Result],
-    ) -> Row:
+    def wait(self, public_key: str, job_id: str, timeout_seconds: float = _WAIT_SECONDS_MAX) -> Row:
+        """The execution when it has ended, or as it is after the time.
+
+        Raises:
+            Problem: 404, 503 too many wait.
+        """
+        return self._await(self.find(public_key, job_id), timeout_seconds)
+
+    def cancel(self, public_key: str, job_id: str) -> Row:
+        """End an execution; one that has ended keeps its result.
+
+        What it printed until then is in the row when it could be fetched.
+
+        Raises:
+            Problem: 404, 409 it runs in a session.
+        """
+        row = self.find(public_key, job_id)
+        if row["session_id"] is not None and row["state"] in rows.LIVE_STATES:
+            raise Problem(
+                409,
+                "job_in_session",
+                f"job {job_id} runs in session {row['session_id']}; delete the session to end it.",
+            )
+        with self._context.database.transaction() as sql:
+            cancelled = self._move(sql, job_id, "cancelled", error="cancelled on request")
+        if cancelled:
+            self._interrupt(job_id)
+        return self.find(public_key, job_id)
+
+    def _interrupt(self, job_id: str) -> None:
+        """Kill a cancelled execution's program, and see that its output is written down."""
+        running = self._running.get(job_id)
+        if running is None or running.sandbox_id is None:
+            return
+        running.cancelled.set()
+        handle = Handle(running.sandbox_id)
+        if interrupt(self._backend, handle, job_id):
+            running.ended.wait(CANCEL_SECONDS)
+        if running.own:
+            self._backend.destroy(handle)
+
+    # -- one execution, from its row to its result ---------------------------------------------
+
+    def _once(self, caller: Caller, columns: dict[str, Any], claim: Claim, perform: Perform) -> Row:
         """The row of this execution, run now or before; `perform` is called at most once."""
         while True:
-            job_id = self._announce()
+            job_id = self._announce(columns)
             try:
-                known = self._reserve(caller, job_id, draft, claim)
+                known = self._reserve(caller, job_id, columns, claim, "running")
                 if known is None:
-                    return self._perform(job_id, draft["session_id"], perform, self._forget)
+                    return self._perform(job_id, columns["session_id"], perform, self._forget)
             finally:
                 self._conclude(job_id)
-            if event := self._running.get(known["job_id"]):
-                event.wait()
+            self._await(known, None)
             with self._context.database.reading() as sql:
-                settled = _select(sql, known["job_id"])
+                settled = rows.select(sql, known["job_id"])
             if settled is not None:
                 return self._settled(settled)
 
-    def _announce(self) -> str:
+    def _submit(
+        self,
+        caller: Caller,
+        columns: dict[str, Any],
+        claim: Claim | None,
+        perform: Perform,
+        state: str,
+        sandbox_id: str | None = None,
+    ) -> Row:
+        """Insert the row and let a thread go on with it; or the row of this idempotency key."""
+        job_id = self._announce(columns, sandbox_id)
+        try:
+            known = self._reserve(caller, job_id, columns, claim, state)
+        except BaseException:
+            self._conclude(job_id)
+            raise
+        if known is not None:
+            self._conclude(job_id)
+            return known
+        threading.Thread(target=self._in_background, args=(job_id, perform), daemon=True).start()
+        return self.find(caller.public_key, job_id)
+
+    def _in_background(self, job_id: str, perform: Perform) -> None:
+        try:
+            if self._begun(job_id):
+                self._perform(job_id, None, perform, self._fail)
+        except Problem as problem:
+            log.info("job_failed", job_id=job_id, error=problem.error)
+        finally:
+            self._conclude(job_id)
+
+    def _begun(self, job_id: str) -> bool:
+        """Whether a submitted execution may start: it may have been cancelled already."""
+        with self._context.database.transaction() as sql:
+            row = rows.require(rows.select(sql, job_id), job_id)
+            return row["state"] == "running" or self._move(sql, job_id, "running")
+
+    def _announce(self, columns: dict[str, Any], sandbox_id: str | None = None) -> str:
         """A new job id, known to waiters before its row can be seen."""
         job_id = str(uuid.uuid4())
-        self._running[job_id] = threading.Event()
+        own = columns["session_id"] is None and columns["service_id"] is None
+        self._running[job_id] = _Running(_own_sandbox(job_id) if own else sandbox_id, own)
         return job_id
 
     def _conclude(self, job_id: str) -> None:
-        self._running.pop(job_id).set()
+        self._running.pop(job_id).ended.set()
+
+    def _await(self, row: Row, timeout_seconds: float | None) -> Row:
+        """An execution's row when it has ended here, or as it is after the time.
+
+        Raises:
+            Problem: 503, too many wait already.
+        """
+        running = self._running.get(row["job_id"])
+        if running is not None and row["state"] in rows.LIVE_STATES:
+            if not self._waiters.acquire(blocking=False):
+                raise Problem(
+                    503,
+                    "busy",
+                    f"{WAITERS_MAX} requests wait for jobs already. "
+                    f"Poll GET /jobs/{row['job_id']} instead.",
+                    headers={"Retry-After": "2"},
+                )
+            try:
+                running.ended.wait(timeout_seconds)
+            finally:
+                self._waiters.release()
+        with self._context.database.reading() as sql:
+            return rows.select(sql, row["job_id"]) or row
 
     def _reserve(
-        self, caller: Caller, job_id: str, draft: dict[str, Any], claim: Callable[[Sql], None]
+        self,
+        caller: Caller,
+        job_id: str,
+        columns: dict[str, Any],
+        claim: Claim | None,
+        state: str,
     ) -> Row | None:
         """Insert the row, or return the one this idempotency key has already."""
         with self._context.database.transaction() as sql:
-            if caller.idempotency_key is not None:
-                known = sql.one(
-                    "SELECT * FROM execution WHERE public_key = :key AND idempotency_key = :once",
-                    key=caller.public_key,
-                    once=caller.idempotency_key,
-                )
-                if known is not None:
-                    require_same_request(known["digest"], caller.digest)
-                    return known
-            claim(sql)
-            sql.run(
-                "INSERT INTO execution (job_id, public_key, session_id, language, network_mode, "
-                "state, started_ms, idempotency_key, digest) VALUES "
-                "(:job, :key, :session_id, :language, :network_mode, 'running', :now, :once, "
-                ":digest)",
-                job=job_id,
-                key=caller.public_key,
-                now=self._context.clock_ms(),
-                once=caller.idempotency_key,
-                digest=caller.digest,
-                **draft,
-            )
-        return None
+            known = rows.repeated(sql, caller)
+            if known is None:
+                if claim is not None:
+                    claim(sql)
+                rows.insert(sql, caller, job_id, state, columns, self._context.clock_ms())
+            return known
 
     def _perform(
         self,
         job_id: str,
         session_id: str | None,
-        perform: Callable[[str], Result],
+        perform: Perform,
         refused: Callable[[str, Problem], None],
     ) -> Row:
         """Run, and write down how it ended; `refused` is told when nothing was run."""
         try:
-            with sandbox_refusals():
-                result = perform(job_id)
+            with _refusals():
+                outcome = perform(job_id)
         except Problem as problem:
             refused(job_id, problem)
             raise
@@ -302,7 +423,7 @@ class Executions:
         except BaseException:
             self._lose(job_id)
             raise
-        return self._finish(job_id, session_id, result)
+        return self._finish(job_id, session_id, outcome)
 
     def _gone(self, session_id: str | None, error: SandboxGone) -> Problem:
         if session_id is None:
@@ -316,44 +437,45 @@ class Executions:
 
     def _fail(self, job_id: str, problem: Problem) -> None:
         with self._context.database.transaction() as sql:
-            self._end(sql, job_id, "failed", problem.message)
+            self._move(sql, job_id, "failed", error=problem.message)
 
     def _lose(self, job_id: str) -> Row:
         with self._context.database.transaction() as sql:
-            self._end(sql, job_id, "lost", "the result was lost")
-            return _require(_select(sql, job_id), job_id)
+            self._move(sql, job_id, "lost", error="the result was lost")
+            return rows.require(rows.select(sql, job_id), job_id)
 
-    def _end(self, sql: Sql, job_id: str, state: str, error: str) -> bool:
-        """End a running execution without a result; False when it had ended already."""
-        ended = sql.run(
-            "UPDATE execution SET state = :state, ended_ms = :now, error = :error "
-            "WHERE job_id = :job AND state = 'running'",
-            job=job_id,
-            state=state,
-            error=error,
-            now=self._context.clock_ms(),
-        )
-        return ended == 1
-
-    def _finish(self, job_id: str, session_id: str | None, result: Result) -> Row:
+    def _finish(self, job_id: str, session_id: str | None, outcome: Outcome) -> Row:
+        result = outcome.result
+        output = {
+            "stdout": result.stdout.decode("utf-8", "replace"),
+            "stderr": result.stderr.decode("utf-8", "replace"),
+            "duration_ms": result.duration_ms,
+            "truncated": int(result.truncated),
+            "artifacts": outcome.yielded.packed(),
+        }
+        state = "timeout" if result.timed_out else "completed"
         with self._context.database.transaction() as sql:
-            sql.run(
-                "UPDATE execution SET state = :state, ended_ms = :now, exit_code = :code, "
-                "stdout = :stdout, stderr = :stderr, duration_ms = :duration, "
-                "truncated = :truncated, oom = :oom WHERE job_id = :job AND state = 'running'",
-                state="timeout" if result.timed_out else "completed",
-                now=self._context.clock_ms(),
-                code=result.exit_code,
-                stdout=result.stdout.decode("utf-8", "replace"),
-                stderr=result.stderr.decode("utf-8", "replace"),
-                duration=result.duration_ms,
-                truncated=int(result.truncated),
-                oom=int(result.oom),
-                job=job_id,
-            )
+            if not self._move(
+                sql, job_id, state, exit_code=result.exit_code, oom=int(result.oom), **output
+            ):
+                rows.add_output(sql, job_id, output)
             if session_id is not None:
                 self._sessions.touch(sql, session_id)
-            return _require(_select(sql, job_id), job_id)
+            return rows.require(rows.select(sql, job_id), job_id)
+
+    def _move(self, sql: Sql, job_id: str, state: str, **columns: Any) -> bool:
+        """The one place where a state changes; False when the execution had ended already."""
+        sources = "('pending')" if state == "running" else "('pending', 'running')"
+        if state != "running":
+            columns["ended_ms"] = self._context.clock_ms()
+        changes = ", ".join(f"{name} = :{name}" for name in ("state", *columns))
+        moved = sql.run(
+            f"UPDATE execution SET {changes} WHERE job_id = :job AND state IN {sources}",  # noqa: S608 - our columns
+            job=job_id,
+            state=state,
+            **columns,
+        )
+        return moved == 1
 
     def _settled(self, row: Row) -> Row:
         """A known execution's result, or why there is none."""
@@ -372,32 +494,15 @@ class Executions:
         )
 
 
-def _draft(order: CodeOrder) -> dict[str, Any]:
-    return {
-        "session_id": None,
-        "language": order.language.name,
-        "network_mode": order.network_mode,
-    }
-
-
-def _starting(session_id: str) -> Problem:
-    return Problem(
-        409,
-        "session_starting",
-        f"session {session_id} is still being created. Try again.",
-        headers={"Retry-After": "1"},
-    )
-
-
-def _require(row: Row | None, job_id: str) -> Row:
-    if row is None:
-        raise Problem(500, "internal_error", f"job {job_id}: its row vanished.")
-    return row
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a sandbox refuses before anything ran, and one that was frozen meanwhile."""
+    try:
+        with sandbox_refusals():
+            yield
+    except SandboxFrozen as error:
+        raise Problem(409, "sandbox_frozen", f"{error}.") from error
 
 
 def _own_sandbox(job_id: str) -> str:
     return f"exec-{job_id}"
-
-
-def _select(sql: Sql, job_id: str) -> Row | None:
-    return sql.one("SELECT * FROM execution WHERE job_id = :job", job=job_id)

@@ -34,9 +34,17 @@ import msgspec
 import structlog
 
 from engine.secrets import SecretsCodec
-from machines.platform import invoices, keys, limits
+from machines.platform import invoices, keys, limits, lives
 from machines.platform.context import PlatformConfig
 from machines.platform.invoices import Invoice, Order
+from machines.platform.lives.gift_card import (
+    Approve,
+    CardPaid,
+    Deny,
+    GiftCardLife,
+    GiftTerms,
+    Redeem,
+)
 from machines.platform.pricing import price_cents
 from machines.platform.replies import Problem
 from machines.platform.words import WORDS
@@ -121,6 +129,8 @@ def create(
         email=order.email,
         now_ms=now_ms,
     )
+    terms = GiftTerms(amount_cents=invoice.price_cents, balance_cents=invoice.price_cents)
+    lives.begin(sql, GiftCardLife, card_id, terms, now_ms)
     return of_invoice(sql, invoice), code
 
 
@@ -186,7 +196,10 @@ def redeem(
     _require_paid(card, paid_by(sql, config, card, now_ms))
     tier, months = wanted
     price = price_cents(tier, months, config.discount_percent)
+    _require_life(sql, card, now_ms)
     _take(sql, card, price)
+    redeemed = Redeem(price_cents=price, held=bool(card.needs_approval))
+    lives.move(sql, GiftCardLife, card.card_id, redeemed, now_ms)
     redemption_id = "redeem_" + secrets.token_urlsafe(24)
     public_key = None if card.needs_approval else keys.issue(sql, tier, months, now_ms)
     sql.run(
@@ -257,6 +270,11 @@ def decide(sql: Session, token: str, approve: bool, now_ms: int) -> Redemption:
             return redemption
         raise Problem(409, "already_decided", f"this redemption is {redemption.state} already.")
     public_key = keys.issue(sql, redemption.tier, redemption.months, now_ms) if approve else None
+    card = find(sql, redemption.card_id)
+    assert card is not None  # a foreign key
+    _require_life(sql, card, now_ms)
+    said = (Approve if approve else Deny)(price_cents=redemption.price_cents)
+    lives.move(sql, GiftCardLife, card.card_id, said, now_ms)
     sql.run(
         """
         UPDATE gift_redemption SET state = :state, public_key = :public_key, decided_ms = :now_ms
@@ -350,6 +368,20 @@ def _require_paid(card: GiftCard, invoice: Invoice) -> None:
             "Create another card.",
             fields={"status": standing},
         )
+
+
+def _require_life(sql: Session, card: GiftCard, now_ms: int) -> None:
+    """The life of a paid card that is older than its machine begins with what was done to it."""
+    if lives.find(sql, GiftCardLife, card.card_id) is not None:
+        return
+    terms = GiftTerms(amount_cents=card.amount_cents, balance_cents=card.amount_cents)
+    lives.begin(sql, GiftCardLife, card.card_id, terms, now_ms)
+    lives.move(sql, GiftCardLife, card.card_id, CardPaid(), now_ms)
+    for past in redemptions(sql, card):
+        if past.state != "denied":
+            held = past.state == "pending_approval"
+            event = Redeem(price_cents=past.price_cents, held=held)
+            lives.move(sql, GiftCardLife, card.card_id, event, now_ms)
 
 
 def _take(sql: Session, card: GiftCard, price: int) -> None:

@@ -15,12 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
 
 from machines.platform import gift_cards, keys
 from machines.platform.checkout import (
+    COIN,
+    INVOICE,
+    KEY_PAIR,
+    MAYBE_TEXT,
+    SHORT_TEXT,
+    TIER,
     currency_field,
     idempotency_key,
     invoice_body,
@@ -34,30 +40,151 @@ from machines.platform.context import PlatformContext
 from machines.platform.gift_cards import AMOUNT_CENTS_MAX, AMOUNT_CENTS_MIN, GiftCard, Redemption
 from machines.platform.invoices import Order
 from machines.platform.pricing import dollars, quotes
-from machines.platform.replies import Problem, bad_field, iso, parse_object, reply
+from machines.platform.replies import Problem, bad_field, iso, reply
+from machines.platform.unsigned import Unsigned, read_object
+from machines.platform.wire import BOOLEAN, INTEGER, TEXT, an_object, array, integer, one_of
 from persistence.database import Session
 
 _POLL_SECONDS = 14
 _PRIVATE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 
-def gift_card_routes(context: PlatformContext) -> list[Route]:
-    """The routes of gift cards; the letters only when the configuration allows faults."""
-    shop = GiftShop(context)
-    routes = [
-        Route("/api/gift-cards/pricing", shop.pricing, methods=["GET"]),
-        Route("/api/gift-cards/create", shop.create, methods=["POST"]),
-        Route("/api/gift-cards/redeem", shop.redeem, methods=["POST"]),
-        Route("/api/gift-cards/{gift_id}/status", shop.status, methods=["GET"]),
-        Route("/api/gift-cards/{gift_id}/regenerate", shop.regenerate, methods=["POST"]),
-        Route("/gift-cards/approve/{token}", shop.ask, methods=["GET"]),
-        Route("/gift-cards/approve/{token}", shop.approve, methods=["POST"]),
-        Route("/gift-cards/deny/{token}", shop.ask, methods=["GET"]),
-        Route("/gift-cards/deny/{token}", shop.deny, methods=["POST"]),
+_REDEMPTION = an_object(
+    ("id", "status", "balance_cents"),
+    id=TEXT,
+    status=one_of("pending_approval", "redeemed", "denied"),
+    tier_level=INTEGER,
+    months=INTEGER,
+    price_cents=INTEGER,
+    balance_cents=INTEGER,
+    balance_usd={"type": "number"},
+    public_key=TEXT,
+    secret_key=MAYBE_TEXT,
+    api_key=KEY_PAIR,
+)
+_CARD_OR_REDEMPTION = an_object(("id", "status"), id=TEXT, status=TEXT, balance_cents=INTEGER)
+_NEW_CARD = {
+    "allOf": [
+        INVOICE,
+        an_object(
+            ("gift_card_id", "code", "amount_cents"),
+            gift_card_id=TEXT,
+            code=MAYBE_TEXT,
+            amount_cents=INTEGER,
+            require_approval=BOOLEAN,
+        ),
     ]
+}
+
+
+def gift_card_routes(context: PlatformContext) -> list[Unsigned]:
+    """The calls of gift cards; the letters only when the configuration allows faults."""
+    shop = GiftShop(context)
+    calls = [*_sale_calls(shop), *_redemption_calls(shop), *_decision_pages(shop)]
     if context.config.allow_faults:
-        routes.append(Route("/_test/letters", shop.letters, methods=["GET"]))
-    return routes
+        calls.append(
+            Unsigned(
+                method="GET",
+                path="/_test/letters",
+                handler=shop.letters,
+                summary="What would have been mailed.",
+                tag="tests",
+            )
+        )
+    return calls
+
+
+def _sale_calls(shop: GiftShop) -> list[Unsigned]:
+    return [
+        Unsigned(
+            method="GET",
+            path="/api/gift-cards/pricing",
+            handler=shop.pricing,
+            summary="Every price of the grid, in cents.",
+            tag="gift cards",
+            answers={200: an_object(("prices", "count"), prices=array({"type": "object"}))},
+        ),
+        Unsigned(
+            method="POST",
+            path="/api/gift-cards/create",
+            handler=shop.create,
+            summary="Order a gift card; the code is told once.",
+            tag="gift cards",
+            body=an_object(
+                ("payment_method",),
+                amount_cents=integer(AMOUNT_CENTS_MIN, AMOUNT_CENTS_MAX),
+                amount=integer(AMOUNT_CENTS_MIN, AMOUNT_CENTS_MAX),
+                payment_method=COIN,
+                currency=COIN,
+                email=SHORT_TEXT,
+                refund_address=SHORT_TEXT,
+                require_approval=BOOLEAN,
+            ),
+            answers={201: _NEW_CARD, 200: _NEW_CARD},
+            refusals=frozenset({409}),
+            repeatable=True,
+        ),
+    ]
+
+
+def _redemption_calls(shop: GiftShop) -> list[Unsigned]:
+    return [
+        Unsigned(
+            method="POST",
+            path="/api/gift-cards/redeem",
+            handler=shop.redeem,
+            summary="Spend a card on a key.",
+            tag="gift cards",
+            body=an_object(
+                ("code", "tier_level", "months"), code=TEXT, tier_level=TIER, months=INTEGER
+            ),
+            answers={200: _REDEMPTION, 202: _REDEMPTION},
+            refusals=frozenset({402, 404, 409, 429}),
+            repeatable=True,
+        ),
+        Unsigned(
+            method="GET",
+            path="/api/gift-cards/{gift_id}/status",
+            handler=shop.status,
+            summary="A redemption (the secret with the first `redeemed`), or a card.",
+            tag="gift cards",
+            answers={200: _CARD_OR_REDEMPTION},
+            refusals=frozenset({404}),
+        ),
+        Unsigned(
+            method="POST",
+            path="/api/gift-cards/{gift_id}/regenerate",
+            handler=shop.regenerate,
+            summary="A new secret for the key of a redemption; the old one is dead.",
+            tag="gift cards",
+            answers={200: KEY_PAIR},
+            refusals=frozenset({403, 404, 409}),
+        ),
+    ]
+
+
+def _decision_pages(shop: GiftShop) -> list[Unsigned]:
+    pages: list[Unsigned] = []
+    for verb, decide in (("approve", shop.approve), ("deny", shop.deny)):
+        asking = Unsigned(
+            method="GET",
+            path=f"/gift-cards/{verb}/{{token}}",
+            handler=shop.ask,
+            summary=f"The page behind the link to {verb} a redemption.",
+            tag="gift cards",
+            answers={200: TEXT},
+            media="text/html",
+            refusals=frozenset({404}),
+        )
+        deciding = msgspec.structs.replace(
+            asking,
+            method="POST",
+            handler=decide,
+            summary=f"The button of that page: {verb}.",
+            refusals=frozenset({404, 409}),
+        )
+        pages += [asking, deciding]
+    return pages
 
 
 class GiftShop:
@@ -87,7 +214,7 @@ class GiftShop:
         context = self._context
         try:
             key = idempotency_key(request)
-            order = _order(parse_object(await request.body()))
+            order = _order(await read_object(request))
             now_ms = context.clock_ms()
             with context.database.transaction() as sql:
                 invoice, new = open_invoice(sql, context.config, order, key, now_ms)
@@ -111,7 +238,7 @@ class GiftShop:
         context = self._context
         try:
             key = idempotency_key(request)
-            body = parse_object(await request.body())
+            body = await read_object(request)
             code = _code(body)
             wanted = tier_and_months(body, context.config)
             who, now_ms = request.client.host if request.client else "-", context.clock_ms()

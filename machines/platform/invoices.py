@@ -22,6 +22,8 @@ Rules (platform-api.md, section 15):
   reorganisation can undo it.
 - No refund without a refund address, nor of an amount too small to send.
 - An invoice for a gift card is completed without a key; the card becomes usable by that.
+- So is one for the extension of a key: its months are added to the key in the same commit, once.
+  Anybody may pay one, so it never has a secret to show, nor a key to make a new secret for.
 - An overpayment completes the invoice; the excess is recorded in `overpaid_atomic`.
 """
 
@@ -35,11 +37,13 @@ import msgspec
 import structlog
 
 from engine.errors import UsageError
-from machines.platform import keys
+from machines.platform import keys, lives
 from machines.platform.context import PlatformConfig
 from machines.platform.ledger import chain, mempool, transaction, wallets
 from machines.platform.ledger.coins import COINS, format_coins
 from machines.platform.ledger.transaction import Output
+from machines.platform.lives.gift_card import CardPaid, GiftCardLife
+from machines.platform.lives.invoice import InvoiceLife, InvoiceTerms, Judged
 from machines.platform.pricing import price_cents, restocking_fee_atomic
 from persistence.database import Session
 
@@ -48,7 +52,10 @@ _SHOP = "shop"
 
 
 class Invoice(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the `invoice` table.  Without `tier` and `months` it buys a gift card, not a key."""
+    """A row of the `invoice` table.
+
+    Without `tier` and `months` it buys a gift card, or the extension of a key (see `extension`).
+    """
 
     number: int
     invoice_id: str
@@ -83,8 +90,23 @@ class Invoice(msgspec.Struct, frozen=True, kw_only=True):
         return f"{coin.scheme}:{self.address}?{coin.uri_amount}={self.amount}"
 
 
+class Extension(msgspec.Struct, frozen=True, kw_only=True):
+    """More time for a key of that tier."""
+
+    public_key: str
+    tier: int
+    months: int
+
+
+class Extended(Extension, frozen=True, kw_only=True):
+    """An extension that was ordered; `key_expires_ms` is what paying it made of the key."""
+
+    applied_ms: int | None
+    key_expires_ms: int | None
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a buyer asks for; already checked: a key (`tier`, `months`), or a gift card.
+    """What a buyer asks for, checked: a key (`tier`, `months`), a gift card, or an extension.
 
     Fingerprints are compared with stored ones, and fields at their default do not count in them:
     a new field needs a default, or the repeats of older requests are refused as different.
@@ -97,6 +119,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refund_address: str | None
     gift_cents: int | None = None
     gift_needs_approval: bool = False
+    extension: Extension | None = None
 
     def price_cents(self, discount_percent: Mapping[int, int]) -> int:
         """US cents: a gift card costs what is on it.
@@ -106,9 +129,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """
         if self.gift_cents is not None:
             return self.gift_cents
-        if self.tier is None or self.months is None:
-            raise UsageError("order: expected tier and months, or gift_cents; got neither")
-        return price_cents(self.tier, self.months, discount_percent)
+        wanted = self.extension or self
+        if wanted.tier is None or wanted.months is None:
+            raise UsageError("order: expected tier and months, gift_cents or extension; got none")
+        return price_cents(wanted.tier, wanted.months, discount_percent)
 
     @property
     def fingerprint(self) -> str:
@@ -174,13 +198,40 @@ def create(
         now_ms=now_ms,
         expires_ms=now_ms + config.invoice_seconds * 1000,
     )
-    return _existing(sql, invoice_id)
+    if order.extension is not None:
+        sql.run(
+            """
+            INSERT INTO invoice_extension (invoice_id, public_key, tier, months)
+            VALUES (:id, :public_key, :tier, :months)
+            """,
+            id=invoice_id,
+            public_key=order.extension.public_key,
+            tier=order.extension.tier,
+            months=order.extension.months,
+        )
+    made = _existing(sql, invoice_id)
+    lives.begin(sql, InvoiceLife, invoice_id, _terms(config, made), now_ms)
+    return made
 
 
 def find(sql: Session, invoice_id: str) -> Invoice | None:
     """The invoice as last written, or None."""
     row = sql.one("SELECT * FROM invoice WHERE invoice_id = :id", id=invoice_id)
     return Invoice(**row) if row else None
+
+
+def extension(sql: Session, invoice: Invoice) -> Extended | None:
+    """What the invoice extends; None when it buys something else."""
+    if invoice.tier is not None:
+        return None
+    row = sql.one(
+        """
+        SELECT public_key, tier, months, applied_ms, key_expires_ms
+        FROM invoice_extension WHERE invoice_id = :id
+        """,
+        id=invoice.invoice_id,
+    )
+    return Extended(**row) if row else None
 
 
 def find_by_key(sql: Session, idempotency_key: str) -> Invoice | None:
@@ -295,10 +346,13 @@ def evaluate(sql: Session, config: PlatformConfig, invoice: Invoice, now_ms: int
     """Judge the invoice, do what follows (issue the key, send a refund) and write it down."""
     required = config.confirmations[invoice.currency]
     _resend_refunds(sql, invoice, now_ms)
-    verdict = judge(invoice, payments(sql, invoice), refunds(sql, invoice), required, now_ms)
+    returned = refunds(sql, invoice)
+    verdict = judge(invoice, payments(sql, invoice), returned, required, now_ms)
     public_key = invoice.public_key
     if verdict.state == "completed" and public_key is None and invoice.tier and invoice.months:
         public_key = keys.issue(sql, invoice.tier, invoice.months, now_ms)
+    if verdict.state == "completed" and invoice.state != "completed":
+        _extend(sql, invoice, now_ms)
     if verdict.refund_now_atomic:
         _send_refund(sql, invoice, verdict.refund_now_atomic, now_ms)
     judged = msgspec.structs.replace(
@@ -310,11 +364,62 @@ def evaluate(sql: Session, config: PlatformConfig, invoice: Invoice, now_ms: int
         public_key=public_key,
     )
     if judged != invoice:
-        _write(sql, judged)
+        _move(sql, judged)
+        _live(sql, config, judged, sum(refund.paid_atomic for refund in returned), now_ms)
     return judged
 
 
-def _write(sql: Session, invoice: Invoice) -> None:
+def _live(
+    sql: Session, config: PlatformConfig, judged: Invoice, returned_atomic: int, now_ms: int
+) -> None:
+    """Let the invoice's life cycle judge the judge; one that is older than it begins now."""
+    run = lives.find(sql, InvoiceLife, judged.invoice_id)
+    if run is not None and run.terminal:
+        return
+    event = Judged(
+        verdict=judged.state,  # type: ignore[arg-type] # the machine refuses other words
+        expires_ms=judged.expires_ms,
+        received_atomic=judged.received_atomic,
+        confirmations=judged.confirmations,
+        returned_atomic=returned_atomic,
+    )
+    if run is None:
+        lives.begin(sql, InvoiceLife, judged.invoice_id, _terms(config, judged), now_ms)
+        if judged.state == "refunded":
+            on_the_way = msgspec.structs.replace(event, verdict="refund_pending")
+            lives.move(sql, InvoiceLife, judged.invoice_id, on_the_way, now_ms)
+    lives.move(sql, InvoiceLife, judged.invoice_id, event, now_ms)
+    card_id = judged.state == "completed" and sql.scalar(
+        "SELECT card_id FROM gift_card WHERE invoice_id = :id", id=judged.invoice_id
+    )
+    if card_id and lives.find(sql, GiftCardLife, card_id) is not None:
+        lives.move(sql, GiftCardLife, card_id, CardPaid(), now_ms)
+
+
+def _terms(config: PlatformConfig, invoice: Invoice) -> InvoiceTerms:
+    return InvoiceTerms(
+        amount_atomic=invoice.amount_atomic,
+        expires_ms=invoice.expires_ms,
+        confirmations_required=config.confirmations[invoice.currency],
+    )
+
+
+def _extend(sql: Session, invoice: Invoice, now_ms: int) -> None:
+    bought = extension(sql, invoice)
+    if bought is None or bought.applied_ms is not None:
+        return
+    sql.run(
+        """
+        UPDATE invoice_extension SET applied_ms = :now_ms, key_expires_ms = :expires_ms
+        WHERE invoice_id = :id
+        """,
+        now_ms=now_ms,
+        expires_ms=keys.extend(sql, bought.public_key, bought.months, now_ms),
+        id=invoice.invoice_id,
+    )
+
+
+def _move(sql: Session, invoice: Invoice) -> None:
     sql.run(
         """
         UPDATE invoice SET state = :state, received_atomic = :received,

@@ -82,6 +82,26 @@ def reveal_once(sql: Session, public_key: str, now_ms: int) -> str | None:
     return _codec(sql).open(row["secret_sealed"]) if row else None
 
 
+def extend(sql: Session, public_key: str, months: int, now_ms: int) -> int:
+    """Add calendar months to a key, before or after its expiry; when it expires now (ms).
+
+    An expired key lasts that long from now on: the time without it is not paid for.
+
+    Raises:
+        UsageError: no such key.
+    """
+    row = find(sql, public_key)
+    if row is None:
+        raise UsageError(f"key {public_key}: unknown here; nothing was extended")
+    expires_ms = months_later(max(now_ms, row.expires_ms), months)
+    sql.run(
+        "UPDATE api_key SET expires_ms = :expires_ms WHERE public_key = :public_key",
+        expires_ms=expires_ms,
+        public_key=public_key,
+    )
+    return expires_ms
+
+
 def regenerate(sql: Session, public_key: str, now_ms: int) -> str:
     """A new secret, counted as viewed; the old one no longer signs.
 

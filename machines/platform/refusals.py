@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from machines.platform.replies import Problem
-from machines.platform.sandbox.errors import SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.errors import FreezeFailed, SandboxLimit, SandboxUnavailable
 
 
 @contextmanager
@@ -18,6 +18,8 @@ def sandbox_refusals() -> Iterator[None]:
         raise unavailable(error.reason, error.fix) from error
     except SandboxLimit as error:
         raise Problem(400, "sandbox_limit", str(error)) from error
+    except FreezeFailed as error:
+        raise Problem(503, "freeze_failed", str(error)) from error
 
 
 def unavailable(reason: str, fix: str) -> Problem:

@@ -13,8 +13,10 @@ gift cards           what was on a card = what is left + what its redemptions co
 invoices             no invoice was paid by a payment it did not need (top-ups are needed)
 sessions             every live session has a living sandbox
 sandboxes            every sandbox directory, process and group has a live session or execution
-permissions          nobody else can enter the data directory or read its files
-keys                 every completed invoice has its key, and every key's one secret opens
+permissions          nobody else can enter the data directory or read its files, snapshots, images
+keys                 every completed invoice has its key or has extended one, no other has, and
+                     every key's one secret opens
+life cycles          every row and its run say the same, and the engine finds every run sound
 ===================  ============================================================================
 
 A server may be creating or ending a sandbox at the moment of looking, so those two checks look
@@ -34,6 +36,8 @@ import msgspec
 
 from engine.errors import SecretsError, UsageError
 from engine.secrets import SecretsCodec, load_codec
+from machines.platform.lives.checking import differences, unsound
+from machines.platform.permissions import loose_paths
 from machines.platform.sandbox.cgroups import PREFIX
 from machines.platform.sandbox.processes import identify
 from machines.platform.sandbox.records import read_record
@@ -82,7 +86,9 @@ def platform_doctor(data_dir: Path) -> list[Finding]:
                 "gift cards": _gift_cards(sql),
                 "invoices": _invoices(sql),
                 "keys": _keys(sql, data_dir),
+                "life cycles": differences(sql),
             }
+        problems["life cycles"] += _unsound(database, data_dir)
         problems["sessions"] = _settled(lambda: _sessions(database, data_dir), data_dir)
         problems["sandboxes"] = _settled(lambda: _sandboxes(database, data_dir), data_dir)
     finally:
@@ -165,6 +171,7 @@ def _keys(sql: Session, data_dir: Path) -> list[str]:
             "public_key NOT IN (SELECT public_key FROM api_key)"
         )
     ]
+    problems += _extensions(sql)
     rows = sql.all("SELECT public_key, secret_sealed FROM api_key ORDER BY public_key")
     if not rows:
         return problems
@@ -178,6 +185,29 @@ def _keys(sql: Session, data_dir: Path) -> list[str]:
         except SecretsError as error:
             problems.append(f"key {row['public_key']}: {error}")
     return problems
+
+
+def _extensions(sql: Session) -> list[str]:
+    # A directory that no newer server has opened yet has no such table.
+    if sql.scalar("SELECT 1 FROM sqlite_master WHERE name = 'invoice_extension'") is None:
+        return []
+    return [
+        f"invoice {_short(row['invoice_id'])}: {row['state']}, but the extension of key "
+        f"{row['public_key']} {'was' if row['applied_ms'] is not None else 'was not'} made. "
+        "The database was edited, or is damaged."
+        for row in sql.all(
+            "SELECT e.invoice_id, e.public_key, e.applied_ms, v.state FROM invoice_extension e "
+            "JOIN invoice v ON v.invoice_id = e.invoice_id "
+            "WHERE (v.state = 'completed') <> (e.applied_ms IS NOT NULL) ORDER BY v.number"
+        )
+    ]
+
+
+def _unsound(database: Database, data_dir: Path) -> list[str]:
+    try:
+        return unsound(database, _codec(data_dir))
+    except SecretsError:
+        return []  # the check of the keys says so
 
 
 def _codec(data_dir: Path) -> SecretsCodec:
@@ -264,16 +294,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _permissions(data_dir: Path) -> list[str]:
-    problems = []
-    for path in (data_dir, *sorted(data_dir.iterdir())):
-        try:
-            mode = path.stat().st_mode & 0o777
-        except FileNotFoundError:
-            continue  # a server just removed it
-        if mode & 0o077:
-            right = "700" if path.is_dir() else "600"
-            problems.append(f"{path}: mode {mode:o} lets others in. Run: chmod {right} {path}")
-    return problems
+    return [found.message for found in loose_paths(data_dir)]
 
 
 _TOTALS = """

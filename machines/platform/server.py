@@ -31,22 +31,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import structlog
 
 from engine.errors import SecretsError, StoreError, TurtlesError, UsageError
 from machines.platform.sandbox.processes import Identity, boot_id, identify
 
 if TYPE_CHECKING:
+    from machines.platform.egress import EgressProxy
     from machines.platform.sandbox.backend import Backend
+    from machines.platform.tls import Tls
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_TAKEN = 1, 3, 4
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
+
+log = structlog.get_logger("turtles.platform.server")
 DRAIN_SECONDS = 5
 
 
@@ -147,6 +152,8 @@ def _command(data_dir: Path, options: dict[str, object]) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if value is True:
             command.append(flag)
+        elif isinstance(value, list | tuple):
+            command += [word for one in value for word in (flag, str(one))]
         elif value is not None and value is not False:
             command += [flag, str(value)]
     return command
@@ -259,6 +266,18 @@ def prepare_data_directory(data_dir: Path) -> None:
         )
 
 
+def _check_permissions(data_dir: Path) -> None:
+    """Look into the directory, too: refuse open secrets, warn about the rest.
+
+    Raises:
+        DataDirectoryRefused: with the command that cures it.
+    """
+    from machines.platform.permissions import require_private
+
+    for loose in require_private(data_dir):
+        log.warning("permissions_loose", path=str(loose.path), problem=loose.message)
+
+
 @contextmanager
 def exclusive(data_dir: Path) -> Iterator[None]:
     """Hold the data directory's lock.
@@ -293,6 +312,12 @@ def serve(
     backend: str = "bubblewrap",
     requests_per_minute_per_tier: int = 7,
     payer_outputs: int | None = None,
+    operators: Sequence[str] = (),
+    egress_allow: Sequence[str] = (),
+    egress_requests_per_second: float | None = None,
+    egress_burst: int | None = None,
+    tls_certificate: Path | None = None,
+    tls_key: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code (0).
@@ -307,6 +332,10 @@ def serve(
         backend: `bubblewrap`, the only one.
         requests_per_minute_per_tier: 7 by the price list; another is shown by `/health`.
         payer_outputs: how many coins the payer's wallet of a new platform holds; 0 is a poor one.
+        operators: public keys that may read the platform's own log lines.
+        egress_allow: what semitrusted sandboxes may reach, `HOST:PORT` or `*.HOST:PORT` each.
+        egress_requests_per_second, egress_burst: how fast each of them may ask; 5 and 20.
+        tls_certificate, tls_key: PEM files; with both of them it speaks https.
         say: takes the lines meant for a person, the last begins with `ready`.
 
     Raises:
@@ -314,7 +343,10 @@ def serve(
     """
     if host not in ("127.0.0.1", "::1", "localhost"):
         raise UsageError(f"host {host!r}: expected a loopback address such as 127.0.0.1")
+    proxy = _proxy(egress_allow, egress_requests_per_second, egress_burst)
+    tls = _tls(tls_certificate, tls_key)
     prepare_data_directory(data_dir)
+    _check_permissions(data_dir)
     with exclusive(data_dir):
         from machines.platform.serving import run
 
@@ -325,22 +357,56 @@ def serve(
             block_seconds=block_seconds,
             invoice_seconds=invoice_seconds,
             allow_faults=allow_faults,
-            backend=_backend(backend, data_dir),
+            backend=_backend(backend, data_dir, proxy),
+            proxy=proxy,
+            tls=tls,
             requests_per_minute_per_tier=requests_per_minute_per_tier,
             payer_outputs=payer_outputs,
+            operators=operators,
             say=say or (lambda _line: None),
         )
 
 
-def _backend(name: str, data_dir: Path) -> Backend:
+def _backend(name: str, data_dir: Path, proxy: EgressProxy) -> Backend:
     if name != "bubblewrap":
         raise UsageError(f"backend {name!r}: expected 'bubblewrap', the only one here")
+    from machines.platform.egress import proxied
     from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 
-    return BubblewrapBackend(data_dir / "sandboxes")
+    return proxied(BubblewrapBackend(data_dir / "sandboxes"), proxy)
 
 
-def write_ready(data_dir: Path, host: str, port: int) -> ServerInfo:
+def _proxy(allow: Sequence[str], per_second: float | None, burst: int | None) -> EgressProxy:
+    """The way out of semitrusted sandboxes.
+
+    Raises:
+        UsageError: a rule or a limit that cannot be.
+    """
+    from machines.platform.egress import EgressProxy
+    from machines.platform.egress_policy import EgressPolicy, parse_destination
+
+    chosen = {"requests_per_second": per_second, "burst": burst}
+    limits = {name: value for name, value in chosen.items() if value is not None}
+    rules = tuple(parse_destination(text) for text in allow)
+    return EgressProxy(EgressPolicy(allow=rules, **limits))  # type: ignore[arg-type]
+
+
+def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
+    """Both files, tried.
+
+    Raises:
+        UsageError: one without the other, or files that cannot be used.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("--tls-certificate and --tls-key: expected both or neither")
+    from machines.platform.tls import load
+
+    return load(certificate, key)
+
+
+def write_ready(data_dir: Path, host: str, port: int, scheme: str = "http") -> ServerInfo:
     """Announce this process as the server of the data directory, atomically."""
     identity = identify(os.getpid())
     if identity is None:
@@ -351,7 +417,7 @@ def write_ready(data_dir: Path, host: str, port: int) -> ServerInfo:
         start_time=f"{boot_id()}/{identity.start_ticks}",
         host=host,
         port=port,
-        base_url=f"http://{shown}:{port}",
+        base_url=f"{scheme}://{shown}:{port}",
     )
     fresh = data_dir / "ready.json.new"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -410,6 +476,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", default="bubblewrap")
     parser.add_argument("--requests-per-minute-per-tier", type=int, default=7)
     parser.add_argument("--payer-outputs", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--operators", action="append", default=[], metavar="PUBLIC_KEY")
+    parser.add_argument("--egress-allow", action="append", default=[], metavar="HOST:PORT")
+    parser.add_argument("--egress-requests-per-second", type=float)
+    parser.add_argument("--egress-burst", type=int)
+    parser.add_argument("--tls-certificate", type=Path)
+    parser.add_argument("--tls-key", type=Path)
     return parser
 
 

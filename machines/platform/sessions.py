@@ -2,62 +2,71 @@
 
 ::
 
-    create:  [row starting] -> backend.create -> [row running]
+    create:  [row starting] -> backend.create, image, files -> [row running]
     end:     [row terminated, reason] -> backend.destroy
 
 Every bracket is one transaction; the sandbox is touched outside, after the decision is on disk.
-A row names its sandbox (same id).  What a death in between leaves:
+A row names its sandbox (same id).  What happens to it in between is in session_changes.py, how it
+ends in session_rows.py.  What a death in between leaves:
 
 - before the first bracket: nothing;
-- with a row `starting` or `running`: the sandbox died with the process, and `start()` marks the
-  row `terminated` with reason `platform_restarted`;
+- with a row `starting`, `running` or `frozen`: the sandbox died with the process, and `start()`
+  marks the row `terminated` with reason `platform_restarted`;
 - with a row `terminated` and a sandbox still there: `sweep()` at the next start removes it.
 
-A session ends by DELETE, at its time to live, after 15 minutes without activity, or when its
-sandbox dies.  Time comes from the platform's clock; `expire_due()` is called before anything
-that counts sessions, and now and then by the server.
+A repeated `Idempotency-Key` gives the session that it made, as it is now: also when it has ended
+since, which its `status` and `reason` tell.  Nothing is ever made twice for one key.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from typing import Any
+from collections.abc import Callable
 
 import structlog
 
+from machines.platform import lives
 from machines.platform.context import PlatformContext
-from machines.platform.documents import IDLE_SECONDS, MEMORY_MIB_PER_VCPU
 from machines.platform.limits import require_slot
-from machines.platform.orders import Caller, SessionOrder
+from machines.platform.lives.session import SessionLife, SessionTerms
+from machines.platform.orders import Caller
 from machines.platform.refusals import require_same_request, sandbox_refusals
 from machines.platform.replies import Problem
-from machines.platform.sandbox.backend import MIB, Backend, Handle, Spec
-from machines.platform.sandbox.errors import SandboxError, SandboxGone
+from machines.platform.sandbox.backend import Backend, Command, Handle, Network, Spec
+from machines.platform.sandbox.errors import SandboxError, SandboxGone, SandboxLimit
+from machines.platform.session_changes import SessionChanges, memory_bytes
+from machines.platform.session_orders import SessionOrder
+from machines.platform.session_rows import require, select
+from machines.platform.transfers import link_inputs
 from persistence.database import Row
 from persistence.database import Session as Sql
 
 log = structlog.get_logger("turtles.platform.sessions")
 
 
-def spec_for(sandbox_id: str, vcpu: int, environment: dict[str, str] | None = None) -> Spec:
+def spec_for(
+    sandbox_id: str,
+    vcpu: int,
+    environment: dict[str, str] | None = None,
+    network: Network = "zerotrust",
+) -> Spec:
     """What to build for a session or a one-off execution: 2 GiB per vCPU."""
     return Spec(
         sandbox_id=sandbox_id,
         vcpus=vcpu,
-        memory_bytes=MEMORY_MIB_PER_VCPU * MIB * vcpu,
+        memory_bytes=memory_bytes(vcpu),
         environment=environment or {},
+        network=network,
     )
 
 
-class Sessions:
+class Sessions(SessionChanges):
     """The sessions of every key, and the sandboxes behind them."""
 
     def __init__(self, context: PlatformContext, backend: Backend) -> None:
-        self._context = context
-        self._backend = backend
+        super().__init__(context, backend)
         self._starting: dict[str, threading.Event] = {}
-        self._stopping = threading.Event()
 
     def start(self) -> int:
         """Clear what an earlier process left; the number of sandboxes swept.
@@ -71,13 +80,8 @@ class Sessions:
             swept = 0
             log.error("sweep_failed", error=str(error))
         with self._context.database.transaction() as sql:
-            lost = sql.run(
-                "UPDATE session SET state = 'terminated', reason = 'platform_restarted', "
-                "ended_ms = :now WHERE state IN ('starting', 'running')",
-                now=self._context.clock_ms(),
-            )
-            sql.run("UPDATE execution SET state = 'lost' WHERE state = 'running'")
-        log.info("sessions_start", swept_sandboxes=swept, lost_sessions=lost)
+            lost = self._terminate(sql, "1 = 1", "platform_restarted")
+        log.info("sessions_start", swept_sandboxes=swept, lost_sessions=len(lost))
         return swept
 
     def stop(self) -> None:
@@ -85,22 +89,19 @@ class Sessions:
         self._stopping.set()
         self._end_where("1 = 1", "platform_stopped")
 
-    def require_open(self) -> None:
-        """Refuse work while the platform stops.
+    # -- create --------------------------------------------------------------------------------
 
-        Raises:
-            Problem: 503.
-        """
-        if self._stopping.is_set():
-            raise Problem(
-                503,
-                "stopping",
-                "the platform is stopping. Try again when it is back.",
-                headers={"Retry-After": "2"},
-            )
-
-    def create(self, caller: Caller, order: SessionOrder) -> Row:
+    def create(
+        self,
+        caller: Caller,
+        order: SessionOrder,
+        prepare: Callable[[Handle], None] | None = None,
+    ) -> Row:
         """A new session, or the one this idempotency key made before.
+
+        Args:
+            prepare: fills the new sandbox (from a snapshot or an image) before anybody sees it
+                running.  What it raises undoes the session.
 
         Raises:
             Problem: 429 no slot, 409 key reused for another request, 503, 400.
@@ -109,7 +110,7 @@ class Sessions:
             row, is_new = self._reserve(caller, order)
             session_id = row["session_id"]
             if is_new:
-                return self._build(session_id, order)
+                return self._build(session_id, order, prepare)
             # Another request with the same key may be creating it: answer when it is there.
             if event := self._starting.get(session_id):
                 event.wait()
@@ -133,9 +134,10 @@ class Sessions:
             self._starting[session_id] = threading.Event()
             sql.run(
                 "INSERT INTO session (session_id, public_key, shell, network_mode, vcpu, state, "
-                "created_ms, expires_ms, last_active_ms, idempotency_key, digest, base_vcpu) VALUES "
+                "created_ms, expires_ms, last_active_ms, idempotency_key, digest, base_vcpu, "
+                "multiplexer, audited, image_id) VALUES "
                 "(:id, :key, :shell, :mode, :vcpu, 'starting', :now, :expires, :now, :once, "
-                ":digest, :vcpu)",
+                ":digest, :vcpu, :multiplexer, :audited, :image)",
                 id=session_id,
                 key=caller.public_key,
                 shell=order.shell,
@@ -145,27 +147,32 @@ class Sessions:
                 expires=now_ms + order.ttl_seconds * 1000,
                 once=caller.idempotency_key,
                 digest=caller.digest,
+                multiplexer=order.multiplexer,
+                audited=int(order.audited),
+                image=order.image,
             )
-            return _require(_select(sql, session_id)), True
+            terms = SessionTerms(vcpu=order.vcpu, base_vcpu=order.vcpu)
+            lives.begin(sql, SessionLife, session_id, terms, now_ms)
+            return require(select(sql, session_id)), True
 
-    def _build(self, session_id: str, order: SessionOrder) -> Row:
+    def _build(
+        self, session_id: str, order: SessionOrder, prepare: Callable[[Handle], None] | None
+    ) -> Row:
         try:
             with sandbox_refusals():
-                handle = self._backend.create(spec_for(session_id, order.vcpu))
-            with self._context.database.transaction() as sql:
-                kept = sql.run(
-                    "UPDATE session SET state = 'running' "
-                    "WHERE session_id = :id AND state = 'starting'",
-                    id=session_id,
+                handle = self._backend.create(
+                    spec_for(session_id, order.vcpu, network=order.network_mode)
                 )
+                if prepare is not None:
+                    prepare(handle)
+                self._put_files(handle, order.files)
+            with self._context.database.transaction() as sql:
+                kept = self._move(sql, session_id, "running")
             if not kept:
                 self._destroy(handle)
-            return _require(self._row(session_id))
+            return require(self._row(session_id))
         except SandboxGone as error:
-            self._forget(session_id)
-            raise Problem(
-                503, "sandbox_died", f"the new sandbox ended at once: {error}. Try again."
-            ) from error
+            return self._died_young(session_id, error)
         except BaseException:
             # Nothing of it may be seen again: the same key may then create it afresh.
             self._forget(session_id)
@@ -173,76 +180,40 @@ class Sessions:
         finally:
             self._starting.pop(session_id).set()
 
+    def _died_young(self, session_id: str, error: SandboxGone) -> Row:
+        """A sandbox that ended while it was made: because somebody deleted it, or by itself."""
+        row = self._row(session_id)
+        if row is not None and row["state"] == "terminated":
+            self._destroy(Handle(session_id))
+            return row
+        self._forget(session_id)
+        raise Problem(
+            503, "sandbox_died", f"the new sandbox ended at once: {error}. Try again."
+        ) from error
+
+    def _put_files(self, handle: Handle, files: dict[str, bytes]) -> None:
+        if not files:
+            return
+        result = self._backend.execute(handle, Command(argv=("true",), files=files))
+        if result.exit_code:
+            said = result.stderr.decode("utf-8", "replace")[:200]
+            raise SandboxLimit(f"input_files could not be written into the sandbox: {said}")
+        link_inputs(self._backend, handle, files)
+
     def _forget(self, session_id: str) -> None:
         with self._context.database.transaction() as sql:
             sql.run("DELETE FROM session WHERE session_id = :id", id=session_id)
+            lives.forget(sql, SessionLife, session_id)
         self._destroy(Handle(session_id))
 
-    def live(self, public_key: str) -> list[Row]:
-        """The key's sessions that have not ended, oldest first."""
-        self.expire_due()
-        with self._context.database.reading() as sql:
-            return sql.all(
-                "SELECT * FROM session WHERE public_key = :key "
-                "AND state IN ('starting', 'running') ORDER BY created_ms, session_id",
-                key=public_key,
-            )
-
-    def find(self, public_key: str, session_id: str) -> Row:
-        """A session of this key, ended or not.
-
-        Raises:
-            Problem: 404, unknown or another key's.
-        """
-        self.expire_due()
-        row = self._row(session_id)
-        if row is None or row["public_key"] != public_key:
-            raise Problem(
-                404,
-                "not_found",
-                f"session {session_id!r}: this key has none of that id. List them: GET /sessions.",
-            )
-        return row
-
-    def end(self, public_key: str, session_id: str) -> Row:
-        """End a session; one that has ended already is no error.
-
-        Raises:
-            Problem: 404.
-        """
-        self.find(public_key, session_id)
-        self._end_where("session_id = :id", "deleted", id=session_id)
-        return _require(self._row(session_id))
-
-    def died(self, session_id: str) -> None:
-        """Record that a session's sandbox is gone."""
-        self._end_where("session_id = :id", "sandbox_died", id=session_id)
-
-    def touch(self, sql: Sql, session_id: str) -> None:
-        """Note activity, inside the caller's transaction."""
-        sql.run(
-            "UPDATE session SET last_active_ms = :now WHERE session_id = :id",
-            id=session_id,
-            now=self._context.clock_ms(),
-        )
-
-    def expire_due(self) -> int:
-        """End the sessions whose time is over; how many.  One that is executing is not idle."""
-        now_ms = self._context.clock_ms()
-        due = {"now": now_ms, "idle": now_ms - IDLE_SECONDS * 1000}
-        with self._context.database.reading() as sql:
-            if not sql.scalar(f"SELECT count(*) FROM session WHERE {_LIVE} AND {_DUE}", **due):  # noqa: S608 - constants
-                return 0
-        return self._end_where(_DUE, "expired", **due)
+    # -- end -----------------------------------------------------------------------------------
 
     def reap(self) -> int:
         """End the sessions whose sandbox died unasked; how many."""
         with self._context.database.reading() as sql:
-            rows = sql.all("SELECT session_id FROM session WHERE state = 'running'")
+            rows = sql.all("SELECT session_id FROM session WHERE state IN ('running', 'frozen')")
         dead = [row["session_id"] for row in rows if not self._lives(row["session_id"])]
-        for session_id in dead:
-            self.died(session_id)
-        return len(dead)
+        return sum(self.died(session_id) for session_id in dead)
 
     def _lives(self, session_id: str) -> bool:
         try:
@@ -251,36 +222,6 @@ class Sessions:
             return False
         # Enforcement "none" is a backend that runs nothing and has no processes to count.
         return stats.enforcement == "none" or stats.processes > 0
-
-    def _end_where(self, condition: str, reason: str, **parameters: Any) -> int:
-        with self._context.database.transaction() as sql:
-            ended = sql.all(
-                f"UPDATE session SET state = 'terminated', reason = :reason, ended_ms = :at "  # noqa: S608 - constants
-                f"WHERE {_LIVE} AND {condition} RETURNING session_id",
-                reason=reason,
-                at=self._context.clock_ms(),
-                **parameters,
-            )
-        for row in ended:
-            self._destroy(Handle(row["session_id"]))
-        return len(ended)
-
-    def _destroy(self, handle: Handle) -> None:
-        try:
-            self._backend.destroy(handle)
-        except SandboxError as error:
-            log.warning("destroy_failed", sandbox_id=handle.sandbox_id, error=str(error))
-
-    def _row(self, session_id: str) -> Row | None:
-        with self._context.database.reading() as sql:
-            return _select(sql, session_id)
-
-
-_LIVE = "state IN ('starting', 'running')"
-_DUE = (
-    "(expires_ms <= :now OR (last_active_ms <= :idle AND NOT EXISTS (SELECT 1 FROM execution "
-    "WHERE execution.session_id = session.session_id AND execution.state = 'running')))"
-)
 
 
 def _by_idempotency_key(sql: Sql, caller: Caller) -> Row | None:
@@ -291,13 +232,3 @@ def _by_idempotency_key(sql: Sql, caller: Caller) -> Row | None:
         key=caller.public_key,
         once=caller.idempotency_key,
     )
-
-
-def _select(sql: Sql, session_id: str) -> Row | None:
-    return sql.one("SELECT * FROM session WHERE session_id = :id", id=session_id)
-
-
-def _require(row: Row | None) -> Row:
-    if row is None:
-        raise Problem(404, "not_found", "the session was removed while it was being created.")
-    return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -199,6 +199,21 @@ def file_world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path / "data")
     yield made
     made.close()
+
+
+@pytest.fixture
+def reopened() -> Iterator[Callable[[Path, int], World]]:
+    """Open a platform over a data directory that exists, at a moment."""
+    made: list[World] = []
+
+    def open_(data_dir: Path, now_ms: int) -> World:
+        made.append(World(data_dir))
+        made[-1].now_ms = now_ms
+        return made[-1]
+
+    yield open_
+    for each in made:
+        each.close()
 
 
 @pytest.fixture

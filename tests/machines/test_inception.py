@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from engine.errors import KeyConflict, TurtlesError, UsageError
+from engine.secrets import load_codec
 from machines.clients.ports import Currency
 from machines.inception import (
     CURRENCIES,
@@ -23,8 +24,9 @@ from machines.inception import (
     InceptionResult,
     PlatformKeeper,
     incept,
+    lowest_tier,
 )
-from machines.platform import server
+from machines.platform import keys, server
 from machines.platform.database import open_platform_database
 from machines.platform.ledger.report import ledger_report
 
@@ -47,6 +49,8 @@ DURATIONS = (
         ({"currency": ""}, "currency '': expected one of XMR, BTC, LTC, DOGE"),
         ({"tier": 0}, "tier 0: expected 1 to 32"),
         ({"tier": 33}, "tier 33: expected 1 to 32"),
+        ({"trust": "none"}, "trust 'none': expected one of zerotrust, semitrusted"),
+        ({"trust": "semitrusted", "tier": 4}, "tier 4: --trust semitrusted makes a sandbox beside"),
         ({"months": 2}, "months 2: expected one of 1, 3, 6, 12, 24"),
         ({"months": 0}, "months 0: expected one of 1, 3, 6, 12, 24"),
         ({"budget_cents": -1}, "budget -1 cents: expected 0 or more"),
@@ -78,6 +82,7 @@ def test_what_cannot_be_is_refused(changed: dict[str, Any], message: str) -> Non
         {"currency": "DOGE", "budget_cents": 0},
         {"poll_seconds": 0.001, "block_seconds": 0.001, "timeout_seconds": 1.0},
         {"key": "k" * 200},
+        {"trust": "semitrusted", "tier": 5},
     ],
 )
 def test_what_can_be_is_not_refused(changed: dict[str, Any]) -> None:
@@ -112,6 +117,11 @@ async def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_budget(changed: dict[str, Any], cents: int) -> None:
     """The list price of every layer, or what was said."""
     assert InceptionOptions(data_dir=HERE, **changed).budget() == cents
+
+
+def test_the_lowest_tier() -> None:
+    """Code inside that makes a sibling needs a second slot."""
+    assert [lowest_tier(trust) for trust in ("zerotrust", "semitrusted")] == [1, 5]
 
 
 @pytest.mark.parametrize("currency", CURRENCIES)
@@ -232,3 +242,48 @@ async def test_the_same_key_again_gives_the_same_chain(tmp_path: Path) -> None:
     database.close()
     assert [one["confirmed_spends"] for one in ledger["invoices"]] == [1]
     assert ledger["consistent"]
+
+
+async def test_code_inside_a_semitrusted_chain_makes_siblings(tmp_path: Path) -> None:
+    """Through the platform's proxy, with the key of its layer, which is written nowhere."""
+    options = InceptionOptions(
+        data_dir=tmp_path / "data", depth=2, currency="LTC", tier=5, trust="semitrusted",
+        poll_seconds=0.1, block_seconds=0.05, timeout_seconds=90,
+    )  # fmt: skip
+    result = await incept(options, progress=lambda decision: None)
+    assert (result.state, result.spent_cents) == ("done", 7_000)
+    made = [one.sibling for one in result.layers]
+    assert len(set(made)) == 2 and all(one.startswith("unsb-session-") for one in made)
+    assert [one.no_sibling for one in result.layers] == ["", ""]
+
+    place = options.data_dir / "platform"
+    database = open_platform_database(place)
+    keys.bind(database, load_codec(place / "master.key", os.environ))
+    with database.reading() as sql:
+        rows = sql.all("SELECT session_id, public_key, network_mode, state, reason FROM session")
+        found = sql.all("SELECT public_key FROM api_key")
+        secrets = [keys.secret(sql, row["public_key"]) for row in found]
+    database.close()
+    assert {row["state"] for row in rows} == {"terminated"}
+    by_id = {row["session_id"]: row for row in rows}
+    for one in result.layers:
+        assert by_id[one.session_id]["network_mode"] == "semitrusted"
+        assert by_id[one.sibling]["network_mode"] == "zerotrust"
+        assert by_id[one.sibling]["public_key"] == one.public_key
+        assert by_id[one.sibling]["reason"] == "deleted"
+    log = (place / "platform.log").read_text()
+    assert log.count('"host": "platform.turtles"') >= 4
+    written = b"".join(one.read_bytes() for one in options.data_dir.rglob("*") if one.is_file())
+    assert secrets and not any(secret.encode() in written for secret in secrets)
+
+
+async def test_code_inside_a_zerotrust_chain_reaches_nothing(tmp_path: Path) -> None:
+    options = InceptionOptions(
+        data_dir=tmp_path / "data", depth=1, currency="LTC", poll_seconds=0.1,
+        block_seconds=0.05, timeout_seconds=90,
+    )  # fmt: skip
+    (layer,) = (await incept(options, progress=lambda decision: None)).layers
+    assert layer.sibling == ""
+    assert layer.no_sibling.startswith("URLError: ")
+    log = (options.data_dir / "platform" / "platform.log").read_text()
+    assert "platform.turtles" not in log

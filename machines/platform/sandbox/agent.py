@@ -2,13 +2,26 @@
 
 It is copied into the sandbox as a read-only file and started by bubblewrap as
 
-    python3 -I -S -B agent.py CHANNEL_FD           the agent
-    python3 -B agent.py --cells REQUEST_FD REPLY_FD    a lasting Python interpreter, started by it
+    python3 -I -S -B agent.py CHANNEL_FD DOOR_FD    the agent, which forks the doorman
 
-Protocol on the channel (a stream socket): frames of a 4-byte big-endian length and that much JSON.
-The host asks {"id", "op", ...}, the agent answers {"id", "ok": {...}} or
-{"id", "error": {"kind", "message"}}, one request at a time. Bytes travel as base64. The operations
-are the keys of `OPERATIONS`. When the channel closes the agent ends; what it started in the
+::
+
+    host ==channel==> agent      run, cell, collect, save, load     one after another, may last
+         ==door=====> doorman    start_program, stop_program, open_terminal, connect, listen
+
+Protocol on both (stream sockets): frames of a 4-byte big-endian length and that much JSON. The
+host asks {"id", "op", ...}, the agent answers {"id", "ok": {...}} or
+{"id", "error": {"kind", "message"}}, one request at a time. Bytes travel as base64. Descriptors
+travel beside the length of a request or an answer (SCM_RIGHTS): an operation finds those of its
+request in request["descriptors"] and appends those of its answer to request["pass"]; both are
+closed once it was answered. Operations are the keys of `OPERATIONS` and `DOOR_OPERATIONS`; most
+live in files beside this one, which are read when first needed. `setup` goes to both.
+
+`save` and `load` go by the channel, in order with commands; what they write and read travels
+through a pipe whose inner end comes with the request (one descriptor). The host moves bytes at its
+end until the pipe ends, and only then reads the answer.
+
+When its channel closes the agent ends, and so does the doorman; what they started in the
 background ends with process 1, which the host kills.
 
 The agent has no more rights than the code it starts, and that code may kill it: the host believes
@@ -19,7 +32,6 @@ oom_score_adj so that the bomb dies before the agent.
 """
 
 import base64
-import builtins
 import contextlib
 import ctypes
 import json
@@ -32,15 +44,18 @@ import struct
 import subprocess
 import sys
 import time
-import traceback
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 PR_SET_DUMPABLE = 4
 READ_BYTES = 65536
+DESCRIPTORS_MAX = 2
+DOORMEN = 1
 OWN_PROCESSES = 8
 INTERRUPT_SECONDS = 0.5
+TICK_SECONDS = 0.5
+STANDSTILL_SECONDS = 2.0
 HEADER = struct.Struct(">I")
 DRAIN_BYTES_MAX = 2 * 1024 * 1024
 # The two pipes move to numbers that programs do not use, and are closed for what a cell starts.
@@ -84,6 +99,29 @@ class Captured:
         self.truncated = self.truncated or len(piece) > room
 
 
+class Allowance:
+    """How long a program may still run. Time in which we stood still does not count.
+
+    Nothing tells a program that it was frozen, so we never sleep longer than a tick: an interval
+    far beyond that was a standstill (or a machine so busy that it is as good as one), and counts
+    as one tick. The host has a deadline of its own.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.looked = time.monotonic()
+
+    def left(self) -> float:
+        now = time.monotonic()
+        passed, self.looked = now - self.looked, now
+        self.seconds -= TICK_SECONDS if passed > STANDSTILL_SECONDS else passed
+        return self.seconds
+
+    def tick(self) -> float:
+        """For how long to sleep at most; 0 or less when the time is over."""
+        return min(self.left(), TICK_SECONDS)
+
+
 class Interpreter:
     """A lasting interpreter: its process and the two pipes that carry code in and an end out."""
 
@@ -92,7 +130,7 @@ class Interpreter:
         self.reply, reply_write = os.pipe()
         ends = (str(request_read), str(reply_write))
         argv = {
-            "python3": [PYTHON, "-B", os.path.abspath(__file__), "--cells", *ends],  # noqa: PTH100
+            "python3": [PYTHON, "-B", beside("agent_cells.py"), *ends],
             "bash": ["bash", "--noprofile", "--norc", "-c", BASH_LOOP, "bash", *ends],
         }[language]
         try:
@@ -131,9 +169,12 @@ PYTHON = sys.executable or "python3"
 def confine() -> None:
     """Limits of a program, set between fork and exec."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what we ignore would be ignored there too
-    pids = max(SETTINGS.pids - OWN_PROCESSES, 1)
+    pids = max(SETTINGS.pids + DOORMEN - OWN_PROCESSES, 1)
     resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # 1 and not 0: a core_pattern that is a pipe starts a handler on the host whatever the limit,
+    # unless it is 1 byte (core(5), and fs/coredump.c).
+    core = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] != 0 else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (core, core))
     if SETTINGS.memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (SETTINGS.memory_bytes, SETTINGS.memory_bytes))
     with open("/proc/self/oom_score_adj", "w") as adjustment:  # noqa: PTH123
@@ -141,19 +182,24 @@ def confine() -> None:
 
 
 def start(
-    argv: list[str], cwd: str, extra: Mapping[str, str], pass_fds: tuple[int, ...] = ()
+    argv: list[str],
+    cwd: str,
+    extra: Mapping[str, str],
+    pass_fds: tuple[int, ...] = (),
+    streams: tuple[int, int, int] = (subprocess.PIPE,) * 3,
+    before: "Callable[[], None]" = confine,
 ) -> "subprocess.Popen[bytes]":
-    """Start a program in a session of its own, with pipes on its three streams."""
+    """Start a program in a session of its own, by default with pipes on its three streams."""
     return subprocess.Popen(  # noqa: S603 - running other people's programs is the purpose
         argv,
         cwd=cwd,
         env={**SETTINGS.environment, "PWD": cwd, **extra},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=streams[0],
+        stdout=streams[1],
+        stderr=streams[2],
         start_new_session=True,
         pass_fds=pass_fds,
-        preexec_fn=confine,
+        preexec_fn=before,
         bufsize=0,
     )
 
@@ -182,12 +228,12 @@ class Pump:
         else:
             stream.close()
 
-    def until(self, done: int, deadline: float) -> bool:
-        """Pump until `done` (a descriptor) is readable; False when the deadline came first."""
+    def until(self, done: int, allowance: Allowance) -> bool:
+        """Pump until `done` (a descriptor) is readable; False when the time was over first."""
         self.selector.register(done, selectors.EVENT_READ, -1)
         try:
-            while (left := deadline - time.monotonic()) > 0:
-                for key, _ in self.selector.select(left):
+            while (tick := allowance.tick()) > 0:
+                for key, _ in self.selector.select(tick):
                     if key.data == -1:
                         return True
                     self._serve(key)
@@ -264,8 +310,15 @@ def setup(request: dict[str, Any]) -> dict[str, Any]:
     os.environ.clear()
     os.environ.update(SETTINGS.environment)  # subprocess looks programs up by this PATH
     # Inside the user namespace, so that other sandboxes of the same user do not count.
-    resource.setrlimit(resource.RLIMIT_NPROC, (SETTINGS.pids, SETTINGS.pids))
+    resource.setrlimit(resource.RLIMIT_NPROC, (SETTINGS.pids + DOORMEN,) * 2)
     return {"pid": os.getpid()}
+
+
+def listen(request: dict[str, Any]) -> dict[str, Any]:
+    """Pass a socket that listens on 127.0.0.1. Here, because some sandboxes begin with it."""
+    listening = socket.create_server(("127.0.0.1", request["port"]))
+    request["pass"].append(listening.detach())
+    return {}
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +337,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     pump.feed()
     ended = os.pidfd_open(process.pid)
     try:
-        in_time = pump.until(ended, began + request["timeout_seconds"])
+        in_time = pump.until(ended, Allowance(request["timeout_seconds"]))
         if not in_time:
             os.killpg(process.pid, signal.SIGKILL)
         exit_code = process.wait()
@@ -320,14 +373,14 @@ def cell(request: dict[str, Any]) -> dict[str, Any]:
     pump = Pump(interpreter.process, b"", request["max_output_bytes"])
     exit_code, timed_out = None, False
     try:
-        deadline = began + request["timeout_seconds"]
-        if send_code(interpreter, language, request["code"], deadline):
-            exit_code = read_end(interpreter, pump, deadline)
-        if exit_code is None and time.monotonic() >= deadline:
+        allowance = Allowance(request["timeout_seconds"])
+        if send_code(interpreter, language, request["code"], allowance):
+            exit_code = read_end(interpreter, pump, allowance)
+        if exit_code is None and allowance.left() <= 0:
             timed_out = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(interpreter.process.pid, signal.SIGINT)
-            exit_code = read_end(interpreter, pump, time.monotonic() + INTERRUPT_SECONDS)
+            exit_code = read_end(interpreter, pump, Allowance(INTERRUPT_SECONDS))
         if exit_code is None:
             exit_code = end_interpreter(language, pump)
         else:
@@ -337,7 +390,7 @@ def cell(request: dict[str, Any]) -> dict[str, Any]:
         pump.close()
 
 
-def send_code(interpreter: Interpreter, language: str, code: str, deadline: float) -> bool:
+def send_code(interpreter: Interpreter, language: str, code: str, allowance: Allowance) -> bool:
     """Hand the code over; False when the interpreter is gone or does not read."""
     data = code.encode("utf-8", "surrogateescape")
     if language == "bash" and b"\0" in data:
@@ -347,8 +400,8 @@ def send_code(interpreter: Interpreter, language: str, code: str, deadline: floa
     os.set_blocking(interpreter.request, False)
     with selectors.DefaultSelector() as selector:
         selector.register(interpreter.request, selectors.EVENT_WRITE)
-        while view and (left := deadline - time.monotonic()) > 0:
-            if selector.select(left):
+        while view and (tick := allowance.tick()) > 0:
+            if selector.select(tick):
                 try:
                     view = view[os.write(interpreter.request, view) :]
                 except BrokenPipeError:
@@ -358,9 +411,9 @@ def send_code(interpreter: Interpreter, language: str, code: str, deadline: floa
     return not view
 
 
-def read_end(interpreter: Interpreter, pump: Pump, deadline: float) -> "int | None":
+def read_end(interpreter: Interpreter, pump: Pump, allowance: Allowance) -> "int | None":
     """The exit code the interpreter reports for a cell; None when it ended, lied or is late."""
-    if not pump.until(interpreter.reply, deadline):
+    if not pump.until(interpreter.reply, allowance):
         return None
     line = os.read(interpreter.reply, 64)
     try:
@@ -382,31 +435,76 @@ def end_interpreter(language: str, pump: Pump) -> int:
     return exit_code
 
 
+def load(name: str) -> types.ModuleType:
+    """A module of ours beside this file; it may `import agent`, which is this one."""
+    if name not in sys.modules:
+        sys.modules["agent"] = sys.modules[__name__]
+        path = beside(f"{name}.py")
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            code = compile(file.read(), path, "exec")
+        module = types.ModuleType(name)
+        exec(code, module.__dict__)  # noqa: S102 - a read-only file of ours
+        sys.modules[name] = module
+    return sys.modules[name]
+
+
+def beside(name: str) -> str:
+    """The path of a file of ours beside this one."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)  # noqa: PTH100, PTH118, PTH120
+
+
+def elsewhere(module: str, name: str) -> "Callable[[dict[str, Any]], dict[str, Any]]":
+    """The operation `name` of a module that is loaded when it is first asked for."""
+
+    def operation(request: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = getattr(load(module), name)(request)
+        return answer
+
+    return operation
+
+
 OPERATIONS: "dict[str, Callable[[dict[str, Any]], dict[str, Any]]]" = {
     "setup": setup,
     "run": run,
     "cell": cell,
+    "collect": elsewhere("agent_files", "collect"),
+    "save": elsewhere("agent_archive", "save"),
+    "load": elsewhere("agent_archive", "load"),
+}
+DOOR_OPERATIONS: "dict[str, Callable[[dict[str, Any]], dict[str, Any]]]" = {
+    "setup": setup,
+    "listen": listen,
+    "connect": elsewhere("agent_doors", "connect"),
+    "open_terminal": elsewhere("agent_doors", "open_terminal"),
+    "start_program": elsewhere("agent_doors", "start_program"),
+    "stop_program": elsewhere("agent_doors", "stop_program"),
 }
 
 
-# -- the channel ---------------------------------------------------------------------------------
+# -- the channels --------------------------------------------------------------------------------
 
 
-def receive(channel: socket.socket, size: int) -> bytes:
-    """Exactly `size` bytes; empty when the host closed the channel."""
+def receive(channel: socket.socket, size: int, descriptors: list[int]) -> bytes:
+    """Exactly `size` bytes; empty when the host closed the channel. Adds to `descriptors`."""
     data = bytearray()
     while len(data) < size:
-        piece = channel.recv(min(size - len(data), 1 << 20))
+        room = DESCRIPTORS_MAX - len(descriptors)
+        piece, came, _, _ = socket.recv_fds(channel, min(size - len(data), 1 << 20), room)
+        for descriptor in came:
+            os.set_inheritable(descriptor, False)
+        descriptors += came
         if not piece:
             return b""
         data += piece
     return bytes(data)
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(
+    operations: "Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]", request: dict[str, Any]
+) -> dict[str, Any]:
     """Dispatch one request. Whatever goes wrong becomes an answer: the agent lives on."""
     try:
-        operation = OPERATIONS.get(request["op"])
+        operation = operations.get(request["op"])
         if operation is None:
             raise Refused("unknown_operation", f"no operation {request['op']!r}")
         return {"id": request["id"], "ok": operation(request)}
@@ -422,81 +520,60 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def serve(channel: socket.socket) -> None:
+def serve(
+    channel: socket.socket,
+    operations: "Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]",
+) -> None:
     """Answer requests until the host closes the channel."""
-    while header := receive(channel, HEADER.size):
+    descriptors: list[int] = []
+    while header := receive(channel, HEADER.size, descriptors):
         size = HEADER.unpack(header)[0]
         if size > SETTINGS.request_bytes_max:
             return
-        body = receive(channel, size)
+        body = receive(channel, size, descriptors)
         if not body:
             return
-        reply = json.dumps(answer(json.loads(body))).encode()
-        channel.sendall(HEADER.pack(len(reply)) + reply)
+        passed: list[int] = []
+        request = {**json.loads(body), "descriptors": descriptors, "pass": passed}
+        reply = json.dumps(answer(operations, request)).encode()
+        socket.send_fds(channel, [HEADER.pack(len(reply))], passed)
+        channel.sendall(reply)
+        for descriptor in (*descriptors, *passed):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        descriptors = []
 
 
-def main(channel_fd: int) -> None:
-    """Guard ourselves, forget every other descriptor, and serve."""
+def keep_only(descriptors: "list[int]") -> None:
+    """Close every descriptor above the three streams but these."""
+    low = 3
+    for descriptor in sorted(descriptors):
+        os.closerange(low, descriptor)
+        low = descriptor + 1
+    os.closerange(low, 65536)
+
+
+def main(channel_fd: int, door_fd: int) -> None:
+    """Guard ourselves, forget every other descriptor, become two, and serve."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     nothing = os.open("/dev/null", os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    os.closerange(3, channel_fd)
-    os.closerange(channel_fd + 1, 65536)
-    os.set_inheritable(channel_fd, False)
+    keep_only([channel_fd, door_fd])
+    for number in (channel_fd, door_fd):
+        os.set_inheritable(number, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.fork() == 0:
+        os.close(channel_fd)
+        with socket.socket(fileno=door_fd) as door:
+            serve(door, DOOR_OPERATIONS)
+        os._exit(0)
+    os.close(door_fd)
     with socket.socket(fileno=channel_fd) as channel:
-        serve(channel)
+        serve(channel, OPERATIONS)
     for interpreter in INTERPRETERS.values():
         interpreter.close()
 
 
-# -- the lasting Python interpreter --------------------------------------------------------------
-
-
-def exit_code_of(leaving: SystemExit) -> int:
-    """What `sys.exit(x)` means as an exit code."""
-    if leaving.code is None:
-        return 0
-    if isinstance(leaving.code, int):
-        return leaving.code & 0xFF
-    print(leaving.code, file=sys.stderr)  # noqa: T201 - as Python itself does
-    return 1
-
-
-def run_cell(code: str, namespace: dict[str, Any]) -> int:
-    """One cell; its exit code as `python3 -c` would have it. Variables stay in `namespace`."""
-    try:
-        exec(compile(code, "<cell>", "exec"), namespace)  # noqa: S102 - the purpose
-    except SystemExit as leaving:
-        return exit_code_of(leaving)
-    except BaseException as error:  # noqa: BLE001 - a cell may raise anything, also interrupts
-        trace = error.__traceback__.tb_next if error.__traceback__ else None
-        traceback.print_exception(type(error), error, trace)
-        return 1
-    return 0
-
-
-def serve_cells(request_fd: int, reply_fd: int) -> None:
-    """Read code, run it, report its exit code, for ever."""
-    for number in (request_fd, reply_fd):
-        os.set_inheritable(number, False)
-    module = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = builtins
-    sys.modules["__main__"] = module
-    sys.argv, sys.path[0] = [""], ""
-    with os.fdopen(request_fd, "rb") as requests:
-        while header := requests.read(HEADER.size):
-            code = requests.read(HEADER.unpack(header)[0]).decode("utf-8", "surrogateescape")
-            exit_code = run_cell(code, module.__dict__)
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
-            os.write(reply_fd, b"%d\n" % exit_code)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "--cells":
-        serve_cells(int(sys.argv[2]), int(sys.argv[3]))
-    else:
-        main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

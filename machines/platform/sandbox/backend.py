@@ -293,14 +293,19 @@ class Backend(Protocol):
     def freeze(self, handle: Handle) -> None:
         """Stop every process of the sandbox.  Idempotent.
 
-        Until `unfreeze`, whatever needs the agent raises SandboxFrozen at once.
+        Until `unfreeze`, whatever needs the agent raises SandboxFrozen at once.  A command under
+        way stands still, too, and is answered after `unfreeze`; the time does not count against
+        its limit.  FreezeFailed, with everything moving on, when something would not stop.
         """
 
     def unfreeze(self, handle: Handle) -> None:
         """Let its processes go on.  Idempotent."""
 
     def resize(self, handle: Handle, *, vcpus: int, memory_bytes: int) -> None:
-        """Give it other limits.  With enforcement "rlimit": for programs started from now on."""
+        """Give it other limits.  With enforcement "rlimit": for programs started from now on.
+
+        SandboxLimit, with nothing changed, when it uses more memory than that.  Also while frozen.
+        """
 
     def save(self, handle: Handle, target: Path, *, level: Level, hot: bool = False) -> Saved:
         """Write its files, and variables, to `target` (made 0600, complete or absent).

@@ -1,62 +1,93 @@
 """The backend: bubblewrap namespaces, a seccomp filter, limits, and an agent inside.
 
     reserve id -> record -> cgroup -> start behind the gate -> record, limit -> open the gate
-               -> the agent answers -> its processes are recorded -> ready
+               -> the agent and its doorman answer -> their processes are recorded -> ready
 
 A failure at any step undoes the steps before it. Before the first sandbox of this process one is
 built for inspection only (walls.py); while no bubblewrap program passes, `create` refuses. There
 is no other way of running anything.
 
-Zerotrust: own network namespace with nothing but `lo`, and no filter rule that could widen it.
+Every sandbox has a network namespace of its own with nothing but `lo`. In a semitrusted one the
+doorman hands out, before anything foreign runs, the socket on which the platform's proxy listens.
+
+Two locks: one for the agent's channel, where a command may take hours, one for the doorman's, where
+nothing takes long. Neither waits for the other.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
 import threading
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from machines.platform.sandbox import layout, processes, remedies, walls
+from machines.platform.sandbox import archive, doors, layout, processes, remedies, walls
 from machines.platform.sandbox.backend import (
+    EGRESS_PORT,
+    FILES_BYTES_MAX,
     OUTPUT_BYTES_DEFAULT,
     REQUEST_BYTES_MAX,
     Command,
     Enforcement,
     Handle,
+    Level,
     Probe,
+    Program,
     Result,
+    Saved,
     Spec,
     Stats,
     check_cell,
     check_request,
 )
-from machines.platform.sandbox.cgroups import PREFIX, Cgroup, Tree, find_tree, remove_groups
-from machines.platform.sandbox.channel import BrokenChannel, Channel, read_result
-from machines.platform.sandbox.errors import SandboxGone, SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.cgroups import (
+    PREFIX,
+    Cgroup,
+    Tree,
+    find_tree,
+    remove_groups,
+    thaw_groups,
+)
+from machines.platform.sandbox.channel import BrokenChannel, Channel, read_files, read_result
+from machines.platform.sandbox.errors import (
+    FreezeFailed,
+    SandboxFrozen,
+    SandboxGone,
+    SandboxLimit,
+    SandboxUnavailable,
+)
+from machines.platform.sandbox.freezing import Freezer, Standstill, choose_freezer, stand_still
 from machines.platform.sandbox.orphans import remove_orphan
 from machines.platform.sandbox.processes import Identity
 from machines.platform.sandbox.program import Bubblewrap, find_candidates
 from machines.platform.sandbox.records import Record, remove_directory, write_record
 from machines.platform.sandbox.start import Plan, Started, start_behind_gate
 from machines.platform.sandbox.users import free_user_id
+from machines.platform.sandbox.watchdog import Watchdog
 
 __all__ = ["BubblewrapBackend"]
 
+_T = TypeVar("_T")
 _log = structlog.get_logger("turtles.platform.sandbox")
 
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 10.0
 _KILL_SECONDS = 5.0
-_AGENT_PROCESSES = 4  # bubblewrap twice, the agent, and one to spare
+_AGENT_PROCESSES = 5  # bubblewrap twice, the agent, its doorman, and one to spare
+_TURN_SECONDS = 0.2  # how often a request that waits for its turn looks whether all stands still
+_COLLECT_SECONDS = 60.0
+_COLLECT_FILES_MAX = 1000
+_PATH_BYTES_MAX = 12_000  # of one path in JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +107,26 @@ class _Live:
     directory: Path
     process: subprocess.Popen[bytes]
     channel: Channel
+    door: Channel
     cgroup: Cgroup | None
     user_id: int | None
     inside: tuple[Identity, ...] = ()
+    listening: socket.socket | None = None  # on EGRESS_PORT inside
     lock: threading.Lock = field(default_factory=threading.Lock)
+    door_lock: threading.Lock = field(default_factory=threading.Lock)
+    listening_lock: threading.Lock = field(default_factory=threading.Lock)  # held for a moment
+    changing: threading.Lock = field(default_factory=threading.Lock)  # freeze, unfreeze, resize
+    standstill: Standstill = field(default_factory=Standstill)
+    freezer: Freezer | None = None  # what freezes it now
+    limits_stale: bool = False  # the agent has yet to hear of a resize
+    door_stale: bool = False  # and so has its doorman
+    ending: threading.Event = field(default_factory=threading.Event)
+    ended_because: str = ""
+
+    @property
+    def frozen(self) -> bool:
+        """Whatever needs the agent then raises SandboxFrozen."""
+        return self.standstill.frozen
 
 
 class BubblewrapBackend:
@@ -98,6 +145,7 @@ class BubblewrapBackend:
         self._select_lock = threading.Lock()
         self._ready: _Ready | None = None
         self._tree: Tree | None = find_tree()
+        self._watchdog = Watchdog()
         self._live: dict[str, _Live] = {}
         self._building: dict[str, int | None] = {}
 
@@ -175,6 +223,8 @@ class BubblewrapBackend:
             live = self._launch(spec, ready, directory, cgroup, user_id)
             with self._lock:
                 self._live[spec.sandbox_id] = live
+            if cgroup is None:
+                self._watch(live)
         except (OSError, subprocess.SubprocessError) as error:
             self._erase(directory, cgroup)
             raise SandboxUnavailable(
@@ -233,8 +283,11 @@ class BubblewrapBackend:
         with ready.program.opened() as program:
             started = start_behind_gate(plan, program)
             self._admit(started, directory, cgroup)
-            channel = Channel(started.connection)
-            live = _Live(spec, directory, started.process, channel, cgroup, user_id)
+            standstill = Standstill()
+            channel = Channel(started.connection, standstill.lost_seconds)
+            door = Channel(started.door, standstill.lost_seconds)
+            live = _Live(spec, directory, started.process, channel, door, cgroup, user_id)
+            live.standstill = standstill
             self._greet_or_explain(live, ready, started)
         return live
 
@@ -265,7 +318,19 @@ class BubblewrapBackend:
 
     def _greet(self, live: _Live, ready: _Ready) -> None:
         """Hear the agent, tell it its limits, and record what is inside."""
-        live.channel.request(
+        self._set_up(live, ready, live.channel)
+        self._set_up(live, ready, live.door)
+        if live.spec.network == "semitrusted":
+            live.listening = doors.listen(live.door, EGRESS_PORT)
+        live.inside = tuple(processes.descendants(live.process.pid))
+        outer = processes.identify(live.process.pid)
+        everyone = (*live.inside, *((outer,) if outer else ()))
+        groups = live.cgroup.paths() if live.cgroup else ()
+        write_record(live.directory, Record(self._me(), everyone, groups))
+
+    def _set_up(self, live: _Live, ready: _Ready, channel: Channel) -> None:
+        """Tell an agent its limits; again after a resize, for programs started from then on."""
+        channel.request(
             "setup",
             {
                 "environment": layout.environment(live.spec, ready.interpreter),
@@ -275,11 +340,6 @@ class BubblewrapBackend:
             },
             wait_seconds=_START_SECONDS,
         )
-        live.inside = tuple(processes.descendants(live.process.pid))
-        outer = processes.identify(live.process.pid)
-        everyone = (*live.inside, *((outer,) if outer else ()))
-        groups = live.cgroup.paths() if live.cgroup else ()
-        write_record(live.directory, Record(self._me(), everyone, groups))
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -326,10 +386,11 @@ class BubblewrapBackend:
         max_output_bytes: int,
     ) -> Result:
         check_request(timeout_seconds, max_output_bytes)
-        live = self._find(handle)
+        live = self._find_moving(handle)
         limits = {"timeout_seconds": timeout_seconds, "max_output_bytes": max_output_bytes}
         try:
-            with live.lock:
+            with _turn(live, live.lock):
+                self._hear_of_resize(live)
                 kills_before = _oom_kills(live)
                 document = live.channel.request(
                     operation,
@@ -341,7 +402,129 @@ class BubblewrapBackend:
             return read_result(document, max_output_bytes=max_output_bytes, oom=oom)
         except (BrokenChannel, OSError) as error:
             self.destroy(handle)
-            raise SandboxGone(handle.sandbox_id, str(error)) from error
+            raise SandboxGone(handle.sandbox_id, live.ended_because or str(error)) from error
+
+    def collect(
+        self,
+        handle: Handle,
+        directories: Iterable[str],
+        *,
+        bytes_max: int = FILES_BYTES_MAX,
+        count_max: int = 100,
+    ) -> dict[str, bytes]:
+        """Regular files below directories inside; see agent_files.py."""
+        for name, value, limit in (
+            ("bytes_max", bytes_max, FILES_BYTES_MAX),
+            ("count_max", count_max, _COLLECT_FILES_MAX),
+        ):
+            if not 0 <= value <= limit:
+                raise SandboxLimit(f"{name} {value}: expected 0 to {limit}")
+        limits = {"bytes_max": bytes_max, "count_max": count_max}
+        live = self._find_moving(handle)
+        try:
+            with _turn(live, live.lock):
+                document = live.channel.request(
+                    "collect",
+                    {"directories": list(directories), **limits},
+                    wait_seconds=_COLLECT_SECONDS,
+                    answer_bytes_max=2 * bytes_max + _PATH_BYTES_MAX * count_max + 65536,
+                )
+            return read_files(document, **limits)
+        except BrokenChannel as error:
+            self.destroy(handle)
+            raise SandboxGone(handle.sandbox_id, live.ended_because or str(error)) from error
+
+    # -- snapshots -----------------------------------------------------------------------------
+
+    def save(self, handle: Handle, target: Path, *, level: Level, hot: bool = False) -> Saved:
+        """Write its files, and variables, to `target`, made 0600 (archive.py)."""
+        return self._transfer(
+            handle,
+            lambda live: archive.save(
+                live.channel,
+                target,
+                level=level,
+                hot=hot,
+                bytes_max=archive.bytes_max_for(live.spec),
+                lost_seconds=live.standstill.lost_seconds,
+            ),
+        )
+
+    def load(self, handle: Handle, source: Path) -> None:
+        """Make its files and variables those that `save` wrote; programs go on over them."""
+        lost = self._transfer(
+            handle,
+            lambda live: archive.load(
+                live.channel, source, lost_seconds=live.standstill.lost_seconds
+            ),
+        )
+        _log.info("sandbox.loaded", sandbox_id=handle.sandbox_id, left_out=len(lost))
+
+    def _transfer(self, handle: Handle, use: Callable[[_Live], _T]) -> _T:
+        """Move an archive. A wrong answer ends the sandbox."""
+        live = self._find_moving(handle)
+        try:
+            with _turn(live, live.lock):
+                self._hear_of_resize(live)
+                return use(live)
+        except BrokenChannel as error:
+            self.destroy(handle)
+            raise SandboxGone(handle.sandbox_id, live.ended_because or str(error)) from error
+
+    # -- what passes a descriptor --------------------------------------------------------------
+
+    def start_program(self, handle: Handle, command: Command) -> Program:
+        """Start a program and leave it running (doors.py)."""
+        return self._at_door(handle, lambda door: doors.start_program(door, command))
+
+    def stop_program(self, handle: Handle, number: int) -> None:
+        """Kill a program with all that came of it, also what forked away. Idempotent."""
+        self._at_door(handle, lambda door: doors.stop_program(door, number))
+
+    def open_terminal(
+        self,
+        handle: Handle,
+        argv: tuple[str, ...],
+        *,
+        columns: int = 80,
+        rows: int = 24,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """The master side of a new terminal on which `argv` runs (doors.py)."""
+        return self._at_door(
+            handle, lambda door: doors.open_terminal(door, argv, columns, rows, environment or {})
+        )
+
+    def connect(self, handle: Handle, port: int) -> socket.socket:
+        """A connection to 127.0.0.1:`port` inside, non-blocking (doors.py)."""
+        return self._at_door(handle, lambda door: doors.connect(door, handle.sandbox_id, port))
+
+    def egress(self, handle: Handle) -> socket.socket | None:
+        """A duplicate of the socket that listens on EGRESS_PORT inside, non-blocking.
+
+        Also while everything stands still, for it asks nobody.
+        """
+        live = self._find(handle)
+        with live.listening_lock:
+            try:
+                return None if live.listening is None else live.listening.dup()
+            except OSError as error:
+                raise SandboxGone(handle.sandbox_id, "it was destroyed meanwhile") from error
+
+    def _at_door(self, handle: Handle, use: Callable[[Channel], _T]) -> _T:
+        """Ask the doorman. A wrong answer ends the sandbox."""
+        live = self._find_moving(handle)
+        try:
+            with _turn(live, live.door_lock):
+                if live.door_stale:
+                    live.door_stale = False
+                    self._set_up(live, self._require_ready(), live.door)
+                return use(live.door)
+        except BrokenChannel as error:
+            self.destroy(handle)
+            raise SandboxGone(handle.sandbox_id, live.ended_because or str(error)) from error
+
+    # -- what is known without asking ----------------------------------------------------------
 
     def available_programs(self, names: Iterable[str]) -> frozenset[str]:
         """Those of `names` that are programs below the host's /usr."""
@@ -373,6 +556,93 @@ class BubblewrapBackend:
             raise SandboxGone(handle.sandbox_id, "it does not exist in this process")
         return live
 
+    def _find_moving(self, handle: Handle) -> _Live:
+        """The sandbox, for what needs its agent."""
+        live = self._find(handle)
+        if live.frozen:
+            raise SandboxFrozen(handle.sandbox_id)
+        return live
+
+    # -- standing still, other limits ----------------------------------------------------------
+
+    def freeze(self, handle: Handle) -> None:
+        """Stop every process; a request under way is answered after `unfreeze` (freezing.py).
+
+        Idempotent. FreezeFailed, with everything moving on, when something would not stop.
+        """
+        live = self._find(handle)
+        with live.changing:
+            if live.frozen:
+                return
+            live.standstill.begin()
+            directories = live.cgroup.directories if live.cgroup else None
+            live.freezer = choose_freezer(directories, live.process.pid)
+            try:
+                stands = stand_still(live.freezer, given_up=live.ending.is_set)
+            except BaseException as error:
+                live.standstill.end()
+                if not isinstance(error, OSError):
+                    raise
+                self._find(handle)  # SandboxGone: it was destroyed meanwhile
+                raise FreezeFailed(handle.sandbox_id, str(error)) from error
+            if not stands:
+                live.standstill.end()
+                self._find(handle)
+                raise FreezeFailed(handle.sandbox_id, "some of its processes did not stop")
+        _log.info("sandbox.frozen", sandbox_id=handle.sandbox_id)
+
+    def unfreeze(self, handle: Handle) -> None:
+        """Let its processes go on. Idempotent."""
+        live = self._find(handle)
+        with live.changing:
+            if not live.frozen or live.freezer is None:
+                return
+            try:
+                live.freezer.go_on()
+            except OSError as error:
+                raise SandboxGone(handle.sandbox_id, "it was destroyed meanwhile") from error
+            live.standstill.end()
+        _log.info("sandbox.unfrozen", sandbox_id=handle.sandbox_id)
+
+    def resize(self, handle: Handle, *, vcpus: int, memory_bytes: int) -> None:
+        """Give it other limits, at once by cgroup; else for programs started from now on.
+
+        SandboxLimit, with nothing changed, when they are out of range or more is in use. A frozen
+        or busy sandbox is resized, too: its agent hears of it before the next request.
+        """
+        live = self._find(handle)
+        with live.changing:
+            spec = replace(live.spec, vcpus=vcpus, memory_bytes=memory_bytes)
+            if live.cgroup is not None:
+                try:
+                    live.cgroup.resize(memory_bytes=memory_bytes, vcpus=vcpus)
+                except OSError as error:
+                    self._find(handle)
+                    raise SandboxLimit(
+                        f"memory_bytes {memory_bytes}: the sandbox cannot be made that small "
+                        f"({error.strerror}); end programs or remove files first"
+                    ) from error
+            live.spec = spec
+            live.limits_stale = live.door_stale = live.cgroup is None
+
+    def _watch(self, live: _Live) -> None:
+        """No group counts its memory as a whole, so somebody must."""
+        sandbox_id = live.spec.sandbox_id
+
+        def end(reason: str) -> None:
+            live.ended_because = reason
+            self.destroy(Handle(sandbox_id))
+
+        self._watchdog.watch(sandbox_id, live.process.pid, lambda: live.spec.memory_bytes, end)
+        if live.ending.is_set():  # destroyed before it was watched
+            self._watchdog.forget(sandbox_id)
+
+    def _hear_of_resize(self, live: _Live) -> None:
+        """The caller holds the sandbox's lock."""
+        if live.limits_stale:
+            live.limits_stale = False
+            self._set_up(live, self._require_ready(), live.channel)
+
     # -- end -----------------------------------------------------------------------------------
 
     def destroy(self, handle: Handle) -> None:
@@ -381,14 +651,22 @@ class BubblewrapBackend:
             live = self._live.pop(handle.sandbox_id, None)
         if live is None:
             return
+        self._watchdog.forget(handle.sandbox_id)
         self._end(live)
         self._erase(live.directory, live.cgroup)
         _log.info("sandbox.destroyed", sandbox_id=handle.sandbox_id)
 
     def _end(self, live: _Live) -> None:
-        """Kill process 1 inside, which takes everything with it, then bubblewrap outside."""
-        for identity in live.inside[:1]:
-            processes.kill(identity)
+        """Kill process 1 inside, which takes everything with it, then bubblewrap outside.
+
+        What is frozen is thawed after the signal was sent, so that nothing of it runs again.
+        """
+        live.ending.set()
+        for identity in live.inside:
+            processes.kill(identity, wait_seconds=0)
+        for channel in (live.channel, live.door):
+            channel.hang_up()  # an agent without a process 1 around it ends by that
+        thaw_groups(live.cgroup.paths() if live.cgroup else ())
         try:
             live.process.wait(_KILL_SECONDS if live.inside else 0)
         except subprocess.TimeoutExpired:
@@ -397,6 +675,11 @@ class BubblewrapBackend:
         processes.wait_until_gone(list(live.inside), _KILL_SECONDS)
         with live.lock:  # a request that was under way has seen the end by now
             live.channel.close()
+        with live.door_lock:
+            live.door.close()
+        with live.listening_lock:
+            if live.listening is not None:
+                live.listening.close()
 
     def _erase(self, directory: Path, cgroup: Cgroup | None) -> None:
         """Remove groups, then the directory; what cannot be removed stays for a sweep."""
@@ -431,6 +714,20 @@ class BubblewrapBackend:
 
 def _kind(cgroup: Cgroup | None) -> Enforcement:
     return "rlimit" if cgroup is None else "cgroup"
+
+
+@contextmanager
+def _turn(live: _Live, lock: threading.Lock) -> Iterator[None]:
+    """Hold a channel's lock. SandboxFrozen when everything stands still before it is our turn."""
+    while not lock.acquire(timeout=_TURN_SECONDS):
+        if live.frozen:
+            raise SandboxFrozen(live.spec.sandbox_id)
+    try:
+        if live.frozen:
+            raise SandboxFrozen(live.spec.sandbox_id)
+        yield
+    finally:
+        lock.release()
 
 
 def _oom_kills(live: _Live) -> int:

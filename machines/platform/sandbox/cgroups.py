@@ -7,13 +7,19 @@ Three shapes of machine are told apart once, by `find_tree`:
     anything else                   None: the caller falls back to resource limits ("rlimit")
 
 A group counts as enforcement only when both memory and pids could be limited; CPU share is a
-bonus. In v2 a group with controllers for its children must be empty itself, so an unprivileged
-platform moves itself into a child group `turtles-supervisor` first.
+bonus, and so is a way to make it stand still: `cgroup.freeze` in v2, also in the `unified` tree of
+a hybrid machine, else v1's `freezer.state`. In v2 a group with controllers for its children must be
+empty itself, so an unprivileged platform moves itself into a child group `turtles-supervisor`
+first.
+
+A group can be removed when no process is left in it, and frozen ones may not leave even when they
+were killed (v1): `remove_groups` thaws, kills and tries again until it is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -22,12 +28,13 @@ from pathlib import Path
 
 from machines.platform.sandbox.processes import identify, kill
 
-__all__ = ["PREFIX", "Cgroup", "Tree", "find_tree", "remove_groups"]
+__all__ = ["PREFIX", "Cgroup", "Tree", "find_tree", "remove_groups", "thaw_groups"]
 
 PREFIX = "turtles-"
 _SUPERVISOR = f"{PREFIX}supervisor"
 _CPU_PERIOD_US = 100_000
-_REMOVE_SECONDS = 2.0
+_REMOVE_SECONDS = 5.0
+_VERSION_1_NAMES = ("memory", "pids", "cpu", "cpuacct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +68,34 @@ class Cgroup:
         if self.version == 1:
             self._write("memory", "memory.limit_in_bytes", memory_bytes)
             self._try_write("memory", "memory.memsw.limit_in_bytes", memory_bytes)
-            self._try_write("cpu", "cpu.cfs_period_us", _CPU_PERIOD_US)
-            self._try_write("cpu", "cpu.cfs_quota_us", vcpus * _CPU_PERIOD_US)
         else:
             self._write("memory", "memory.max", memory_bytes)
             self._try_write("memory", "memory.swap.max", 0)
-            self._try_write("cpu", "cpu.max", f"{vcpus * _CPU_PERIOD_US} {_CPU_PERIOD_US}")
+        self._share_cpu(vcpus)
         self._write("pids", "pids.max", pids)
+
+    def resize(self, *, memory_bytes: int, vcpus: int) -> None:
+        """Set other limits. OSError, with nothing changed, when more memory than that is in use.
+
+        v2 would kill to get there; v1 refuses by itself, and wants memory + swap (here always the
+        same number) never to be the smaller of the two on the way.
+        """
+        if (used := self.memory_bytes()) > memory_bytes:
+            raise OSError(errno.EBUSY, f"{used} bytes are in use")
+        if self.version == 1:
+            self._try_write("memory", "memory.memsw.limit_in_bytes", memory_bytes)
+            self._write("memory", "memory.limit_in_bytes", memory_bytes)
+            self._try_write("memory", "memory.memsw.limit_in_bytes", memory_bytes)
+        else:
+            self._write("memory", "memory.max", memory_bytes)
+        self._share_cpu(vcpus)
+
+    def _share_cpu(self, vcpus: int) -> None:
+        if self.version == 1:
+            self._try_write("cpu", "cpu.cfs_period_us", _CPU_PERIOD_US)
+            self._try_write("cpu", "cpu.cfs_quota_us", vcpus * _CPU_PERIOD_US)
+        else:
+            self._try_write("cpu", "cpu.max", f"{vcpus * _CPU_PERIOD_US} {_CPU_PERIOD_US}")
 
     def add(self, pid: int) -> None:
         """Move a process; what it starts from now on belongs to the group too."""
@@ -116,6 +144,13 @@ class Cgroup:
             self._write(controller, file_name, value)
 
 
+def thaw_groups(paths: tuple[str, ...]) -> None:
+    """Let what is in these directories go on; groups that are not ours are left alone."""
+    for path in paths:
+        if Path(path).name.startswith(PREFIX):
+            _thaw(Path(path))
+
+
 def remove_groups(paths: tuple[str, ...]) -> bool:
     """Kill what is in these directories and remove them; True when none is left.
 
@@ -153,11 +188,23 @@ def _memberships(lines: list[str]) -> Iterator[tuple[str, str]]:
 def _version_1(root: Path, memberships: Mapping[str, str]) -> Tree | None:
     parents = {
         controller: root / controller / memberships[controller]
-        for controller in ("memory", "pids", "cpu", "cpuacct")
+        for controller in _VERSION_1_NAMES
         if controller in memberships
     }
     usable = {name: path for name, path in parents.items() if os.access(path, os.W_OK)}
-    return Tree(1, usable) if {"memory", "pids"} <= usable.keys() else None
+    if not {"memory", "pids"} <= usable.keys():
+        return None
+    return Tree(1, {**usable, **_standstill(root, memberships)})
+
+
+def _standstill(root: Path, memberships: Mapping[str, str]) -> dict[str, Path]:
+    """Where a group can be made to stand still: v2's tree of a hybrid machine, or v1's freezer."""
+    for directory, name in (("unified", ""), ("freezer", "freezer")):
+        if name in memberships:
+            parent = root / directory / memberships[name]
+            if os.access(parent, os.W_OK) and (parent / "cgroup.procs").exists():
+                return {directory: parent}
+    return {}
 
 
 def _version_2(root: Path, memberships: Mapping[str, str]) -> Tree | None:
@@ -204,9 +251,18 @@ def _remove(group: Path) -> bool:
     except FileNotFoundError:
         return True
     except OSError:
+        _thaw(group)
         with contextlib.suppress(OSError):
             for pid in (group / "cgroup.procs").read_text().split():
                 if (identity := identify(int(pid))) is not None:
                     kill(identity, wait_seconds=0.05)
         return False
     return True
+
+
+def _thaw(group: Path) -> None:
+    """v1 holds killed processes back; v2 does not, but bubblewrap must move to bury its child."""
+    for name, moving in (("cgroup.freeze", "0"), ("freezer.state", "THAWED")):
+        if (group / name).exists():
+            with contextlib.suppress(OSError):
+                (group / name).write_text(moving)

@@ -3,7 +3,10 @@
     SandboxError
     |- SandboxUnavailable   this machine cannot isolate; nothing was run       (API: 503)
     |- SandboxGone          the sandbox no longer exists, or just died          (API: 404 / 410)
-    `- SandboxLimit         the request is larger than the sandbox may serve    (API: 400 / 413)
+    |- SandboxLimit         the request is larger than the sandbox may serve    (API: 400 / 413)
+    |- SandboxFrozen        it stands still; nothing was done                   (API: 409)
+    |- FreezeFailed         it could not be made to stand still; it goes on     (API: 503)
+    `- PortClosed           nothing listens there inside                        (API: 502)
 
 `SandboxUnavailable` always carries what bubblewrap said and exactly one remedy; there is no
 weaker way of running that a caller could fall back to.
@@ -11,7 +14,15 @@ weaker way of running that a caller could fall back to.
 
 from __future__ import annotations
 
-__all__ = ["SandboxError", "SandboxGone", "SandboxLimit", "SandboxUnavailable"]
+__all__ = [
+    "FreezeFailed",
+    "PortClosed",
+    "SandboxError",
+    "SandboxFrozen",
+    "SandboxGone",
+    "SandboxLimit",
+    "SandboxUnavailable",
+]
 
 
 class SandboxError(Exception):
@@ -58,3 +69,13 @@ class PortClosed(SandboxError):
         super().__init__(f"sandbox {sandbox_id}: nothing listens on port {port} inside")
         self.sandbox_id = sandbox_id
         self.port = port
+
+
+class FreezeFailed(SandboxError):
+    """Some process of the sandbox would not stop; all of them go on as before."""
+
+    def __init__(self, sandbox_id: str, reason: str) -> None:
+        super().__init__(
+            f"sandbox {sandbox_id} could not be frozen: {reason}. It goes on as before; try again"
+        )
+        self.sandbox_id = sandbox_id

@@ -1,7 +1,7 @@
 """A backend that runs nothing: for fast tests of what stands around sandboxes.
 
-`FakeBackend` keeps the lifecycle of the port (ids, handles, limits, destroy, sweep) and answers
-`execute` and `cell` from an interpreter that knows four statements and no more:
+`FakeBackend` keeps the lifecycle of the port (ids, handles, limits, freezing, destroy, sweep) and
+answers `execute` and `cell` from an interpreter that knows four statements and no more:
 
     python3    name = <literal>        print(<literal or name>, ...)
     shell      name=word               echo words $name
@@ -9,39 +9,74 @@
 One statement per line. Anything else is exit code 2 with a message that says so: it never
 pretends to have run a program. There is no isolation because there is no execution; do not use it
 to serve anybody.
+
+What passes descriptors passes real ones, behind which stands as little:
+
+    start_program   the same four statements, printed into the pipe at once, and the exit code;
+                    with `sleep infinity` as its last line it goes on until it is stopped
+                    `python3 -m http.server PORT` goes on likewise and listens on PORT
+    connect         to such a program: an HTTP/1.1 server that answers every request with 200 and,
+                    as text, its request line, its headers and its body (one Unix socket pair each)
+    open_terminal   a real pseudo terminal; each line is a shell statement of the four, or
+                    `stty size`, or `exit`
+    egress          a real socket listening on a free port of 127.0.0.1
+
+`save` writes files and variables as JSON; `freeze`, `unfreeze` and `resize` only note it down.
 """
 
 from __future__ import annotations
 
 import ast
-import shlex
+import hashlib
+import json
+import os
+import socket
+import termios
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from machines.platform.sandbox.backend import (
     CELL_LANGUAGES,
+    FILES_BYTES_MAX,
     OUTPUT_BYTES_DEFAULT,
     Command,
     Handle,
+    Level,
     Probe,
+    Program,
     Result,
+    Saved,
     Spec,
     Stats,
     check_cell,
     check_request,
 )
-from machines.platform.sandbox.errors import SandboxGone, SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.doors import check_port, check_size
+from machines.platform.sandbox.errors import (
+    PortClosed,
+    SandboxFrozen,
+    SandboxGone,
+    SandboxLimit,
+    SandboxUnavailable,
+)
+from machines.platform.sandbox.fake_doors import (
+    Running,
+    listening_port,
+    serve_http,
+    serve_terminal,
+    shut,
+)
+from machines.platform.sandbox.fake_statements import interpret, python, shell
 
 __all__ = ["FakeBackend"]
 
 _PROGRAMS = frozenset({"bash", "sh", "python3", "echo", "true", "false"})
-
-
-class _UnknownError(Exception):
-    """A statement outside the four."""
+_STAY = "sleep infinity"
+_PIPE_BYTES = 60_000  # fits an empty pipe
 
 
 @dataclass(slots=True)
@@ -51,6 +86,20 @@ class _Sandbox:
     variables: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {language: {} for language in CELL_LANGUAGES}
     )
+    programs: dict[int, Running] = field(default_factory=dict)
+    started: int = 0
+    ends: list[Callable[[], None]] = field(default_factory=list)
+    listening: int | None = None
+    frozen: bool = False
+
+    def end(self) -> None:
+        """What a destroyed sandbox does to those who hold its descriptors."""
+        for running in self.programs.values():
+            running.end(b"")
+        for end in self.ends:
+            end()
+        if self.listening is not None:
+            os.close(self.listening)
 
 
 class FakeBackend:
@@ -76,7 +125,9 @@ class FakeBackend:
         with self._lock:
             if spec.sandbox_id in self._sandboxes:
                 raise SandboxLimit(f"sandbox_id {spec.sandbox_id!r} is in use; choose another")
-            self._sandboxes[spec.sandbox_id] = _Sandbox(spec)
+            sandbox = self._sandboxes[spec.sandbox_id] = _Sandbox(spec)
+            if spec.network == "semitrusted":
+                sandbox.listening = socket.create_server(("127.0.0.1", 0)).detach()
         return Handle(spec.sandbox_id)
 
     def execute(
@@ -93,21 +144,23 @@ class FakeBackend:
         `stdin` is accepted and never read: none of the four statements could.
         """
         check_request(timeout_seconds, max_output_bytes)
-        sandbox = self._find(handle)
+        return _cut(self._execute(self._awake(handle), command), max_output_bytes)
+
+    def _execute(self, sandbox: _Sandbox, command: Command) -> Result:
         for path, content in command.files.items():
             sandbox.files[str(PurePosixPath(command.cwd, path))] = content
         program, *words = command.argv
         if program not in _PROGRAMS:
-            return Result(127, b"", f"not found: {program}\n".encode()[:max_output_bytes])
+            return Result(127, b"", f"not found: {program}\n".encode())
         if program in ("true", "false"):
             return Result(int(program == "false"), b"", b"")
         if program == "echo":
-            return _cut(Result(0, (" ".join(words) + "\n").encode(), b""), max_output_bytes)
+            return Result(0, (" ".join(words) + "\n").encode(), b"")
         code = _code(sandbox, command.cwd, words)
         names = {**sandbox.spec.environment, **command.environment}
         if program == "python3":
-            return _cut(_interpret(_python, code, {}), max_output_bytes)
-        return _cut(_interpret(_shell, code, dict(names)), max_output_bytes)
+            return interpret(python, code, {})
+        return interpret(shell, code, dict(names))
 
     def cell(
         self,
@@ -121,14 +174,156 @@ class FakeBackend:
         """The same four statements, with variables that persist."""
         check_request(timeout_seconds, max_output_bytes)
         check_cell(language, code)
-        sandbox = self._find(handle)
+        sandbox = self._awake(handle)
         variables = sandbox.variables[language]
-        step = _python if language == "python3" else _shell
-        return _cut(_interpret(step, code, variables), max_output_bytes)
+        step = python if language == "python3" else shell
+        return _cut(interpret(step, code, variables), max_output_bytes)
 
     def available_programs(self, names: Iterable[str]) -> frozenset[str]:
         """Those of `names` that `execute` knows."""
         return _PROGRAMS & frozenset(names)
+
+    def collect(
+        self,
+        handle: Handle,
+        directories: Iterable[str],
+        *,
+        bytes_max: int = FILES_BYTES_MAX,
+        count_max: int = 100,
+    ) -> dict[str, bytes]:
+        """Files that a command brought along, by their path below the directories."""
+        sandbox = self._awake(handle)
+        found: dict[str, bytes] = {}
+        for directory in directories:
+            for path, content in sorted(sandbox.files.items()):
+                if path == directory or not PurePosixPath(path).is_relative_to(directory):
+                    continue
+                room = bytes_max - sum(map(len, found.values()))
+                if len(found) < count_max and len(content) <= room:
+                    found.setdefault(str(PurePosixPath(path).relative_to(directory)), content)
+        return found
+
+    # -- descriptors ---------------------------------------------------------------------------
+
+    def start_program(self, handle: Handle, command: Command) -> Program:
+        """Print at once, then end, or go on (see the head of this module)."""
+        sandbox = self._awake(handle)
+        if command.argv[0] not in _PROGRAMS:
+            raise SandboxLimit(f"not found: {command.argv[0]}")
+        port, result = listening_port(command.argv), Result(0, b"", b"")
+        stays = port is not None
+        if port is None:
+            for path, content in command.files.items():
+                sandbox.files[str(PurePosixPath(command.cwd, path))] = content
+            stays, command = _without_stay(sandbox, command)
+            result = self._execute(sandbox, command)
+        output, output_end = os.pipe()
+        status, status_end = os.pipe()
+        os.set_blocking(output, False)
+        os.set_blocking(status, False)
+        os.write(output_end, (result.stdout + result.stderr)[:_PIPE_BYTES])
+        running = Running(output_end, status_end, port)
+        with self._lock:
+            sandbox.started += 1
+            if stays and result.exit_code == 0:
+                sandbox.programs[sandbox.started] = running
+            else:
+                running.end(b"%d\n" % result.exit_code)
+            return Program(sandbox.started, output, status)
+
+    def stop_program(self, handle: Handle, number: int) -> None:
+        """End it with exit code 137."""
+        sandbox = self._awake(handle)
+        with self._lock:
+            running = sandbox.programs.pop(number, None)
+        if running is not None:
+            running.end(b"137\n")
+
+    def open_terminal(
+        self,
+        handle: Handle,
+        argv: tuple[str, ...],
+        *,
+        columns: int = 80,
+        rows: int = 24,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """A pseudo terminal with a shell of the four statements on it."""
+        check_size(columns, rows)
+        sandbox = self._awake(handle)
+        if not argv or argv[0] not in _PROGRAMS:
+            raise SandboxLimit(f"not found: {argv[0] if argv else '(nothing)'}")
+        master, slave = os.openpty()
+        termios.tcsetwinsize(slave, (rows, columns))
+        os.set_blocking(master, False)
+        ended, end = os.pipe()
+        names = {**sandbox.spec.environment, **(environment or {})}
+        sandbox.ends.append(lambda: os.close(end))
+        threading.Thread(target=serve_terminal, args=(slave, ended, names), daemon=True).start()
+        return master
+
+    def connect(self, handle: Handle, port: int) -> socket.socket:
+        """One end of a socket pair with the echoing HTTP server at the other."""
+        check_port(port)
+        sandbox = self._awake(handle)
+        with self._lock:
+            ports = {running.port for running in sandbox.programs.values()}
+        if port not in ports:
+            raise PortClosed(handle.sandbox_id, port)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        sandbox.ends.append(lambda: shut(theirs))
+        threading.Thread(target=serve_http, args=(theirs,), daemon=True).start()
+        return ours
+
+    def egress(self, handle: Handle) -> socket.socket | None:
+        """A duplicate of the listening socket; `getsockname()` tells its port."""
+        listening = self._find(handle).listening
+        if listening is None:
+            return None
+        duplicate = socket.socket(fileno=os.dup(listening))
+        duplicate.setblocking(False)
+        return duplicate
+
+    # -- freezing and snapshots ----------------------------------------------------------------
+
+    def freeze(self, handle: Handle) -> None:
+        """Note it down."""
+        self._find(handle).frozen = True
+
+    def unfreeze(self, handle: Handle) -> None:
+        """Note it down."""
+        self._find(handle).frozen = False
+
+    def resize(self, handle: Handle, *, vcpus: int, memory_bytes: int) -> None:
+        """Note it down. SandboxLimit as for a new sandbox of that size."""
+        sandbox = self._find(handle)
+        sandbox.spec = replace(sandbox.spec, vcpus=vcpus, memory_bytes=memory_bytes)
+
+    def save(self, handle: Handle, target: Path, *, level: Level, hot: bool = False) -> Saved:
+        """Files, and unless `level` is "files" variables, as JSON."""
+        sandbox = self._find(handle)
+        files = {path: b64encode(content).decode() for path, content in sandbox.files.items()}
+        reached: Level = "files" if level == "files" else "files+vars"
+        variables = {} if level == "files" else sandbox.variables
+        document = {"files": files, "variables": {k: repr(v) for k, v in variables.items()}}
+        body = json.dumps(document, sort_keys=True).encode()
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(body)
+        return Saved(reached, len(body), hashlib.sha256(body).hexdigest())
+
+    def load(self, handle: Handle, source: Path) -> None:
+        """Take both over from `save`. SandboxLimit when `source` is nothing that it wrote."""
+        sandbox = self._awake(handle)
+        try:
+            document = json.loads(source.read_bytes())
+            files = {path: b64decode(text) for path, text in document["files"].items()}
+            variables = {k: ast.literal_eval(v) for k, v in document["variables"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise SandboxLimit(f"{source.name} is no saved sandbox ({error})") from error
+        sandbox.files = files
+        sandbox.variables = {language: {} for language in CELL_LANGUAGES} | variables
 
     def stats(self, handle: Handle) -> Stats:
         """Nothing runs, so nothing is used."""
@@ -138,7 +333,9 @@ class FakeBackend:
     def destroy(self, handle: Handle) -> None:
         """Forget the sandbox. Idempotent."""
         with self._lock:
-            self._sandboxes.pop(handle.sandbox_id, None)
+            sandbox = self._sandboxes.pop(handle.sandbox_id, None)
+        if sandbox is not None:
+            sandbox.end()
 
     def sweep(self) -> int:
         """An earlier process left nothing: always 0."""
@@ -147,7 +344,15 @@ class FakeBackend:
     def close(self) -> None:
         """Forget every sandbox."""
         with self._lock:
-            self._sandboxes.clear()
+            handles = [Handle(sandbox_id) for sandbox_id in self._sandboxes]
+        for handle in handles:
+            self.destroy(handle)
+
+    def _awake(self, handle: Handle) -> _Sandbox:
+        sandbox = self._find(handle)
+        if sandbox.frozen:
+            raise SandboxFrozen(handle.sandbox_id)
+        return sandbox
 
     def _find(self, handle: Handle) -> _Sandbox:
         with self._lock:
@@ -165,55 +370,6 @@ def _code(sandbox: _Sandbox, cwd: str, words: list[str]) -> str:
     return sandbox.files.get(path, b"<no such file>").decode(errors="replace")
 
 
-def _interpret(
-    step: Callable[[str, dict[str, Any]], str], code: str, variables: dict[str, Any]
-) -> Result:
-    printed = ""
-    for line in filter(None, map(str.strip, code.splitlines())):
-        try:
-            printed += step(line, variables)
-        except _UnknownError:
-            message = f"the fake backend does not execute {line!r}\n"
-            return Result(2, printed.encode(), message.encode())
-    return Result(0, printed.encode(), b"")
-
-
-def _python(line: str, variables: dict[str, Any]) -> str:
-    try:
-        statement = ast.parse(line).body[0]
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                variables[name] = _value(value, variables)
-                return ""
-            case ast.Expr(value=ast.Call(func=ast.Name(id="print"), args=values, keywords=[])):
-                return " ".join(str(_value(each, variables)) for each in values) + "\n"
-            case _:
-                raise _UnknownError
-    except (SyntaxError, ValueError, KeyError, IndexError) as error:
-        raise _UnknownError from error
-
-
-def _value(node: ast.expr, variables: dict[str, Any]) -> Any:
-    return variables[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
-
-
-def _shell(line: str, variables: dict[str, Any]) -> str:
-    try:
-        words = shlex.split(line)
-    except ValueError as error:
-        raise _UnknownError from error
-    name, equals, value = words[0].partition("=") if words else ("", "", "")
-    if len(words) == 1 and equals and name.isidentifier():
-        variables[name] = value
-        return ""
-    if words[:1] != ["echo"] or any(word in (">", "|", "&&", ";") for word in words):
-        raise _UnknownError
-    shown = [
-        str(variables.get(word[1:], "")) if word.startswith("$") else word for word in words[1:]
-    ]
-    return " ".join(shown) + "\n"
-
-
 def _cut(result: Result, limit: int) -> Result:
     longest = max(len(result.stdout), len(result.stderr))
     return Result(
@@ -222,3 +378,13 @@ def _cut(result: Result, limit: int) -> Result:
         result.stderr[:limit],
         truncated=longest > limit,
     )
+
+
+def _without_stay(sandbox: _Sandbox, command: Command) -> tuple[bool, Command]:
+    """Whether its last line is `sleep infinity`, and the command without that line."""
+    if command.argv[0] not in ("bash", "sh"):
+        return False, command
+    lines = _code(sandbox, command.cwd, list(command.argv[1:])).strip().splitlines()
+    if not lines or lines[-1].strip() != _STAY:
+        return False, command
+    return True, replace(command, argv=("sh", "-c", "\n".join(lines[:-1])))

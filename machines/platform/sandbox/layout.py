@@ -3,7 +3,7 @@
     /usr and the links beside it   the host's, read-only          /proc  its own
     /etc                           a few files, made up or public  /dev   null, zero, random, tty
     /root /tmp /dev/shm            empty, in memory, of limited size: the only places to write
-    /run/turtles/agent.py          our agent, read-only
+    /run/turtles/agent*.py         our agent, read-only
 
 The base `/` and /dev are memory file systems without a limit, hence the two --remount-ro at the
 end. Namespaces are named one by one because `--unshare-all` silently does without a user namespace.
@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from machines.platform.sandbox.backend import Spec
+from machines.platform.sandbox.backend import EGRESS_PORT, Spec
 from machines.platform.sandbox.errors import SandboxUnavailable
 
 __all__ = [
+    "AGENT_DIRECTORY",
     "AGENT_PATH",
     "Interpreter",
     "available_programs",
@@ -33,7 +34,8 @@ __all__ = [
     "namespaces",
 ]
 
-AGENT_PATH = "/run/turtles/agent.py"
+AGENT_DIRECTORY = "/run/turtles"
+AGENT_PATH = f"{AGENT_DIRECTORY}/agent.py"
 _PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin")
 _SYSTEM_PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
 _BESIDE_USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -51,6 +53,8 @@ _MADE_UP_ETC = {
     "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
+_PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+_NO_PROXY_VARIABLES = ("NO_PROXY", "no_proxy")
 _NEEDS = (
     "import base64, ctypes, json, os, selectors, subprocess, sys\n"
     "os.pidfd_open\n"
@@ -116,11 +120,17 @@ def _is_visible(program: str) -> bool:
 
 
 def environment(spec: Spec, interpreter: Interpreter) -> dict[str, str]:
-    """Environment of every program inside: a fixed few, then the session's own."""
+    """Environment of every program inside: a fixed few, then the session's own.
+
+    In a semitrusted sandbox most programs find the proxy by four variables of the fixed few.
+    """
     directories = list(_PROGRAM_DIRECTORIES)
     if interpreter.prefix is not None:
         directories.append(str(Path(interpreter.program).parent))
     fixed = {"HOME": "/root", "PATH": ":".join(directories), "LANG": "C.UTF-8", "USER": "root"}
+    if spec.network == "semitrusted":
+        fixed |= dict.fromkeys(_PROXY_VARIABLES, f"http://127.0.0.1:{EGRESS_PORT}")
+        fixed |= dict.fromkeys(_NO_PROXY_VARIABLES, "localhost,127.0.0.1")
     return {**fixed, **spec.environment}
 
 

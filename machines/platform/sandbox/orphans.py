@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from machines.platform.sandbox.cgroups import remove_groups
-from machines.platform.sandbox.processes import Identity, kill
+from machines.platform.sandbox.cgroups import remove_groups, thaw_groups
+from machines.platform.sandbox.processes import Identity, kill, wait_until_gone
 from machines.platform.sandbox.records import read_record, remove_directory
 
 __all__ = ["remove_orphan"]
+
+_KILL_SECONDS = 2.0
 
 
 def remove_orphan(directory: Path, me: Identity) -> bool:
@@ -27,7 +29,9 @@ def remove_orphan(directory: Path, me: Identity) -> bool:
             if record.owner != me and record.owner.is_alive():
                 return False
             for identity in record.processes:
-                kill(identity)
+                kill(identity, wait_seconds=0)
+            thaw_groups(record.cgroups)  # what was frozen when its owner died ends now
+            wait_until_gone(list(record.processes), _KILL_SECONDS)
         if not remove_groups(record.cgroups):
             return False
     remove_directory(directory)

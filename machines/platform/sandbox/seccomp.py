@@ -4,7 +4,7 @@
 
     wrong architecture -> kill the process      x32, clone3      -> ENOSYS (glibc falls back)
     clone(CLONE_NEW*)  -> EPERM                 ioctl(TIOCSTI/TIOCLINUX)      -> EPERM
-    socket families    -> UNIX, INET, INET6 without raw types; NETLINK for routes only
+    socket families    -> UNIX; INET and INET6 for TCP, UDP and ping; NETLINK for routes only
     calls of `_DENIED` -> EPERM                 everything else               -> allow
 
 It is a second wall: namespaces already hide the host, the filter takes away kernel surface and the
@@ -25,7 +25,7 @@ __all__ = ["ARCHITECTURES", "build_filter"]
 _LOAD_WORD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _ENOSYS, _EPROTONOSUPPORT = 1, 38, 93
 
 # Offsets in struct seccomp_data; arguments are 64 bit, little-endian on both architectures. The
 # low half decides: the kernel reads these particular arguments as 32-bit ints.
@@ -35,7 +35,10 @@ _X32_BIT = 0x40000000
 _CLONE_NEW_ANY = 0x7E020000  # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
-_SOCK_TYPE_MASK, _SOCK_RAW, _SOCK_PACKET = 0xF, 3, 10
+_SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_DGRAM = 0xF, 1, 2
+_SOCK_RAW, _SOCK_PACKET = 3, 10
+# By the type alone, TCP, UDP, and the two that ping uses; others would load a module of the kernel.
+_PROTOCOLS = (0, 6, 17, 1, 58)
 _NETLINK_ROUTE = 0
 
 # name: (x86_64, aarch64); None where the architecture has no such call.
@@ -53,6 +56,7 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "open_tree": (428, 428),
     "move_mount": (429, 429),
     "mount_setattr": (442, 442),
+    "open_tree_attr": (467, 467),
     # other processes' memory and descriptors
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -72,6 +76,8 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
+    "memfd_secret": (447, 447),
     # namespaces, handles
     "setns": (308, 268),
     "unshare": (272, 97),
@@ -185,14 +191,22 @@ def _socket() -> Iterator[bytes]:
         _errno(_EPERM),
     ]
     yield from _when(_JUMP_EQUAL, _AF_NETLINK, route_only)
-    yield _instruction(_JUMP_EQUAL, _AF_UNIX, 3, 0)
+    unix = [_load_argument(1), _instruction(_AND, _SOCK_TYPE_MASK)]
+    unix += [*_refuse_each(iter((_SOCK_RAW, _SOCK_PACKET))), _return(_ALLOW)]
+    yield from _when(_JUMP_EQUAL, _AF_UNIX, unix)
     yield _instruction(_JUMP_EQUAL, _AF_INET, 2, 0)
     yield _instruction(_JUMP_EQUAL, _AF_INET6, 1, 0)
     yield _errno(_EPERM)
     yield _load_argument(1)
     yield _instruction(_AND, _SOCK_TYPE_MASK)
-    yield from _refuse_each(iter((_SOCK_RAW, _SOCK_PACKET)))
-    yield _return(_ALLOW)
+    yield _instruction(_JUMP_EQUAL, _SOCK_STREAM, 2, 0)
+    yield _instruction(_JUMP_EQUAL, _SOCK_DGRAM, 1, 0)
+    yield _errno(_EPERM)
+    yield _load_argument(2)
+    for protocol in _PROTOCOLS:
+        yield from _when(_JUMP_EQUAL, protocol, [_return(_ALLOW)])
+    # What a kernel without the protocol says: programs that try another first take TCP then.
+    yield _errno(_EPROTONOSUPPORT)
 
 
 def _refuse_each(values: Iterator[int]) -> Iterator[bytes]:

@@ -32,6 +32,8 @@ __all__ = ["Plan", "Started", "start_behind_gate"]
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="turtles-sandbox-starter")
 _GATE = 'read -r go && exec "$@" </dev/null'
 _AGENT_SOURCE = Path(__file__).with_name("agent.py")
+# What the agent reads when it first needs it.
+_AGENT_PARTS = sorted(_AGENT_SOURCE.parent.glob("agent_*.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process waiting at the gate, our end of the agent's channel, the gate, and a pipe.
+    """A process waiting at the gate, our ends of the agent's two channels, the gate, and a pipe.
 
     The pipe carries what bubblewrap says. It must not be a file of the host: its process 1 keeps
     the descriptor, and code inside could open it again through /proc/1/fd.
@@ -54,6 +56,7 @@ class Started:
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
+    door: socket.socket
     gate: int
     said: int
 
@@ -77,6 +80,7 @@ class Started:
         os.close(self.gate)
         os.close(self.said)
         self.connection.close()
+        self.door.close()
         self.process.kill()
         self.process.wait()
 
@@ -84,6 +88,7 @@ class Started:
 def start_behind_gate(plan: Plan, program: Opened) -> Started:
     """Fork the waiting process. OSError when that fails."""
     host_end, agent_end = socket.socketpair()
+    host_door, agent_door = socket.socketpair()
     gate_read, gate_write = os.pipe()
     said_read, said_write = os.pipe()
     try:
@@ -91,21 +96,24 @@ def start_behind_gate(plan: Plan, program: Opened) -> Started:
             argv = [
                 *("/bin/sh", "-c", _GATE, "sh", program.path, "--args", str(arguments_fd), "--"),
                 *(plan.interpreter.program, "-I", "-S", "-B", layout.AGENT_PATH),
-                str(agent_end.fileno()),
+                *(str(agent_end.fileno()), str(agent_door.fileno())),
             ]
-            inherited = (*program.descriptors, *descriptors, agent_end.fileno())
+            channels = (agent_end.fileno(), agent_door.fileno())
+            inherited = (*program.descriptors, *descriptors, *channels)
             start = partial(_fork, argv, plan.user_id, program, inherited, gate_read, said_write)
             process = _STARTER.submit(start).result()
     except BaseException:
         os.close(gate_write)
         os.close(said_read)
         host_end.close()
+        host_door.close()
         raise
     finally:
         os.close(gate_read)
         os.close(said_write)
         agent_end.close()
-    return Started(process, host_end, gate_write, said_read)
+        agent_door.close()
+    return Started(process, host_end, host_door, gate_write, said_read)
 
 
 def _fork(
@@ -147,6 +155,8 @@ def _passed_files(plan: Plan) -> Iterator[tuple[int, tuple[int, ...]]]:
     try:
         agent_fd = memory_file(_AGENT_SOURCE.read_bytes())
         etc_fds = {path: memory_file(text) for path, text in layout.made_up_files().items()}
+        for path in _AGENT_PARTS:
+            etc_fds[f"{layout.AGENT_DIRECTORY}/{path.name}"] = memory_file(path.read_bytes())
         arguments = [
             *layout.namespaces(can_disable_userns=plan.can_disable_userns),
             *layout.file_system(plan.disk_bytes, plan.interpreter, agent_fd, etc_fds),

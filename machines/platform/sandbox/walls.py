@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["INSPECTION", "find_holes"]
 
-_OWN_PROCESSES = 3  # bubblewrap's process 1, the agent, the inspection
+_OWN_PROCESSES = 4  # bubblewrap's process 1, the agent, the doorman, the inspection
 _HOST_SETTINGS = (
     "/proc/sys/kernel/core_pattern",
     "/proc/sys/vm/overcommit_memory",

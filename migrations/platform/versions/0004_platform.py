@@ -8,6 +8,7 @@ are made anew with all their rows.
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from alembic import op
 
@@ -171,14 +172,16 @@ _NEW_TABLES = (
         status TEXT NOT NULL CHECK (status IN ('creating', 'ready', 'deleted')),
         visibility TEXT NOT NULL CHECK (visibility IN ('private', 'unlisted', 'public')),
         locked INTEGER NOT NULL DEFAULT 0 CHECK (locked IN (0, 1)),
-        level TEXT,
+        level TEXT CHECK (level IN ('files', 'files+vars', 'full')),
+        lost TEXT NOT NULL DEFAULT '[]',
         size_bytes INTEGER,
         sha256 TEXT,
         recipe TEXT NOT NULL,
         created_ms INTEGER NOT NULL,
         idempotency_key TEXT,
         digest TEXT NOT NULL,
-        UNIQUE (owner_key, idempotency_key)
+        UNIQUE (owner_key, idempotency_key),
+        CHECK ((status = 'ready') <= (size_bytes IS NOT NULL AND sha256 IS NOT NULL))
     ) WITHOUT ROWID
     """,
     "CREATE INDEX image_owner ON image (owner_key, created_ms)",
@@ -191,6 +194,15 @@ _NEW_TABLES = (
     ) WITHOUT ROWID
     """,
     "CREATE INDEX image_trust_key ON image_trust (public_key)",
+    """
+    CREATE TABLE session_recording (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        session_id TEXT NOT NULL REFERENCES session (session_id),
+        at_ms INTEGER NOT NULL,
+        output BLOB NOT NULL
+    )
+    """,
+    "CREATE INDEX session_recording_session ON session_recording (session_id, number)",
     """
     CREATE TABLE audit_entry (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -205,33 +217,76 @@ _NEW_TABLES = (
     )
     """,
     "CREATE INDEX audit_entry_key ON audit_entry (public_key, number)",
+    """
+    CREATE TABLE invoice_extension (
+        invoice_id TEXT PRIMARY KEY REFERENCES invoice (invoice_id),
+        public_key TEXT NOT NULL REFERENCES api_key (public_key),
+        tier INTEGER NOT NULL CHECK (tier BETWEEN 1 AND 32),
+        months INTEGER NOT NULL CHECK (months > 0),
+        applied_ms INTEGER,
+        key_expires_ms INTEGER,
+        CHECK ((applied_ms IS NULL) = (key_expires_ms IS NULL))
+    ) WITHOUT ROWID
+    """,
 )
-_ENGINE = Path(__file__).resolve().parents[2] / "engine" / "versions" / "0001_first.py"
+_ENGINE_TABLES = ("effect", "inbox", "transition", "worker", "machine_version", "run")
+_VERSIONS = Path(__file__).resolve().parent
+_ENGINE = _VERSIONS.parents[1] / "engine" / "versions" / "0001_first.py"
 
 
 def upgrade() -> None:
     """Add what is new; make sessions and executions anew."""
-    for table in ("session", "execution"):
-        op.execute(f"CREATE TEMP TABLE kept_{table} AS SELECT * FROM {table}")  # noqa: S608
-    op.execute("DROP TABLE execution")
-    op.execute("DROP TABLE session")
+    _set_aside()
     for statement in (_SESSION, _EXECUTION, *_INDEXES):
         op.execute(statement)
     op.execute(
         f"INSERT INTO session ({_OLD_SESSION_COLUMNS}, base_vcpu) "  # noqa: S608 - our columns
         f"SELECT {_OLD_SESSION_COLUMNS}, vcpu FROM kept_session"
     )
-    op.execute(
-        f"INSERT INTO execution ({_OLD_EXECUTION_COLUMNS}) "  # noqa: S608 - our columns
-        f"SELECT {_OLD_EXECUTION_COLUMNS} FROM kept_execution"
-    )
-    for table in ("session", "execution"):
-        op.execute(f"DROP TABLE kept_{table}")
+    _put_back("execution", _OLD_EXECUTION_COLUMNS)
+    _forget()
     for statement in _NEW_TABLES:
         op.execute(statement)
-    spec = importlib.util.spec_from_file_location("turtles_engine_first", _ENGINE)
+    _module(_ENGINE).upgrade()
+
+
+def downgrade() -> None:
+    """Drop it again.  Fails, changing nothing, where a session is frozen or a job is pending."""
+    for table in _ENGINE_TABLES:
+        op.execute(f"DROP TABLE turtles_{table}")
+    for statement in reversed(_NEW_TABLES):
+        words = statement.split()
+        if words[:2] == ["CREATE", "TABLE"]:
+            op.execute(f"DROP TABLE {words[2]}")
+    _set_aside()
+    for statement in _module(_VERSIONS / "0002_api.py")._STATEMENTS:
+        if "api_request" not in statement:
+            op.execute(statement)
+    _put_back("session", _OLD_SESSION_COLUMNS)
+    _put_back("execution", _OLD_EXECUTION_COLUMNS)
+    _forget()
+
+
+def _set_aside() -> None:
+    for table in ("session", "execution"):
+        op.execute(f"CREATE TEMP TABLE kept_{table} AS SELECT * FROM {table}")  # noqa: S608
+    op.execute("DROP TABLE execution")
+    op.execute("DROP TABLE session")
+
+
+def _put_back(table: str, columns: str) -> None:
+    op.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM kept_{table}")  # noqa: S608
+
+
+def _forget() -> None:
+    for table in ("session", "execution"):
+        op.execute(f"DROP TABLE kept_{table}")
+
+
+def _module(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"turtles_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
-    engine_first = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(engine_first)
-    engine_first.upgrade()
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

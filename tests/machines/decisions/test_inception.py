@@ -75,6 +75,13 @@ PLACES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 OPEN = {**KEY, "session_id": "s1", "last_session_id": "s1"}
 ANSWER = "turtle 1 of 2 was here\n{}"
+RECURSIVE = ANSWER + '\n{"sibling":"beside","reason":""}\n'
+SIBLINGS = {
+    "": {},
+    ANSWER: {"no_sibling": "the sandbox did not say"},
+    RECURSIVE: {"sibling": "beside"},
+    f'{ANSWER}\n{{"sibling":"{"s" * 400}"}}': {"sibling": "s" * 300},
+}
 NO_WAY = {"refusal": "discovery found no way to orchestrate"}
 SEEN = {"awareness": "sandboxed", "profile": "docker", "tools": ("un",)}
 
@@ -201,6 +208,21 @@ ROWS: list[dict[str, Any]] = [
     *({"state": "execute_in_child", "event": Executed(stdout=stdout, latency_ms=9), "given": OPEN,
        "to": "execution_refused", "gives": {"refusal": "the child did not answer the greeting"}}
       for stdout in ("", "turtle 1 of 2 was here\n", "turtle 2 of 2 was here\n{}")),
+    {"state": "execute_in_child", "event": Executed(stdout=RECURSIVE, latency_ms=9),
+     "given": {**OPEN, "network_mode": "semitrusted"},
+     "to": "descend", "gives": {"stdout": RECURSIVE, "latency_ms": 9}},
+    *({"state": "execute_in_child", "event": Executed(stdout=stdout, latency_ms=9),
+       "given": {**OPEN, "network_mode": "semitrusted"}, "to": "execution_refused",
+       "gives": {"refusal": f"the child could not make a sibling: {reason}"}}
+      for stdout, reason in (
+          (ANSWER, "the sandbox did not say"),
+          (f"{ANSWER}\n{{\"sibling\":\"s\",\"reason\":\"not ended\"}}", "not ended"),
+          (f"{ANSWER}\n{{\"sibling\":\"\",\"reason\":\"no\\u0000way\"}}", "no?way"),
+          (f"{ANSWER}\n{{\"sibling\":7}}", "the sandbox did not say"),
+      )),
+    {"state": "execute_in_child", "event": Executed(stdout="no greeting", latency_ms=9),
+     "given": {**OPEN, "network_mode": "semitrusted"}, "to": "execution_refused",
+     "gives": {"refusal": "the child did not answer the greeting"}},
     {"state": "execute_in_child", "event": ChildLost(),
      "given": {**OPEN, "lost": LOST_MAX - 2}, "to": "bury_child", "gives": {"lost": LOST_MAX - 1}},
     {"state": "execute_in_child", "event": ChildLost(), "given": {**OPEN, "lost": LOST_MAX - 1},
@@ -270,14 +292,14 @@ def test_a_sandbox_that_was_made_is_to_be_let_go(run_in: Any) -> None:
 
 
 @pytest.mark.parametrize("refusal", ["", "so"])
-@pytest.mark.parametrize("stdout", ["", ANSWER])
+@pytest.mark.parametrize("stdout", list(SIBLINGS))
 @pytest.mark.parametrize("key", ["", "pk"])
 def test_output(output_of: Any, refusal: str, stdout: str, key: str) -> None:
     fields = {**OPEN, "public_key": key, "stdout": stdout, "refusal": refusal, "latency_ms": 9}
     told = output_of(Inception, LAYER, inner=BELOW, **fields)
     own = LayerReport(depth=1, public_key="pk", paid_cents=700, txids=("t1",), session_id="s1",
                       stdout=stdout.split("\n")[0], latency_ms=9, awareness="unknown",
-                      profile=None)  # fmt: skip
+                      profile=None, **SIBLINGS[stdout])  # fmt: skip
     assert told == Layers(
         layers=(own, *BELOW) if key else BELOW,
         complete=not refusal and bool(stdout),

@@ -272,6 +272,7 @@ class Town:
         self.executions: Counter[str] = Counter()
         self.faults: dict[str, list[tuple[Exception, bool, int | None]]] = {}
         self.calls: Counter[tuple[str, int]] = Counter()
+        self.modes: list[str] = []
         self.answer: Callable[[str], Execution] = self.greet
 
     # the shop
@@ -326,7 +327,8 @@ class Town:
     async def create_session(
         self, credentials: Credentials, *, shell: str, network_mode: str, ttl_seconds: int, key: str
     ) -> SessionInfo:
-        assert (shell, network_mode) == ("bash", "zerotrust")
+        assert shell == "bash"
+        self.modes.append(network_mode)
         assert ttl_seconds > 0
         return self._call("create_session", credentials, lambda: self._create(credentials, key))
 
@@ -748,6 +750,69 @@ async def test_sandboxes_that_never_live_end_the_layer(story: Story) -> None:
     story.town.answer = die
     await fails(story, layer(), "execution_refused", f"{LOST_MAX} sandboxes died")
     assert len(story.town.made) == LOST_MAX
+
+
+# -- from inside --------------------------------------------------------------------------------
+
+
+def ask_of(command: str) -> dict[str, str]:
+    """What the script of a greeting is told by standard input."""
+    found: dict[str, str] = json.loads(command.rpartition("<<'TURTLES'\n")[2].splitlines()[0])
+    return found
+
+
+async def test_a_semitrusted_child_is_given_the_key_and_makes_a_sibling(story: Story) -> None:
+    """The deepest one says that it ended its sibling, and did not: nothing of a key lives on."""
+    asked: list[dict[str, str]] = []
+
+    def recurse(command: str) -> Execution:
+        asked.append(ask_of(command))
+        number = len(asked)
+        if number == 2:
+            story.town.live["sibling-2"] = asked[-1]["public_key"]
+        line = json.dumps({"sibling": f"sibling-{number}", "reason": ""})
+        return said(f"{Town.greet(command).stdout}{line}\n")
+
+    story.town.answer = recurse
+    outcome = await story.run(layer(max_depth=2, tier=5, network_mode="semitrusted"))
+    assert outcome.state == "done"
+    assert story.town.modes == ["semitrusted", "semitrusted"]
+    assert [one["secret_key"] for one in asked] == [secret_of(1), secret_of(2)]
+    assert {one["url"] for one in asked} == {"http://platform.turtles"}
+    reports = outcome.output.layers
+    assert [one.sibling for one in reports] == ["sibling-1", "sibling-2"]
+    assert [one.no_sibling for one in reports] == ["", ""]
+    assert "sibling-2" in story.town.ended
+    await story.check()
+    for run in await story.layers():
+        async with story.process() as harness:
+            journal = repr(await harness.app.journal(run.run_id))
+        assert secret_of(run.context.depth) not in journal
+
+
+async def test_a_semitrusted_child_that_makes_none_is_refused(story: Story) -> None:
+    line = json.dumps({"sibling": "", "reason": "Refused: POST /sessions: 429"})
+    story.town.answer = lambda command: said(f"{Town.greet(command).stdout}{line}\n")
+    asked = layer(network_mode="semitrusted")
+    await fails(story, asked, "execution_refused", "could not make a sibling: Refused: POST")
+
+
+async def test_a_zerotrust_child_is_given_no_key_and_says_why_it_made_none(story: Story) -> None:
+    asked: list[dict[str, str]] = []
+
+    def cannot(command: str) -> Execution:
+        asked.append(ask_of(command))
+        line = json.dumps({"sibling": "", "reason": "URLError: no name"})
+        return said(f"{Town.greet(command).stdout}{line}\n")
+
+    story.town.answer = cannot
+    outcome = await story.run(layer())
+    assert outcome.state == "done"
+    assert story.town.modes == ["zerotrust"]
+    assert asked == [{"url": "http://platform.turtles"}]
+    (report,) = outcome.output.layers
+    assert (report.sibling, report.no_sibling) == ("", "URLError: no name")
+    await story.check()
 
 
 # -- one layer down -----------------------------------------------------------------------------

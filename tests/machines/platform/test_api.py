@@ -205,7 +205,6 @@ async def test_another_tenants_session_is_not_found(api: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/sessions", {"network_mode": "semitrusted"}, "network_mode"),
         ("/sessions", {"network_mode": "open"}, "network_mode"),
         ("/sessions", {"shell": "cmd.exe"}, "shell"),
         ("/sessions", {"ttl": 86_401}, "ttl"),

@@ -81,3 +81,39 @@ async def test_faults_are_applied_only_when_allowed(api: Any) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://platform") as http:
         assert (await http.get("/health")).status_code == 503
         assert (await http.get("/health")).status_code == 200
+
+
+async def test_what_comes_from_inside_gets_no_wallet(api: Any) -> None:
+    app = build_app(api.context, FakeBackend(), allow_faults=True, inside_port=7)
+    for port, wanted in ((7, 403), (8, 401)):
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url=f"http://platform:{port}"
+        ) as http:
+            refused = await http.post("/rpc/btc", json={"method": "getblockcount"})
+            assert refused.status_code == wanted
+            assert (await http.get("/health")).status_code == 200
+
+
+async def test_a_socket_is_in_the_access_log_and_a_failed_one_too(api: Any) -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        if scope["path"] == "/broken":
+            raise RuntimeError("hidden words")
+        await send({"type": "websocket.accept" if scope["path"] == "/ok" else "websocket.close"})
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    async def nothing() -> Any:
+        return {"type": "websocket.connect"}
+
+    door = FrontDoor(app, clock_ms=lambda: 0)
+    with capture_logs() as lines:
+        for path in ("/ok", "/no", "/broken"):
+            await door({"type": "websocket", "path": path, "headers": []}, nothing, keep)
+    told = [(each["method"], each["status"]) for each in lines if each["event"] == "request"]
+    assert told == [("WEBSOCKET", 101), ("WEBSOCKET", 403), ("WEBSOCKET", 0)]
+    assert [each["type"] for each in sent] == ["websocket.accept", "websocket.close"]
+    assert "hidden" not in str(lines)

@@ -6,13 +6,24 @@ from typing import Any
 
 import pytest
 
-from machines.platform.documents import execution_document, session_document
+from machines.platform.documents import (
+    container_name_of,
+    execution_document,
+    session_document,
+    session_id_of,
+)
+from machines.platform.transfers import Artifact, Yield
 
 SESSION: dict[str, Any] = {
     "session_id": "unsb-session-1",
     "shell": "bash",
     "network_mode": "zerotrust",
     "vcpu": 2,
+    "base_vcpu": 1,
+    "locked": 0,
+    "audited": 0,
+    "multiplexer": None,
+    "image_id": None,
     "state": "running",
     "reason": None,
     "created_ms": 0,
@@ -34,6 +45,10 @@ EXECUTION: dict[str, Any] = {
     "truncated": 0,
     "oom": 0,
     "error": None,
+    "service_id": None,
+    "vcpu": 1,
+    "artifacts": None,
+    "detected": 0,
 }
 
 
@@ -55,6 +70,44 @@ def test_a_session_has_both_spellings() -> None:
     assert shown["memory_mb"] == 4096
     assert "reason" not in shown
     assert session_document({**SESSION, "reason": "deleted"}, 0)["reason"] == "deleted"
+
+
+def test_a_frozen_session_has_its_time_to_live_and_an_ended_one_nothing() -> None:
+    frozen = {**SESSION, "state": "frozen"}
+    assert session_document(frozen, 1_000_000)["remaining_ttl"] == 2600
+    assert session_document({**SESSION, "state": "terminated"}, 0)["remaining_ttl"] == 0
+
+
+def test_a_session_says_what_it_was_asked_for_and_what_it_has() -> None:
+    shown = session_document(SESSION, 0)
+    assert (shown["vcpu"], shown["base_vcpu"], shown["boosted"]) == (2, 1, True)
+    assert (shown["locked"], shown["audit"]) == (False, False)
+    assert not {"multiplexer", "image", "websocket_url", "domain"} & set(shown)
+    changed = {"base_vcpu": 2, "locked": 1, "audited": 1, "multiplexer": "tmux", "image_id": "i"}
+    shown = session_document({**SESSION, **changed}, 0)
+    assert (shown["boosted"], shown["locked"], shown["audit"]) == (False, True, True)
+    assert (shown["multiplexer"], shown["image"]) == ("tmux", "i")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "websocket_url", "domain"),
+    [
+        ("http://127.0.0.1:8000", "ws://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("https://api.unsandbox.com", "wss://api.unsandbox.com", "api.unsandbox.com"),
+    ],
+)
+def test_a_session_says_where_its_terminal_is(
+    base_url: str, websocket_url: str, domain: str
+) -> None:
+    shown = session_document(SESSION, 0, base_url)
+    assert shown["websocket_url"] == f"{websocket_url}/sessions/unsb-session-1/shell"
+    assert shown["domain"] == domain
+
+
+def test_a_session_and_its_container_are_one_thing() -> None:
+    assert container_name_of("unsb-session-1") == "unsb-vm-1"
+    assert session_id_of("unsb-vm-1") == session_id_of("unsb-session-1") == "unsb-session-1"
+    assert session_id_of("other") == "other"
 
 
 def test_no_value_is_null_for_strict_readers() -> None:
@@ -81,3 +134,31 @@ def test_a_memory_kill_is_said() -> None:
     shown = execution_document({**EXECUTION, "oom": 1, "exit_code": 137})
     assert shown["error"] == "the sandbox's memory limit ended a process"
     assert shown["success"] is False
+
+
+@pytest.mark.parametrize("state", ["cancelled", "lost", "failed"])
+def test_what_has_no_result_still_has_its_fields(state: str) -> None:
+    shown = execution_document(
+        {**EXECUTION, "state": state, "stdout": None, "stderr": None, "exit_code": None}
+        | {"duration_ms": None}
+    )
+    assert (shown["stdout"], shown["stderr"], shown["artifacts"]) == ("", "", [])
+    assert "exit_code" not in shown
+    assert None not in shown.values()
+
+
+def test_artifacts_have_every_name_that_is_read() -> None:
+    one = Artifact("a.txt", 1, "MQ==")
+    stored = Yield(artifacts=(one,), omitted=2, artifact=one).packed()
+    shown = execution_document({**EXECUTION, "artifacts": stored})
+    expected = {"type": "base64", "filename": "a.txt", "size": 1}
+    assert shown["artifacts"] == [expected | {"data": "MQ==", "content_base64": "MQ=="}]
+    assert shown["artifact"] == shown["artifacts"][0]
+    assert shown["artifacts_omitted"] == 2
+    assert "2 more files" in shown["artifacts_note"]
+    assert "wasm_artifact" not in shown
+
+
+def test_a_detected_language_is_said() -> None:
+    assert "detected_language" not in execution_document(EXECUTION)
+    assert execution_document({**EXECUTION, "detected": 1})["detected_language"] == "python"

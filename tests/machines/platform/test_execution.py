@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import threading
 from typing import Any
 
 import pytest
 
+from machines.platform.execution import Executions
+from machines.platform.execution_rows import LIVE_STATES
 from machines.platform.languages import SOURCE_DIRECTORY
-from machines.platform.orders import INPUT_DIRECTORY
-from machines.platform.sandbox.backend import Command, Handle, Result
+from machines.platform.one_off import JOB_MARK
+from machines.platform.orders import Caller
+from machines.platform.replies import Problem
+from machines.platform.sandbox.backend import Command, Handle, Program, Result, Spec
+from machines.platform.sandbox.errors import SandboxError, SandboxGone, SandboxLimit
 from machines.platform.sandbox.fake import FakeBackend
 from machines.platform.sessions import Sessions
+from machines.platform.transfers import INPUT_DIRECTORY
 
 
 class CountingBackend(FakeBackend):
@@ -27,6 +34,28 @@ class CountingBackend(FakeBackend):
         self.entered = threading.Event()
         self.result: Result | None = None
         self.last: tuple[Command, bytes] | None = None
+        self.refusal: SandboxError | None = None
+        self.spec: Spec | None = None
+        self.left = b""
+        self.killed: list[str] = []
+
+    def create(self, spec: Spec) -> Handle:
+        self.spec = spec
+        if self.refusal is not None:
+            raise self.refusal
+        return super().create(spec)
+
+    def start_program(self, handle: Handle, command: Command) -> Program:
+        """The killer of `one_off`: with it what runs ends, when it is one that can be killed."""
+        if JOB_MARK not in command.argv[2]:
+            return super().start_program(handle, command)
+        self.killed.append(command.argv[-1])
+        output, status = os.pipe(), os.pipe()
+        os.write(status[1], b"0\n" if self.result else b"1\n")
+        for end in (output[1], status[1]):
+            os.close(end)
+        self.go.set()
+        return Program(7, output[0], status[0])
 
     def _ran(self, otherwise: Result) -> Result:
         self.runs += 1
@@ -35,6 +64,10 @@ class CountingBackend(FakeBackend):
         return self.result or otherwise
 
     def execute(self, handle: Handle, command: Command, **options: Any) -> Result:
+        if command.argv[0] == "find":
+            return Result(0, self.left, b"")
+        if "ln -sT" in " ".join(command.argv):
+            return Result(0, b"", b"")
         self.last = (command, options.get("stdin", b""))
         return self._ran(super().execute(handle, command, **options))
 
@@ -48,6 +81,13 @@ def backend() -> CountingBackend:
 
 
 CODE = {"language": "python", "code": "print(1)"}
+
+
+def restart(api: Any, backend: Any) -> None:
+    """What a new process does first: the rows of the old one belong to nobody."""
+    sessions = Sessions(api.context, backend)
+    sessions.start()
+    Executions(api.context, backend, sessions).start()
 
 
 async def opened(api: Any, tier: int = 8, **body: Any) -> tuple[tuple[str, str], str]:
@@ -120,7 +160,7 @@ async def test_a_lost_outcome_is_said_and_never_run_again(api: Any, backend: Any
             "WHERE job_id = :job",
             job=ran.json()["job_id"],
         )
-    Sessions(api.context, backend).start()
+    restart(api, backend)
     again = await api.call(pair, "POST", "/execute", CODE, once="k")
     assert (again.status_code, again.json()["error"]) == (409, "outcome_unknown")
     assert backend.runs == 1
@@ -132,7 +172,7 @@ async def test_a_lost_outcome_in_a_dead_session_is_gone(api: Any, backend: Any) 
     await api.call(pair, "POST", path + "/execute", body, once="k")
     with api.database.transaction() as sql:
         sql.run("UPDATE execution SET state = 'running', exit_code = NULL, ended_ms = NULL")
-    Sessions(api.context, backend).start()
+    restart(api, backend)
     again = await api.call(pair, "POST", path + "/execute", body, once="k")
     assert (again.status_code, again.json()["error"]) == (410, "session_terminated")
     assert backend.runs == 1
@@ -140,8 +180,9 @@ async def test_a_lost_outcome_in_a_dead_session_is_gone(api: Any, backend: Any) 
 
 async def test_a_refusal_frees_the_idempotency_key(api: Any, backend: Any) -> None:
     pair = api.key()
-    bad = {**CODE, "env": {"not a name": "x"}}
-    assert (await api.call(pair, "POST", "/execute", bad, once="k")).status_code == 400
+    backend.refusal = SandboxLimit("too many of them")
+    assert (await api.call(pair, "POST", "/execute", CODE, once="k")).status_code == 400
+    backend.refusal = None
     assert (await api.call(pair, "POST", "/execute", CODE, once="k")).status_code == 200
 
 
@@ -208,7 +249,7 @@ async def finished(api: Any, pair: tuple[str, str], job_id: str) -> Any:
     executions = api.app.state.api.executions
     limit = asyncio.get_running_loop().time() + 20
     # By the database, not by GET: polling would use up the key's requests.
-    while (await asyncio.to_thread(executions.find, pair[0], job_id))["state"] == "running":
+    while (await asyncio.to_thread(executions.find, pair[0], job_id))["state"] in LIVE_STATES:
         assert asyncio.get_running_loop().time() < limit
     return (await api.call(pair, "GET", f"/jobs/{job_id}")).json()
 
@@ -251,13 +292,13 @@ async def test_a_finished_job_keeps_its_result(api: Any) -> None:
     assert (answer["status"], answer["stdout"]) == ("completed", "1\n")
 
 
-async def test_a_job_that_the_sandbox_refuses_fails_with_its_reason(api: Any) -> None:
+async def test_a_job_that_the_sandbox_refuses_fails_with_its_reason(api: Any, backend: Any) -> None:
     pair = api.key()
-    bad = {**CODE, "env": {"not a name": "x"}}
-    job_id = (await api.call(pair, "POST", "/execute/async", bad)).json()["job_id"]
+    backend.refusal = SandboxLimit("too many of them")
+    job_id = (await api.call(pair, "POST", "/execute/async", CODE)).json()["job_id"]
     job = await finished(api, pair, job_id)
-    assert job["status"] == "failed"
-    assert "not a name" in job["error"]
+    assert (job["status"], job["success"], job["stdout"]) == ("failed", False, "")
+    assert job["error"] == "too many of them"
 
 
 async def test_a_command_in_a_session_is_not_cancelled_alone(api: Any, backend: Any) -> None:
@@ -271,3 +312,247 @@ async def test_a_command_in_a_session_is_not_cancelled_alone(api: Any, backend: 
     assert (refused.status_code, refused.json()["error"]) == (409, "job_in_session")
     backend.go.set()
     assert (await running).json()["stdout"] == "1\n"
+
+
+async def started(api: Any, backend: Any, pair: tuple[str, str], **fields: Any) -> str:
+    """A job that runs in the background until `backend.go`."""
+    backend.go.clear()
+    answer = await api.call(pair, "POST", "/execute/async", {**CODE, **fields})
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    return str(answer.json()["job_id"])
+
+
+async def test_a_cancelled_job_has_what_it_printed(api: Any, backend: Any) -> None:
+    pair = api.key()
+    job_id = await started(api, backend, pair)
+    backend.result = Result(137, b"part", b"noise", duration_ms=12)
+    backend.left = b"."
+    with_files = {"a": b"1"}
+    backend.collect = lambda *_names, **_limits: with_files
+    cancelled = (await api.call(pair, "DELETE", f"/jobs/{job_id}")).json()
+    assert backend.killed == [job_id]
+    assert (cancelled["status"], cancelled["success"]) == ("cancelled", False)
+    assert (cancelled["stdout"], cancelled["stderr"]) == ("part", "noise")
+    assert cancelled["artifacts"][0]["filename"] == "a"
+    assert "completed_at" in cancelled
+    assert "exit_code" not in cancelled
+
+
+async def test_a_blocking_execution_can_be_cancelled(api: Any, backend: Any) -> None:
+    pair = api.key()
+    backend.go.clear()
+    running = asyncio.create_task(api.call(pair, "POST", "/execute", CODE))
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    job_id = (await api.call(pair, "GET", "/jobs")).json()["jobs"][0]["job_id"]
+    backend.result = Result(137, b"part", b"")
+    await api.call(pair, "POST", f"/jobs/{job_id}/cancel")
+    answer = await running
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert answer.json()["stdout"] == "part"
+
+
+async def test_a_job_cancelled_while_its_sandbox_is_made_never_runs(api: Any, backend: Any) -> None:
+    pair = api.key()
+    making, go_on = threading.Event(), threading.Event()
+    create = backend.create
+
+    def slow(spec: Spec) -> Any:
+        making.set()
+        assert go_on.wait(10)
+        return create(spec)
+
+    backend.create = slow
+    answer = await api.call(pair, "POST", "/execute/async", CODE)
+    assert await asyncio.to_thread(making.wait, 10)
+    job_id = answer.json()["job_id"]
+    await api.call(pair, "DELETE", f"/jobs/{job_id}")
+    go_on.set()
+    waited = await api.call(pair, "GET", f"/jobs/{job_id}/wait")
+    assert waited.json()["status"] == "cancelled"
+    await asyncio.to_thread(api.app.state.api.executions.stop)
+    assert backend.runs == 0
+
+
+async def test_a_job_cancelled_before_it_began_never_runs(api: Any, backend: Any) -> None:
+    pair = api.key()
+    executions = api.app.state.api.executions
+    begun = executions._begun
+
+    def cancelled_first(job_id: str) -> bool:
+        executions.cancel(pair[0], job_id)
+        return bool(begun(job_id))
+
+    executions._begun = cancelled_first
+    answer = await api.call(pair, "POST", "/execute/async", CODE)
+    job_id = answer.json()["job_id"]
+    assert (await finished(api, pair, job_id))["status"] == "cancelled"
+    assert backend.runs == 0
+
+
+async def test_waiting_ends_with_the_job(api: Any, backend: Any) -> None:
+    pair = api.key()
+    job_id = await started(api, backend, pair)
+    early = await api.call(pair, "GET", f"/jobs/{job_id}/wait?timeout=0")
+    assert early.json()["status"] == "running"
+    waiting = asyncio.create_task(api.call(pair, "GET", f"/jobs/{job_id}/wait"))
+    backend.go.set()
+    answer = (await waiting).json()
+    assert (answer["status"], answer["stdout"]) == ("completed", "1\n")
+
+
+async def test_only_so_many_wait(api: Any, backend: Any) -> None:
+    pair = api.key()
+    job_id = await started(api, backend, pair)
+    executions = api.app.state.api.executions
+    while executions._waiters.acquire(blocking=False):
+        pass
+    refused = await api.call(pair, "GET", f"/jobs/{job_id}/wait")
+    assert (refused.status_code, refused.json()["error"]) == (503, "busy")
+    backend.go.set()
+
+
+async def test_an_execution_holds_a_slot_for_each_vcpu(api: Any, backend: Any) -> None:
+    pair = api.key(tier=8)
+    refused = await api.call(pair, "POST", "/execute", {**CODE, "vcpu": 3})
+    assert refused.json()["error"] == "concurrency_limit_reached"
+    await started(api, backend, pair, vcpu=2, network_mode="semitrusted")
+    assert (backend.spec.vcpus, backend.spec.memory_bytes) == (2, 4 * 1024**3)
+    assert backend.spec.network == "semitrusted"
+    refused = await api.call(pair, "POST", "/execute", CODE)
+    assert refused.json()["error"] == "concurrency_limit_reached"
+    backend.go.set()
+
+
+async def test_an_execution_costs_three_commits(api: Any) -> None:
+    pair = api.key()
+    await api.call(pair, "POST", "/execute", CODE)
+    commits = 0
+    transaction = type(api.database).transaction
+
+    def counting(database: Any) -> Any:
+        nonlocal commits
+        commits += 1
+        return transaction(database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(api.database), "transaction", counting)
+        assert (await api.call(pair, "POST", "/execute", CODE)).status_code == 200
+    assert commits == 3
+
+
+async def test_what_a_dead_process_left_is_written_off(api: Any, backend: Any) -> None:
+    pair = api.key(tier=32)
+    states = {"pending": "", "running": ""}
+    for state in states:
+        ran = await api.call(pair, "POST", "/execute", CODE)
+        states[state] = ran.json()["job_id"]
+        with api.database.transaction() as sql:
+            sql.run(
+                "UPDATE execution SET state = :state, exit_code = NULL, ended_ms = NULL "
+                "WHERE job_id = :job",
+                state=state,
+                job=states[state],
+            )
+    executions = api.app.state.api.executions
+    executions.tick()
+    api.now_ms += 60_000
+    running = await started(api, backend, pair)
+    executions.tick()
+    for job_id in states.values():
+        job = (await api.call(pair, "GET", f"/jobs/{job_id}")).json()
+        assert (job["status"], job["error"]) == ("failed", "the result was lost")
+    # What this process runs is not lost.
+    assert (await api.call(pair, "GET", f"/jobs/{running}")).json()["status"] == "running"
+    backend.go.set()
+
+
+async def test_old_results_are_forgotten_by_the_tick(api: Any) -> None:
+    pair = api.key()
+    job_id = (await api.call(pair, "POST", "/execute", CODE)).json()["job_id"]
+    api.now_ms += 7 * 86_400_000 + 1
+    api.app.state.api.tick()
+    assert (await api.call(pair, "GET", f"/jobs/{job_id}")).status_code == 404
+
+
+# -- commands in services --------------------------------------------------------------------------
+
+COMMAND = Command(argv=("sh", "-c", "echo 1"))
+
+
+class Service:
+    """A sandbox as a service has one, and commands in it."""
+
+    def __init__(self, api: Any, backend: Any) -> None:
+        self.executions = api.app.state.api.executions
+        self.pair = api.key()
+        self.lost: list[SandboxGone] = []
+        backend.create(Spec(sandbox_id="service-1"))
+
+    def submit(self, once: str | None = None, **options: Any) -> Any:
+        caller = Caller(public_key=self.pair[0], tier=4, idempotency_key=once, digest="d")
+        place = {"service_id": "s", "sandbox_id": "service-1", "network_mode": "zerotrust"}
+        return self.executions.submit_in(
+            caller,
+            COMMAND,
+            timeout_seconds=5.0,
+            gone=self.lost.append,
+            **{**place, **options},
+        )
+
+
+async def test_a_command_in_a_service_is_waited_for_as_long_as_asked(
+    api: Any, backend: Any
+) -> None:
+    service = Service(api, backend)
+    backend.go.clear()
+    row = await asyncio.to_thread(service.submit)
+    assert (row["state"], row["service_id"], row["session_id"]) == ("running", "s", None)
+    backend.go.set()
+    row = await asyncio.to_thread(service.submit, wait_ms=10_000)
+    assert (row["state"], row["stdout"], row["exit_code"]) == ("completed", "1\n", 0)
+    assert backend.last[0].environment == {JOB_MARK: row["job_id"]}
+
+
+async def test_a_service_command_holds_no_slot_and_runs_once_for_a_key(
+    api: Any, backend: Any
+) -> None:
+    service = Service(api, backend)
+    backend.go.clear()
+    first = await asyncio.to_thread(service.submit, "k")
+    assert (await asyncio.to_thread(service.submit, "k"))["job_id"] == first["job_id"]
+    again = asyncio.create_task(api.call(service.pair, "POST", "/execute", CODE))
+    backend.go.set()
+    assert (await again).status_code == 200
+
+
+async def test_a_service_command_can_be_refused_and_cancelled(api: Any, backend: Any) -> None:
+    service = Service(api, backend)
+
+    def closed(_sql: Any) -> None:
+        raise Problem(409, "service_not_running", "it is not")
+
+    with pytest.raises(Problem, match="it is not"):
+        service.submit(claim=closed)
+    backend.go.clear()
+    row = service.submit()
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    backend.result = Result(137, b"part", b"")
+    cancelled = await api.call(service.pair, "DELETE", f"/jobs/{row['job_id']}")
+    assert (cancelled.json()["status"], cancelled.json()["stdout"]) == ("cancelled", "part")
+    # The service goes on.
+    assert backend.stats(Handle("service-1")).processes == 0
+
+
+async def test_a_service_command_in_a_sandbox_that_is_gone_is_lost(api: Any, backend: Any) -> None:
+    service = Service(api, backend)
+    backend.destroy(Handle("service-1"))
+    row = await asyncio.to_thread(service.submit, wait_ms=10_000)
+    assert row["state"] == "lost"
+    assert [error.sandbox_id for error in service.lost] == ["service-1"]
+
+
+async def test_a_service_command_in_a_frozen_sandbox_fails(api: Any, backend: Any) -> None:
+    service = Service(api, backend)
+    backend.freeze(Handle("service-1"))
+    row = await asyncio.to_thread(service.submit, wait_ms=10_000)
+    assert (row["state"], "is frozen" in row["error"]) == ("failed", True)

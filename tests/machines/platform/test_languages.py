@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +11,13 @@ from machines.platform.languages import (
     INTERPRETERS,
     LANGUAGES,
     SHELLS,
-    SOURCE_DIRECTORY,
     Probing,
+    evaluation,
+    wasm_command,
 )
 from machines.platform.replies import Problem
-from machines.platform.sandbox.backend import Command, Handle, Spec
-from machines.platform.sandbox.bubblewrap import BubblewrapBackend
+from machines.platform.sandbox.backend import Command, Handle, Result
+from machines.platform.sandbox.errors import SandboxGone
 from machines.platform.sandbox.fake import FakeBackend
 
 # The names the tools wrapper checks (wire facts, section 4).
@@ -113,41 +113,79 @@ def test_what_cannot_run_is_refused(name: str, error: str) -> None:
 
 
 def test_every_shell_and_interpreter_is_asked_for() -> None:
-    everything = {*SHELLS, *INTERPRETERS}
-    assert Probing(OnlyThese(everything)).shells() == everything
+    everything = {
+        *SHELLS,
+        *("python3", "bpython", "ipython3", "node", "ruby", "irb", "lua", "php", "perl", "guile"),
+        *("ghci", "ghc", "erl", "iex", "elixir", "sbcl", "clisp", "R", "Rscript", "julia"),
+        "clojure",
+    }
+    assert Probing(Answering(everything, 0)).shells() == {*SHELLS, *INTERPRETERS}
 
 
-PROGRAMS = {
-    "python": "print('hello')",
-    "javascript": "console.log('hello')",
-    "perl": 'print "hello\\n"',
-    "bash": "echo hello",
-    "tcl": "puts hello",
-    "awk": 'BEGIN { print "hello" }',
-    "lua": "print('hello')",
-    "ruby": "puts 'hello'",
-    "php": "<?php echo 'hello';",
-    "c": '#include <stdio.h>\nint main(void) { puts("hello"); }',
-    "cpp": '#include <iostream>\nint main() { std::cout << "hello"; }',
-}
+def test_an_interpreter_goes_by_its_name_on_debian() -> None:
+    probing = Probing(Answering({"ipython3", "lua5.4", "R", "Rscript", "bpython"}, 0))
+    # bpython takes commands through python3, which is not there.
+    assert probing.shells() == {"ipython", "lua", "r"}
+    assert probing.shell_program("ipython") == "ipython3"
+    assert probing.shell_program("lua") == "lua5.4"
+    assert probing.shell_program("fish") == "fish"
 
 
-def test_offered_languages_really_run(tmp_path: Path) -> None:
-    backend = BubblewrapBackend(tmp_path / "sandboxes")
+@pytest.mark.parametrize(
+    ("shell", "argv"),
+    [
+        ("fish", ("fish", "-c", "x")),
+        ("node", ("node", "-e", "x")),
+        ("r", ("Rscript", "-e", "x")),
+        ("erl", ("erl", "-noshell", "-eval", "x", "-s", "init", "stop")),
+    ],
+)
+def test_how_a_shell_takes_a_command(shell: str, argv: tuple[str, ...]) -> None:
+    assert evaluation(shell, Probing(OnlyThese(set())).shell_program(shell), "x") == argv
+
+
+class Answering(OnlyThese):
+    """Has the programs; whatever is tried with them ends with an exit code."""
+
+    def __init__(self, programs: set[str], exit_code: int) -> None:
+        super().__init__(programs)
+        self.exit_code = exit_code
+        self.tried: list[Command] = []
+
+    def execute(self, handle: Handle, command: Command, **_options: Any) -> Result:
+        self.tried.append(command)
+        return Result(self.exit_code, b"", b"")
+
+
+@pytest.mark.parametrize(("exit_code", "offered"), [(0, ["c", "objc"]), (1, ["c"])])
+def test_what_programs_do_not_tell_is_tried_in_a_sandbox_once(
+    exit_code: int, offered: list[str]
+) -> None:
+    backend = Answering({"gcc"}, exit_code)
     probing = Probing(backend)
-    offered = [name for name in probing.languages() if name in PROGRAMS]
-    assert {"python", "bash"} <= set(offered)
-    handle = backend.create(Spec(sandbox_id="languages"))
-    try:
-        for name in offered:
-            assert _run(backend, handle, probing, name) == "hello"
-    finally:
-        backend.destroy(handle)
+    assert probing.languages() == probing.languages() == offered
+    assert len(backend.tried) == 1
+    with pytest.raises(SandboxGone):
+        backend.stats(Handle("probe"))
 
 
-def _run(backend: BubblewrapBackend, handle: Handle, probing: Probing, name: str) -> str:
-    recipe = probing.language(name)
-    files = {f"{SOURCE_DIRECTORY}/{recipe.file}": PROGRAMS[name].encode()}
-    result = backend.execute(handle, Command(argv=recipe.command, files=files))
-    assert result.exit_code == 0, result.stderr
-    return result.stdout.decode().strip()
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_a_wasm_target_is_tried_in_a_sandbox(exit_code: int) -> None:
+    backend = Answering({"gcc"}, exit_code)
+    probing = Probing(backend)
+    refused = False
+    for _ in range(2):
+        try:
+            probing.require_wasm(probing.language("c"))
+        except Problem as problem:
+            refused = True
+            assert (problem.status, problem.error) == (400, "wasm_unavailable")
+            assert "wasi-libc" in problem.fields["package"]
+    assert refused == (exit_code != 0)
+    assert len(backend.tried) == 1
+    assert backend.tried[0].files == {"/tmp/code.c": b"int main(void) { return 0; }\n"}  # noqa: S108
+
+
+def test_only_five_languages_have_a_wasm_target() -> None:
+    assert [each.name for each in LANGUAGES if each.wasm] == ["c", "cpp", "go", "rust", "zig"]
+    assert wasm_command(LANGUAGES[0])[2].endswith("exit 1")

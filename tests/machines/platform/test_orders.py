@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from machines.platform import orders
 from machines.platform.languages import LANGUAGES, Language
 from machines.platform.replies import Problem
+from machines.platform.transfers import INPUT_DIRECTORY
 
 PYTHON = LANGUAGES[0]
 
@@ -19,10 +20,6 @@ PYTHON = LANGUAGES[0]
 def language(name: str) -> Language:
     assert name == "python"
     return PYTHON
-
-
-def shells() -> frozenset[str]:
-    return frozenset({"bash", "python3"})
 
 
 def code(**fields: Any) -> orders.CodeOrder:
@@ -49,8 +46,8 @@ def test_files_land_in_the_input_directory_whatever_the_content_is_called() -> N
         ]
     )
     assert order.files == {
-        orders.INPUT_DIRECTORY + "/a": b"\x00\xff",
-        orders.INPUT_DIRECTORY + "/b c": b"\x00\xff",
+        INPUT_DIRECTORY + "/a": b"\x00\xff",
+        INPUT_DIRECTORY + "/b c": b"\x00\xff",
     }
 
 
@@ -67,6 +64,18 @@ def test_files_land_in_the_input_directory_whatever_the_content_is_called() -> N
         ("args", ["nul\0"]),
         ("stdin", 5),
         ("return_wasm_artifact", True),
+        ("return_artifact", 1),
+        ("network_mode", "zero-trust"),
+        ("network_mode", 5),
+        ("network", "on"),
+        ("env", {"not a name": ""}),
+        ("env", {"1A": ""}),
+        ("env", {"A": "nul\0"}),
+        ("env", {"A": "x" * 30_000}),
+        ("args", ["x" * 30_001]),
+        ("code", "x" * (8 * 1024 * 1024 + 1)),
+        ("input_files", [{"filename": "a", "content": "A" * 12 * 1024 * 1024}]),
+        ("input_files", [{"filename": "\u20ac" * 100, "content": ""}]),
         ("input_files", {}),
         ("input_files", ["x"]),
         ("input_files", [{"filename": "", "content": ""}]),
@@ -85,6 +94,59 @@ def test_a_bad_field_of_an_execution_is_named(field: str, value: Any) -> None:
     assert caught.value.fields == {"field": field}
 
 
+@pytest.mark.parametrize("name", ["network_mode", "network"])
+def test_a_network_mode_goes_by_two_names(name: str) -> None:
+    assert code(**{name: "semitrusted"}).network_mode == "semitrusted"
+    assert code(network_mode="zerotrust", network="on").network_mode == "zerotrust"
+    assert orders.parse_network_mode({}, "semitrusted") == "semitrusted"
+
+
+def test_a_wasm_target_is_for_the_five_languages_that_have_one() -> None:
+    c = next(each for each in LANGUAGES if each.name == "c")
+    body = {"language": "c", "code": "x", "return_wasm_artifact": True, "return_artifact": True}
+    order = orders.parse_code(body, lambda _name: c)
+    assert (order.returns_wasm, order.returns_artifact) == (True, True)
+
+
+def source(raw: bytes, **query: str) -> orders.CodeOrder:
+    return orders.parse_source(raw, query, language)
+
+
+def test_a_source_is_an_order_without_the_name_of_its_language() -> None:
+    order = source(b"print('hi')", ttl="7", env='{"A":"1"}', network_mode="semitrusted")
+    assert (order.language, order.code, order.detected) == (PYTHON, "print('hi')", True)
+    assert (order.ttl_seconds, order.environment) == (7, {"A": "1"})
+    assert order.network_mode == "semitrusted"
+    assert source(b"print(1)").ttl_seconds == 60
+
+
+@pytest.mark.parametrize(
+    ("raw", "query", "field"),
+    [
+        (b"", {}, "code"),
+        (b"\xff\xfe", {}, "body"),
+        (b"hello world", {}, "body"),
+        (b"print(1)", {"ttl": "901"}, "ttl"),
+        (b"print(1)", {"ttl": "-1"}, "ttl"),
+        (b"print(1)", {"ttl": ""}, "ttl"),
+        (b"print(1)", {"ttl": "9" * 5000}, "ttl"),
+        (b"print(1)", {"ttl": "\u0663"}, "ttl"),
+        (b"print(1)", {"env": "{"}, "env"),
+        (b"print(1)", {"env": "[]"}, "env"),
+        (b"print(1)", {"env": '{"A":1}'}, "env"),
+        (b"print(1)", {"env": "\ud800"}, "env"),
+        (b"print(1)", {"network_mode": "open"}, "network_mode"),
+    ],
+)
+def test_a_bad_part_of_a_source_request_is_named(
+    raw: bytes, query: dict[str, str], field: str
+) -> None:
+    with pytest.raises(Problem) as caught:
+        orders.parse_source(raw, query, language)
+    assert caught.value.status == 400
+    assert caught.value.fields == {"field": field}
+
+
 def test_a_command_is_called_command_or_in_the_paper_code() -> None:
     assert orders.parse_command({"command": "a", "code": "b"}).command == "a"
     assert orders.parse_command({"code": "b"}).command == "b"
@@ -92,32 +154,6 @@ def test_a_command_is_called_command_or_in_the_paper_code() -> None:
     for body in ({}, {"command": ""}, {"command": 1}, {"command": "a", "timeout": 900_001}):
         with pytest.raises(Problem):
             orders.parse_command(body)
-
-
-@pytest.mark.parametrize(
-    ("body", "shell"),
-    [
-        ({}, "bash"),
-        ({"shell": "python3"}, "python3"),
-        ({"language": "python"}, "python3"),
-        ({"shell": "python"}, "python3"),
-        ({"language": "bash", "shell": "python3"}, "python3"),
-        ({"language": 5}, "bash"),
-    ],
-)
-def test_the_shell_of_a_session(body: dict[str, Any], shell: str) -> None:
-    assert orders.parse_session(body, shells).shell == shell
-
-
-def test_zero_asks_for_the_longest_time_to_live() -> None:
-    assert orders.parse_session({"ttl": 0}, shells).ttl_seconds == 86_400
-    assert orders.parse_session({}, shells).ttl_seconds == 3600
-
-
-def test_semitrusted_is_not_offered_and_says_so() -> None:
-    with pytest.raises(Problem, match="use 'zerotrust'") as caught:
-        orders.parse_session({"network_mode": "semitrusted"}, shells)
-    assert caught.value.error == "network_mode_unavailable"
 
 
 JSON = st.recursive(
@@ -134,7 +170,6 @@ def test_any_json_is_an_order_or_a_named_refusal(body: dict[str, Any]) -> None:
     parsers = (
         lambda: orders.parse_code(complete, lambda _name: PYTHON),
         lambda: orders.parse_command(complete),
-        lambda: orders.parse_session(complete, shells),
     )
     for parse in parsers:
         try:

@@ -134,7 +134,10 @@ class TestWithRealSandboxes:
         assert platform_doctor(sick.data_dir) == []
         with sick.database.transaction() as sql:
             sql.run("UPDATE session SET state = 'terminated', ended_ms = 1, reason = 'edited'")
-        assert session_id in only(sick, "sandboxes").message
+        findings = {finding.check: finding.message for finding in platform_doctor(sick.data_dir)}
+        assert findings.keys() == {"life cycles", "sandboxes"}
+        assert all(session_id in message for message in findings.values())
+        assert "says terminated, its life cycle running" in findings["life cycles"]
         with sick.database.transaction() as sql:
             sql.run("UPDATE session SET state = 'running', ended_ms = NULL, reason = NULL")
 
@@ -166,3 +169,25 @@ def test_a_directory_without_a_platform_is_refused(tmp_path: Path, report: Any) 
     with pytest.raises(UsageError, match=r"no platform\.db"):
         report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_extension_that_does_not_fit_its_invoice_is_found(sick: Any) -> None:
+    public_key, _ = sick.key(tier=1)
+    body = {"extends": public_key, "months": 1, "payment_method": "LTC"}
+    invoice = (await sick.http.post("/api/invoices", json=body)).json()
+    pay(sick, invoice, invoice["amount_atomic"])
+    assert (await sick.http.get(invoice["status_url"])).json()["extended"] is True
+    assert platform_doctor(sick.data_dir) == []
+    with sick.database.transaction() as sql:
+        sql.run("UPDATE invoice_extension SET applied_ms = NULL, key_expires_ms = NULL")
+    finding = only(sick, "keys")
+    assert public_key in finding.message
+    assert invoice["invoice_id"] not in finding.message
+
+
+async def test_an_open_snapshot_is_found(sick: Any) -> None:
+    kept = sick.data_dir / "snapshots"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    (kept / "one.tar").touch(0o644)
+    (kept / "one.tar").chmod(0o644)
+    assert "one.tar: mode 644" in only(sick, "permissions").message

@@ -5,23 +5,31 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import ipaddress
 import json
 import os
 import select
+import shlex
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from engine.secrets import load_codec
 from machines.platform import keys, server
@@ -37,9 +45,11 @@ ROOT = Path(server.__file__).resolve().parents[2]
 class Running:
     """A started server, a key bought behind its back, and signed calls over a real socket."""
 
-    def __init__(self, data_dir: Path) -> None:
+    trusted: Path | None = None
+
+    def __init__(self, data_dir: Path, **options: object) -> None:
         self.data_dir = data_dir
-        self.info = server.start_server(data_dir)
+        self.info = server.start_server(data_dir, **options)
         database = open_platform_database(data_dir)
         keys.bind(database, load_codec(data_dir / "master.key", os.environ))
         with database.transaction() as sql:
@@ -66,7 +76,8 @@ class Running:
             "X-Signature": hmac.new(self.secret_key.encode(), message, hashlib.sha256).hexdigest(),
             **headers,
         }
-        with httpx.Client(base_url=self.info.base_url, timeout=60) as client:
+        verify = ssl.create_default_context(cafile=self.trusted) if self.trusted else True
+        with httpx.Client(base_url=self.info.base_url, timeout=60, verify=verify) as client:
             return client.request(method, path, content=content, headers=signed)
 
 
@@ -94,6 +105,129 @@ def test_first_to_last(running: Running) -> None:
     assert server.find_server(running.data_dir) is None
     assert not (running.data_dir / "ready.json").exists()
     assert not server.stop_server(running.info)
+
+
+SIBLING = """
+import hashlib, hmac, json, sys, time, urllib.error, urllib.request
+public_key, secret = sys.stdin.read().split()
+def call(method, path, body):
+    at = str(int(time.time()))
+    content = json.dumps(body).encode()
+    message = f"{at}:{method}:{path}:".encode() + content
+    signature = hmac.new(secret.encode(), message, hashlib.sha256)
+    headers = {"Authorization": f"Bearer {public_key}", "X-Timestamp": at,
+               "X-Signature": signature.hexdigest(), "Content-Type": "application/json"}
+    url = "http://platform.turtles" + path
+    request = urllib.request.Request(url, content, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+made = call("POST", "/sessions", {})
+ran = call("POST", "/sessions/" + made[1]["id"] + "/execute", {"command": "echo sibling"})
+wallets = [call("POST", path, {})[1]["error"] for path in ("/rpc/btc", "/_test/faults")]
+print(json.dumps([made[0], made[1]["id"], ran[1]["stdout"], wallets]))
+"""
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_code_inside_makes_a_sibling_and_touches_no_wallet(
+    tmp_path: Path, scheme: str, certificate: tuple[Path, Path]
+) -> None:
+    tls = {"tls_certificate": certificate[0], "tls_key": certificate[1]}
+    options: dict[str, object] = {"allow_faults": True, **(tls if scheme == "https" else {})}
+    running = Running(tmp_path / "data", **options)
+    try:
+        running.trusted = certificate[0]
+        assert running.info.base_url.startswith(f"{scheme}://127.0.0.1:")
+        made = running.call("POST", "/sessions", {"network_mode": "semitrusted"}).json()
+        path = f"/sessions/{made['id']}/execute"
+        pair = f"{running.public_key} {running.secret_key}"
+        command = f"printf %s {shlex.quote(pair)} | python3 -c {shlex.quote(SIBLING)}"
+        ran = running.call("POST", path, {"command": command}).json()
+        assert ran["exit_code"] == 0, ran
+        status, sibling, said, wallets = json.loads(ran["stdout"])
+        assert (status, said) == (200, "sibling\n")
+        assert wallets == ["not_from_inside", "not_from_inside"]
+        assert running.call("GET", f"/sessions/{sibling}").json()["status"] == "running"
+        text = (running.data_dir / "platform.log").read_text()
+        assert '"host": "platform.turtles"' in text
+        assert running.secret_key not in text
+    finally:
+        server.stop_server(running.info)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "turtles test")])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    place = tmp_path_factory.mktemp("tls")
+    (place / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (place / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return place / "cert.pem", place / "key.pem"
+
+
+SERVICE = """#!/usr/bin/python3
+import http.server, time
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        if self.path == "/for-ever":
+            self.send_header("Content-Length", "1000000000")
+        self.end_headers()
+        self.wfile.write(b"hello " + self.headers["X-Forwarded-Host"].encode())
+        while self.path == "/for-ever":
+            self.wfile.write(b".")
+            time.sleep(0.01)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Answer).serve_forever()
+"""
+
+
+def test_visitors_of_a_service_wake_it_and_do_not_hold_up_a_stop(running: Running) -> None:
+    order = {
+        "name": "hello", "ports": [8000], "bootstrap_content": SERVICE, "unfreeze_on_demand": True,
+    }  # fmt: skip
+    service_id = running.call("POST", "/services", order).json()["service_id"]
+    host = {"Host": "hello.on.unsandbox.com"}
+    limit = time.monotonic() + 20
+    while (answer := httpx.get(running.info.base_url, headers=host)).status_code == 503:
+        assert time.monotonic() < limit, answer.text
+        select.select([], [], [], 0.1)
+    assert answer.text == "hello hello.on.unsandbox.com"
+    frozen = running.call("POST", f"/services/{service_id}/freeze", {})
+    assert frozen.json()["state"] == "frozen"
+    assert httpx.get(running.info.base_url, headers=host).text == "hello hello.on.unsandbox.com"
+    url = running.info.base_url + "/for-ever"
+    with httpx.stream("GET", url, headers=host, timeout=30) as endless:
+        parts = endless.iter_bytes()
+        assert next(parts).startswith(b"hello")
+        began = time.monotonic()
+        assert server.stop_server(running.info)
+        assert time.monotonic() - began < 12
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _part in parts:
+                pass
 
 
 def test_killed_in_the_middle(running: Running) -> None:
@@ -283,6 +417,7 @@ def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_refused_directory_is_told_in_the_words_of_the_server(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
+    (tmp_path / "platform.db").touch(0o600)
     (tmp_path / "platform.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(server.DataDirectoryRefused) as caught:
         server.start_server(tmp_path)
@@ -301,7 +436,17 @@ def test_a_failed_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
     assert f"127.0.0.1:{port}: cannot be bound" in str(caught.value)
 
 
-@pytest.mark.parametrize("option", [{"host": "0.0.0.0"}, {"backend": "none"}])  # noqa: S104
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"host": "0.0.0.0"},  # noqa: S104
+        {"backend": "none"},
+        {"egress_allow": ["example.org"]},
+        {"egress_burst": 0},
+        {"tls_key": "/nowhere"},
+        {"tls_key": "/nowhere", "tls_certificate": "/nowhere"},
+    ],
+)
 def test_a_wrong_option_is_refused(tmp_path: Path, option: dict[str, object]) -> None:
     with pytest.raises(server.ServerError, match="exit code 2"):
         server.start_server(tmp_path / "data", **option)

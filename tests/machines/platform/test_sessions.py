@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 
+from machines.platform.orders import Caller
+from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Handle, Spec
 from machines.platform.sandbox.errors import SandboxGone, SandboxUnavailable
 from machines.platform.sandbox.fake import FakeBackend
+from machines.platform.session_orders import parse_session
 from machines.platform.sessions import Sessions
 
 
@@ -231,3 +235,95 @@ async def test_shell_and_language_choose_the_program(api: Any) -> None:
         ({}, "bash"),
     ):
         assert (await create(api, pair, body)).json()["shell"] == shell
+
+
+async def test_time_to_live_runs_on_while_frozen_and_idle_time_does_not(api: Any) -> None:
+    pair = api.key(tier=8)
+    session_id = (await create(api, pair, {"ttl": 7200})).json()["id"]
+    await api.call(pair, "POST", f"/sessions/{session_id}/freeze")
+    api.now_ms += 7_199_000
+    assert (await status(api, pair, session_id))["status"] == "frozen"
+    thawed = (await api.call(pair, "POST", f"/sessions/{session_id}/unfreeze")).json()
+    assert (thawed["status"], thawed["remaining_ttl"]) == ("running", 1)
+    await api.call(pair, "POST", f"/sessions/{session_id}/freeze")
+    api.now_ms += 1_000
+    ended = await status(api, pair, session_id)
+    assert (ended["status"], ended["reason"]) == ("terminated", "expired")
+
+
+async def test_unfreezing_begins_the_idle_time_anew(api: Any) -> None:
+    pair = api.key(tier=8)
+    session_id = (await create(api, pair, {"ttl": 7200})).json()["id"]
+    await api.call(pair, "POST", f"/sessions/{session_id}/freeze")
+    api.now_ms += 3_600_000
+    await api.call(pair, "POST", f"/sessions/{session_id}/unfreeze")
+    api.now_ms += 899_000
+    assert (await status(api, pair, session_id))["status"] == "running"
+    api.now_ms += 1_000
+    assert (await status(api, pair, session_id))["status"] == "terminated"
+
+
+async def test_every_live_session_dies_with_the_platform(api: Any, backend: Any) -> None:
+    pair = api.key(tier=16)
+    running, frozen, locked = [(await create(api, pair)).json()["id"] for _ in range(3)]
+    await api.call(pair, "POST", f"/sessions/{frozen}/freeze")
+    await api.call(pair, "POST", f"/sessions/{locked}/lock")
+    backend.go.clear()
+    backend.entered.clear()
+    making = asyncio.create_task(create(api, pair))
+    assert await asyncio.to_thread(backend.entered.wait, 10)
+    Sessions(api.context, backend).start()
+    backend.go.set()
+    assert (await making).json()["reason"] == "platform_restarted"
+    for session_id in (running, frozen, locked, backend.created[-1]):
+        ended = await status(api, pair, session_id)
+        assert (ended["status"], ended["reason"]) == ("terminated", "platform_restarted")
+    assert not backend.alive(backend.created[-1])
+
+
+async def test_a_dead_session_of_a_repeated_key_says_that_it_is_dead(
+    api: Any, backend: Any
+) -> None:
+    pair = api.key()
+    session_id = (await create(api, pair, once="k")).json()["id"]
+    await api.call(pair, "DELETE", f"/sessions/{session_id}")
+    again = (await create(api, pair, once="k")).json()
+    assert (again["id"], again["status"], again["reason"]) == (session_id, "terminated", "deleted")
+    assert again["remaining_ttl"] == 0
+    assert len(backend.created) == 1
+
+
+def together(calls: list[Any]) -> list[Any]:
+    """The calls' results, from as many threads that begin at the same moment."""
+    barrier = threading.Barrier(len(calls))
+    results: list[Any] = [None] * len(calls)
+
+    def one(number: int) -> None:
+        barrier.wait()
+        try:
+            results[number] = calls[number]()
+        except Problem as problem:
+            results[number] = problem
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def caller_of(pair: tuple[str, str], tier: int) -> Caller:
+    return Caller(public_key=pair[0], tier=tier, idempotency_key=None, digest="d")
+
+
+async def test_one_of_64_parallel_creates_gets_the_one_slot(api: Any, backend: Any) -> None:
+    sessions = api.app.state.api.sessions
+    order = parse_session({"ttl": 600}, lambda: frozenset({"bash"}))
+    for _ in range(20):
+        caller = caller_of(api.key(tier=1), 1)
+        made = await asyncio.to_thread(together, [partial(sessions.create, caller, order)] * 64)
+        refused = [each for each in made if isinstance(each, Problem)]
+        assert {each.error for each in refused} == {"concurrency_limit_reached"}
+        assert len(refused) == 63
+        assert [row["state"] for row in sessions.live(caller.public_key)] == ["running"]

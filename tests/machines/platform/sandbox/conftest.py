@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import select
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +70,30 @@ def sandbox(bubblewrap: BubblewrapBackend) -> Iterator[Handle]:
     made = bubblewrap.create(small_spec())
     yield made
     bubblewrap.destroy(made)
+
+
+def _read_until(descriptor: int, wanted: bytes | None, seconds: float = 20.0) -> bytes:
+    seen, limit = b"", time.monotonic() + seconds
+    while wanted is None or wanted not in seen:
+        left = limit - time.monotonic()
+        assert left > 0, f"{wanted!r} did not come; seen: {seen!r}"
+        if not select.select([descriptor], [], [], left)[0]:
+            continue
+        try:
+            piece = os.read(descriptor, 65536)
+        except OSError:  # a terminal's way of saying that its program ended
+            piece = b""
+        if not piece:
+            assert wanted is None, f"the end came before {wanted!r}; seen: {seen!r}"
+            break
+        seen += piece
+    return seen
+
+
+@pytest.fixture
+def read_until() -> Callable[..., bytes]:
+    """(descriptor, wanted) -> what came until `wanted` was in it; None: until the end."""
+    return _read_until
 
 
 @pytest.fixture

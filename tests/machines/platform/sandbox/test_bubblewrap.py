@@ -12,18 +12,26 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from machines.platform.sandbox import bubblewrap as module
-from machines.platform.sandbox import layout, processes
+from machines.platform.sandbox import doors, layout, processes
 from machines.platform.sandbox.backend import MIB, Command, Handle, Spec
 from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 from machines.platform.sandbox.cgroups import Tree
-from machines.platform.sandbox.errors import SandboxGone, SandboxLimit, SandboxUnavailable
+from machines.platform.sandbox.channel import Channel
+from machines.platform.sandbox.errors import (
+    PortClosed,
+    SandboxFrozen,
+    SandboxGone,
+    SandboxLimit,
+    SandboxUnavailable,
+)
 from machines.platform.sandbox.program import find_candidates
 from machines.platform.sandbox.records import Record, read_record, write_record
 
@@ -34,8 +42,9 @@ def run(backend: BubblewrapBackend, handle: Handle, text: str, seconds: float = 
     return backend.execute(handle, Command(("sh", "-c", text)), timeout_seconds=seconds).stdout
 
 
-def group_directories() -> set[str]:
-    found = Path("/sys/fs/cgroup").rglob("turtles-*-test-*")
+def group_directories(backend: BubblewrapBackend) -> set[str]:
+    """Its own only: other test runs on this machine make and remove groups, too."""
+    found = Path("/sys/fs/cgroup").rglob(f"{backend._group_prefix}*")
     return {str(each) for each in found}
 
 
@@ -141,7 +150,7 @@ def test_an_agent_that_answers_without_walls_is_refused(
     agent = Path(module.__file__).with_name("agent.py")
     shutil.copy(agent, tmp_path / "agent.py")
     tmp_path.chmod(0o755)
-    program = fake_bwrap(f'shift 8; exec /usr/bin/python3 -I -S -B {agent} "$1"')
+    program = fake_bwrap(f'shift 8; exec /usr/bin/python3 -I -S -B {agent} "$1" "$2"')
     backend = BubblewrapBackend(tmp_path / "root")
     with pytest.raises(SandboxUnavailable) as refusal:
         backend.create(Spec("never"))
@@ -344,6 +353,133 @@ def assert_rlimit(backend: BubblewrapBackend, spec: Spec) -> None:
     backend.destroy(handle)
 
 
+# -- doors ---------------------------------------------------------------------------------------
+
+
+def test_doors_do_not_wait_for_a_command(
+    bubblewrap: BubblewrapBackend, sandbox: Handle, read_until: Callable[..., bytes]
+) -> None:
+    """The long command ends because of what came in by the door."""
+    with ThreadPoolExecutor(1) as pool:
+        waits = "until [ -e /root/go ]; do sleep 0.01; done; echo came"
+        waiting = pool.submit(run, bubblewrap, sandbox, waits)
+        while b"sleep" not in commands_of(bubblewrap):
+            assert not waiting.done()
+        with pytest.raises(PortClosed):
+            bubblewrap.connect(sandbox, 80)
+        program = bubblewrap.start_program(sandbox, Command(("touch", "/root/go")))
+        assert read_until(program.status, None) == b"0\n"
+        assert waiting.result(timeout=20) == b"came\n"
+    os.close(program.output)
+    os.close(program.status)
+
+
+def test_doors_leak_no_descriptor_on_either_side(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec], read_until: Callable[..., bytes]
+) -> None:
+    handle = bubblewrap.create(new_spec(network="semitrusted"))
+    server = bubblewrap.start_program(handle, Command(("python3", "-m", "http.server", "8080")))
+
+    def use_all() -> None:
+        program = bubblewrap.start_program(handle, Command(("true",)))
+        read_until(program.status, None)
+        terminal = bubblewrap.open_terminal(handle, ("true",))
+        for descriptor in (program.output, program.status, terminal):
+            os.close(descriptor)
+        for refused in (("no-such-program",), ("/etc/passwd",)):
+            with pytest.raises(SandboxLimit):
+                bubblewrap.start_program(handle, Command(refused))
+            with pytest.raises(SandboxLimit):
+                bubblewrap.open_terminal(handle, refused)
+        with pytest.raises(PortClosed):
+            bubblewrap.connect(handle, 81)
+        bubblewrap.connect(handle, 8080).close()
+        egress = bubblewrap.egress(handle)
+        assert egress is not None
+        egress.close()
+
+    def open_now() -> list[int]:
+        bubblewrap.stop_program(handle, 12345)  # after it the doorman is done with all before
+        live = bubblewrap._live[handle.sandbox_id]
+        everyone = [os.getpid(), *(each.pid for each in live.inside)]
+        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in everyone]
+
+    while True:
+        try:
+            bubblewrap.connect(handle, 8080).close()
+            break
+        except PortClosed:
+            continue
+    use_all()
+    before = open_now()
+    for _ in range(20):
+        use_all()
+    assert open_now() == before
+    os.close(server.output)
+    os.close(server.status)
+    bubblewrap.destroy(handle)
+
+
+def test_a_wrong_answer_at_the_door_ends_the_sandbox(
+    bubblewrap: BubblewrapBackend, sandbox: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its doorman hands out a slave, it was taken over."""
+    monkeypatch.setattr(doors.os, "isatty", lambda _descriptor: False)
+    with pytest.raises(SandboxGone, match="no terminal"):
+        bubblewrap.open_terminal(sandbox, ("true",))
+    with pytest.raises(SandboxGone, match="does not exist"):
+        bubblewrap.stats(sandbox)
+
+
+def test_limits_of_a_resize_reach_what_the_door_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    new_spec: Callable[..., Spec],
+    read_until: Callable[..., bytes],
+) -> None:
+    monkeypatch.setattr(module, "find_tree", lambda: None)
+    backend = BubblewrapBackend(tmp_path)
+    handle = backend.create(new_spec())
+    for mib in (256, 512):
+        backend.resize(handle, vcpus=1, memory_bytes=mib * MIB)
+        program = backend.start_program(handle, Command(("bash", "-c", "ulimit -d")))
+        assert read_until(program.output, None) == b"%d\n" % (mib * 1024)
+        os.close(program.output)
+        os.close(program.status)
+    backend.destroy(handle)
+
+
+def test_a_door_request_that_is_frozen_is_answered_later(
+    bubblewrap: BubblewrapBackend, sandbox: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen while it was under way: it is late by all that time and costs nothing."""
+    monkeypatch.setattr(doors, "_WAIT_SECONDS", 1.0)
+    sent, frozen = threading.Event(), threading.Event()
+    whole = module.Channel._send
+
+    def send_then_freeze(channel: Channel, data: bytes, descriptors: Sequence[int]) -> None:
+        sent.set()
+        assert frozen.wait(20)
+        whole(channel, data, descriptors)
+
+    monkeypatch.setattr(module.Channel, "_send", send_then_freeze)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(bubblewrap.connect, sandbox, 80)
+        assert sent.wait(20)
+        bubblewrap.freeze(sandbox)
+        frozen.set()
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            assert not asked.done()
+        with pytest.raises(SandboxFrozen):
+            bubblewrap.connect(sandbox, 80)
+        assert bubblewrap.egress(sandbox) is None  # asks nobody, waits for nobody
+        bubblewrap.unfreeze(sandbox)
+        with pytest.raises(PortClosed):
+            asked.result(timeout=20)
+    assert run(bubblewrap, sandbox, "echo alive") == b"alive\n"
+
+
 # -- nothing is left -----------------------------------------------------------------------------
 
 
@@ -354,12 +490,13 @@ def test_fifty_sandboxes_leave_nothing(
         return len(list(Path("/proc/self/fd").iterdir()))
 
     bubblewrap.destroy(bubblewrap.create(new_spec()))
-    before = (descriptors(), processes.descendants(os.getpid()), group_directories())
+    before = (descriptors(), processes.descendants(os.getpid()), group_directories(bubblewrap))
     for _ in range(50):
         handle = bubblewrap.create(new_spec())
         assert run(bubblewrap, handle, "sleep 600 >/dev/null 2>&1 & echo ok") == b"ok\n"
         bubblewrap.destroy(handle)
-    assert (descriptors(), processes.descendants(os.getpid()), group_directories()) == before
+    after = (descriptors(), processes.descendants(os.getpid()), group_directories(bubblewrap))
+    assert after == before
     assert list(bubblewrap._root.iterdir()) == []
 
 
@@ -448,7 +585,7 @@ def test_a_failure_while_starting_leaves_nothing(
     which: int,
 ) -> None:
     """Before anything, behind the gate, and with the agent running."""
-    before = (processes.descendants(os.getpid()), group_directories())
+    before = (processes.descendants(os.getpid()), group_directories(bubblewrap))
     records = iter(range(which))
 
     def fail_later(directory: Path, record: Record) -> None:
@@ -461,7 +598,7 @@ def test_a_failure_while_starting_leaves_nothing(
     with pytest.raises(SandboxUnavailable, match="no space left for the record"):
         bubblewrap.create(spec)
     monkeypatch.undo()
-    assert (processes.descendants(os.getpid()), group_directories()) == before
+    assert (processes.descendants(os.getpid()), group_directories(bubblewrap)) == before
     assert not (bubblewrap._root / spec.sandbox_id).exists()
     bubblewrap.destroy(bubblewrap.create(spec))
 
@@ -469,5 +606,5 @@ def test_a_failure_while_starting_leaves_nothing(
 def test_the_record_names_every_process(bubblewrap: BubblewrapBackend, sandbox: Handle) -> None:
     record = read_record(bubblewrap._root / sandbox.sandbox_id)
     assert record is not None
-    assert len(record.processes) == 3
+    assert len(record.processes) == 4  # bubblewrap twice, the agent, its doorman
     assert all(each.is_alive() for each in record.processes)

@@ -7,11 +7,19 @@ test_bubblewrap.py and test_walls.py with enforcement "cgroup".
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from machines.platform.sandbox.cgroups import PREFIX, Cgroup, Tree, find_tree, remove_groups
+from machines.platform.sandbox.cgroups import (
+    PREFIX,
+    Cgroup,
+    Tree,
+    find_tree,
+    remove_groups,
+    thaw_groups,
+)
 
 MIB = 1024 * 1024
 
@@ -141,3 +149,103 @@ def test_only_directories_with_our_prefix_are_removed(tmp_path: Path) -> None:
     assert remove_groups((str(ours), str(theirs), str(tmp_path / f"{PREFIX}absent")))
     assert not ours.exists()
     assert theirs.exists()
+
+
+# -- standing still, other limits, the end -------------------------------------------------------
+
+
+def hybrid(root: Path, *names: str) -> Tree | None:
+    for name in ("memory", "pids", *names):
+        (root / name).mkdir(parents=True)
+        (root / name / "cgroup.procs").write_text("")
+    return find_tree(root, membership(root, "8:pids:/", "6:freezer:/", "4:memory:/", "0::/"))
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [(("unified", "freezer"), "unified"), (("freezer",), "freezer"), ((), None)],
+)
+def test_a_group_gets_a_way_to_stand_still(
+    tmp_path: Path, there: tuple[str, ...], taken: str | None
+) -> None:
+    tree = hybrid(tmp_path, *there)
+    assert tree is not None
+    assert set(tree.parents) - {"memory", "pids"} == ({taken} if taken else set())
+
+
+def test_version_1_limits_can_be_moved_both_ways(tmp_path: Path) -> None:
+    """Memory + swap must not be the smaller number on the way, whichever way that is."""
+    group, written = Cgroup(1, dict.fromkeys(("memory", "cpu"), tmp_path)), []
+    (tmp_path / "memory.usage_in_bytes").write_text("1000\n")
+    sizes = {"limit": 64 * MIB, "memsw": 64 * MIB}
+
+    def write(self: Cgroup, controller: str, name: str, value: int | str) -> None:
+        which = "memsw" if "memsw" in name else "limit"
+        if controller == "memory":
+            changed = {**sizes, which: int(value)}
+            if changed["memsw"] < changed["limit"]:
+                raise OSError(22, "Invalid argument")
+            sizes.update(changed)
+        written.append(f"{name}={value}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cgroup, "_write", write)
+        group.resize(memory_bytes=128 * MIB, vcpus=2)
+        assert sizes == {"limit": 128 * MIB, "memsw": 128 * MIB}
+        group.resize(memory_bytes=32 * MIB, vcpus=1)
+        assert sizes == {"limit": 32 * MIB, "memsw": 32 * MIB}
+    assert [each for each in written if "quota" in each] == [
+        "cpu.cfs_quota_us=200000",
+        "cpu.cfs_quota_us=100000",
+    ]
+
+
+def test_version_2_limits_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "memory.current").write_text("1000\n")
+    Cgroup(2, dict.fromkeys(("memory", "cpu"), tmp_path)).resize(memory_bytes=5000, vcpus=3)
+    assert (tmp_path / "memory.max").read_text() == "5000"
+    assert (tmp_path / "cpu.max").read_text() == "300000 100000"
+
+
+def test_a_limit_below_what_is_in_use_changes_nothing(tmp_path: Path) -> None:
+    """The kernel would kill to get there."""
+    (tmp_path / "memory.current").write_text("6000\n")
+    with pytest.raises(OSError, match="6000 bytes are in use"):
+        Cgroup(2, dict.fromkeys(("memory", "cpu"), tmp_path)).resize(memory_bytes=5000, vcpus=3)
+    assert not (tmp_path / "memory.max").exists()
+    assert not (tmp_path / "cpu.max").exists()
+
+
+def test_only_our_groups_are_thawed(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / f"{PREFIX}one", tmp_path / "system.slice"
+    for directory in (ours, theirs):
+        directory.mkdir()
+        (directory / "freezer.state").write_text("FROZEN")
+        (directory / "cgroup.freeze").write_text("1")
+    thaw_groups((str(ours), str(theirs), str(tmp_path / f"{PREFIX}absent")))
+    assert [(ours / name).read_text() for name in ("freezer.state", "cgroup.freeze")] == [
+        "THAWED",
+        "0",
+    ]
+    assert (theirs / "freezer.state").read_text() == "FROZEN"
+
+
+@pytest.mark.parametrize("hierarchy", ["memory", "pids", "freezer", "unified"])
+def test_a_group_is_removed_with_frozen_processes_in_it(hierarchy: str) -> None:
+    """The kernel's own reaction, where we may make groups: EBUSY until the last has left."""
+    group = Path("/sys/fs/cgroup") / hierarchy / f"{PREFIX}test-busy-{os.getpid()}"
+    if not os.access(group.parent, os.W_OK):
+        assert remove_groups((str(group),))  # no such tree here: nothing to remove
+        return
+    group.mkdir()
+    held = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
+    try:
+        for each in held:
+            (group / "cgroup.procs").write_text(str(each.pid))
+        for name, word in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
+            if (group / name).exists():
+                (group / name).write_text(word)
+        assert remove_groups((str(group),))
+        assert not group.exists()
+    finally:
+        assert [each.wait(timeout=10) for each in held] == [-9, -9, -9]

@@ -96,3 +96,12 @@ def test_the_environment_is_the_sessions_over_a_fixed_few() -> None:
     assert (seen["LANG"], seen["NEW"], seen["HOME"]) == ("C", "1", "/root")
     assert seen["PATH"].endswith(":/opt/py/bin")
     assert set(seen) == {"HOME", "PATH", "LANG", "USER", "NEW"}
+
+
+def test_a_semitrusted_environment_names_the_proxy_unless_the_session_does() -> None:
+    spec = Spec("fine", network="semitrusted", environment={"HTTP_PROXY": "http://mine"})
+    seen = layout.environment(spec, USR_PYTHON)
+    assert seen["HTTP_PROXY"] == "http://mine"
+    for name in ("HTTPS_PROXY", "http_proxy", "https_proxy"):
+        assert seen[name] == "http://127.0.0.1:3128"
+    assert seen["NO_PROXY"] == seen["no_proxy"] == "localhost,127.0.0.1"

@@ -11,6 +11,7 @@ from machines.platform.sandbox.errors import SandboxUnavailable
 from machines.platform.sandbox.seccomp import ARCHITECTURES, build_filter
 
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+EPROTONOSUPPORT = 0x0005005D
 NUMBERS = {
     "x86_64": {
         "clone": 56, "clone3": 435, "ioctl": 16, "socket": 41, "read": 0, "execve": 59,
@@ -71,6 +72,15 @@ def architecture(request: pytest.FixtureRequest) -> str:
         ("socket", (1, 5), ALLOW),
         ("socket", (2, 1 | 0o2000000, 6), ALLOW),
         ("socket", (10, 2), ALLOW),
+        ("socket", (10, 2, 17), ALLOW),
+        ("socket", (2, 2, 1), ALLOW),
+        ("socket", (10, 2, 58), ALLOW),
+        ("socket", (2, 1, 132), EPROTONOSUPPORT),
+        ("socket", (10, 1, 262), EPROTONOSUPPORT),
+        ("socket", (2, 2 | 0o2000000, 136), EPROTONOSUPPORT),
+        ("socket", (2, 5, 132), EPERM),
+        ("socket", (2, 6, 33), EPERM),
+        ("socket", (1, 3), EPERM),
         ("socket", (2, 3, 1), EPERM),
         ("socket", (2, 3 | 0o2000000, 1), EPERM),
         ("socket", (10, 3), EPERM),

@@ -1,7 +1,8 @@
 """A platform process that makes sandboxes and waits to be killed: owner.py ROOT COUNT.
 
 Prints one JSON line: the processes and cgroup directories of its sandboxes. With `--stuck`, it
-also pretends to be a sandbox's leftover: a process in the record that does not end by itself.
+also pretends to be a sandbox's leftover: a process in the record that does not end by itself. With
+`--frozen`, they stand still when it dies.
 """
 # ruff: noqa: E402 - the checkout must be importable, and logging off standard output, first
 
@@ -36,6 +37,8 @@ def main() -> None:
         pids += [each.pid for each in record.processes]
         pids += [each.pid for each in processes.descendants(record.processes[-1].pid)]
         groups += record.cgroups
+        if "--frozen" in sys.argv:
+            backend.freeze(handle)
     if "--stuck" in sys.argv:
         nothing = subprocess.DEVNULL
         left = subprocess.Popen(

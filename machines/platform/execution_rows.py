@@ -1,0 +1,147 @@
+"""The rows of executions: what is asked of the table, apart from changes of state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from machines.platform.limits import require_slot
+from machines.platform.orders import Caller, CodeOrder
+from machines.platform.refusals import require_same_request
+from machines.platform.replies import Problem
+from persistence.database import Row
+from persistence.database import Session as Sql
+
+KEPT_MS = 7 * 86_400_000
+LIVE_STATES = ("pending", "running")
+"""The states of an execution that has not ended."""
+
+_COLUMNS = (
+    "job_id, public_key, session_id, service_id, language, network_mode, vcpu, detected, state, "
+    "started_ms, idempotency_key, digest"
+)
+
+
+def one_off(order: CodeOrder) -> dict[str, Any]:
+    """The columns of an execution with a sandbox of its own."""
+    return draft(
+        language=order.language.name,
+        network_mode=order.network_mode,
+        vcpu=order.vcpu,
+        detected=int(order.detected),
+    )
+
+
+def draft(
+    *,
+    language: str,
+    network_mode: str,
+    session_id: str | None = None,
+    service_id: str | None = None,
+    vcpu: int = 1,
+    detected: int = 0,
+) -> dict[str, Any]:
+    """The columns that say what is run, and where."""
+    return {
+        "language": language,
+        "network_mode": network_mode,
+        "session_id": session_id,
+        "service_id": service_id,
+        "vcpu": vcpu,
+        "detected": detected,
+    }
+
+
+def insert(
+    sql: Sql, caller: Caller, job_id: str, state: str, columns: dict[str, Any], now_ms: int
+) -> None:
+    """A new execution, `pending` or `running`."""
+    sql.run(
+        f"INSERT INTO execution ({_COLUMNS}) VALUES (:job, :key, :session_id, :service_id, "  # noqa: S608 - our columns
+        ":language, :network_mode, :vcpu, :detected, :state, :now, :once, :digest)",
+        job=job_id,
+        key=caller.public_key,
+        state=state,
+        now=now_ms,
+        once=caller.idempotency_key,
+        digest=caller.digest,
+        **columns,
+    )
+
+
+def repeated(sql: Sql, caller: Caller) -> Row | None:
+    """The execution that this idempotency key has already.
+
+    Raises:
+        Problem: 409, the key was used for another request.
+    """
+    if caller.idempotency_key is None:
+        return None
+    known = sql.one(
+        "SELECT * FROM execution WHERE public_key = :key AND idempotency_key = :once",
+        key=caller.public_key,
+        once=caller.idempotency_key,
+    )
+    if known is not None:
+        require_same_request(known["digest"], caller.digest)
+    return known
+
+
+def claim_slots(sql: Sql, caller: Caller, order: CodeOrder) -> None:
+    """Refuse when the key has too few slots free: one for each vCPU.
+
+    Raises:
+        Problem: 429.
+    """
+    require_slot(sql, caller.public_key, caller.tier, order.vcpu)
+
+
+def select(sql: Sql, job_id: str) -> Row | None:
+    """The row of an execution."""
+    return sql.one("SELECT * FROM execution WHERE job_id = :job", job=job_id)
+
+
+def require(row: Row | None, job_id: str) -> Row:
+    """A row that must be there.
+
+    Raises:
+        Problem: 404, it was forgotten meanwhile.
+    """
+    if row is None:
+        raise Problem(404, "not_found", f"job {job_id!r}: this key has none of that id.")
+    return row
+
+
+def live(sql: Sql) -> list[Row]:
+    """Every execution that has not ended, of every key."""
+    return sql.all("SELECT * FROM execution WHERE state IN ('pending', 'running')")
+
+
+def live_of(sql: Sql, public_key: str) -> list[Row]:
+    """A key's executions that have not ended, oldest first."""
+    return sql.all(
+        "SELECT * FROM execution WHERE public_key = :key AND state IN ('pending', 'running') "
+        "ORDER BY started_ms, job_id",
+        key=public_key,
+    )
+
+
+def add_output(sql: Sql, job_id: str, columns: dict[str, Any]) -> None:
+    """What a cancelled program had printed and written until it was ended."""
+    sql.run(
+        "UPDATE execution SET stdout = :stdout, stderr = :stderr, duration_ms = :duration_ms, "
+        "truncated = :truncated, artifacts = :artifacts "
+        "WHERE job_id = :job AND state = 'cancelled' AND stdout IS NULL",
+        job=job_id,
+        **{name: columns[name] for name in _OUTPUT},
+    )
+
+
+_OUTPUT = ("stdout", "stderr", "duration_ms", "truncated", "artifacts")
+
+
+def forget_old(sql: Sql, now_ms: int) -> int:
+    """Remove the results of executions that began more than seven days ago; how many."""
+    return sql.run(
+        "DELETE FROM execution WHERE state NOT IN ('pending', 'running') AND started_ms < :old",
+        old=now_ms - KEPT_MS,
+    )
