@@ -105,7 +105,9 @@ class Api:
         for feature in self.features:
             feature.start()
         if self.requests_per_minute_per_tier != REQUESTS_PER_MINUTE_PER_TIER:
-            log.warning("rate_limit_changed", requests_per_minute_per_tier=self.requests_per_minute_per_tier)
+            log.warning(
+                "rate_limit_changed", requests_per_minute_per_tier=self.requests_per_minute_per_tier
+            )
 
     def stop(self) -> None:
         """End every session; running commands end with them."""

@@ -10,12 +10,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from machines.platform.copies import Kind, parse_kind
-from machines.platform.images import (
-    DESCRIPTION_CHARACTERS_MAX,
-    Access,
-    ImageOrder,
-    Visibility,
-)
+from machines.platform.image_rows import Access, Visibility
+from machines.platform.images import DESCRIPTION_CHARACTERS_MAX, ImageOrder
 from machines.platform.replies import bad_field, int_field, text_field
 from machines.platform.service_orders import parse_flag
 from machines.platform.snapshots import NAME_CHARACTERS_MAX, TTL_SECONDS_MAX, SnapshotOrder

@@ -12,9 +12,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from machines.platform import invoices, keys
+from machines.platform import extensions, invoices, keys
 from machines.platform.context import CURRENCIES, PlatformConfig
-from machines.platform.invoices import Extension, Invoice, Order
+from machines.platform.extensions import Extension
+from machines.platform.invoices import Invoice, Order
 from machines.platform.ledger.addresses import is_address
 from machines.platform.pricing import TIERS, dollars
 from machines.platform.replies import Problem, bad_field, iso
@@ -136,7 +137,7 @@ def invoice_body(config: PlatformConfig, invoice: Invoice, now_ms: int) -> dict[
 
 def extension_fields(sql: Session, invoice: Invoice) -> dict[str, Any]:
     """What an invoice for the extension of a key has beside; nothing for another one."""
-    bought = invoices.extension(sql, invoice)
+    bought = extensions.find(sql, invoice.invoice_id)
     if bought is None:
         return {}
     fields = {"extends": bought.public_key, "tier_level": bought.tier, "months": bought.months}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-LINES_MAX = 300
+LINES_MAX = 100
 LINE_CHARACTERS_MAX = 200
 VOTES_MIN = 2.5
 

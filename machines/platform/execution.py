@@ -27,14 +27,18 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import structlog
 
+from engine.errors import StoreBusy
+from engine.events import Event
 from machines.platform import execution_rows as rows
+from machines.platform import lives
 from machines.platform.context import PlatformContext
 from machines.platform.languages import Probing, evaluation
+from machines.platform.lives.job import Begin, Fail, Finish, JobLife, Lose, Withdraw
 from machines.platform.one_off import JOB_MARK, Outcome, interrupt, run_alone
 from machines.platform.orders import Caller, CodeOrder, CommandOrder
 from machines.platform.refusals import sandbox_refusals, terminated
@@ -52,6 +56,7 @@ CANCEL_SECONDS = 3.0
 WAITERS_MAX = 256
 _HOUSEKEEPING_MS = 60_000
 _WAIT_SECONDS_MAX = 960.0
+_WRITES_MAX = 5
 
 log = structlog.get_logger("turtles.platform.execution")
 
@@ -423,7 +428,16 @@ class Executions:
         except BaseException:
             self._lose(job_id)
             raise
-        return self._finish(job_id, session_id, outcome)
+        for _ in range(_WRITES_MAX):
+            # What ran cannot be run again: its result is worth more than one try.
+            with suppress(StoreBusy):
+                return self._finish(job_id, session_id, outcome)
+        raise Problem(
+            500,
+            "outcome_unknown",
+            f"job {job_id} ran, and its result could not be stored: the database stayed busy.",
+            fields={"job_id": job_id},
+        )
 
     def _gone(self, session_id: str | None, error: SandboxGone) -> Problem:
         if session_id is None:
@@ -434,6 +448,7 @@ class Executions:
     def _forget(self, job_id: str, _problem: Problem) -> None:
         with self._context.database.transaction() as sql:
             sql.run("DELETE FROM execution WHERE job_id = :job AND state = 'running'", job=job_id)
+            lives.forget(sql, JobLife, job_id)
 
     def _fail(self, job_id: str, problem: Problem) -> None:
         with self._context.database.transaction() as sql:
@@ -475,7 +490,27 @@ class Executions:
             state=state,
             **columns,
         )
+        if moved:
+            self._live(sql, job_id, state, columns)
         return moved == 1
+
+    def _live(self, sql: Sql, job_id: str, state: str, columns: dict[str, Any]) -> None:
+        """The life cycle moves with the row.  Commands in sessions and services have none."""
+        if lives.find(sql, JobLife, job_id) is None:
+            return
+        event: Event
+        match state:
+            case "running":
+                event = Begin()
+            case "completed" | "timeout":
+                event = Finish(exit_code=columns["exit_code"], timed_out=state == "timeout")
+            case "failed":
+                event = Fail(reason=columns["error"])
+            case "cancelled":
+                event = Withdraw()
+            case _:
+                event = Lose()
+        lives.move(sql, JobLife, job_id, event, self._context.clock_ms())
 
     def _settled(self, row: Row) -> Row:
         """A known execution's result, or why there is none."""

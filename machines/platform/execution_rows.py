@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from machines.platform import lives
 from machines.platform.limits import require_slot
+from machines.platform.lives.job import Begin, JobLife, JobTerms
 from machines.platform.orders import Caller, CodeOrder
 from machines.platform.refusals import require_same_request
 from machines.platform.replies import Problem
@@ -66,6 +68,10 @@ def insert(
         digest=caller.digest,
         **columns,
     )
+    if columns["session_id"] is None and columns["service_id"] is None:
+        lives.begin(sql, JobLife, job_id, JobTerms(vcpu=columns["vcpu"]), now_ms)
+        if state == "running":
+            lives.move(sql, JobLife, job_id, Begin(), now_ms)
 
 
 def repeated(sql: Sql, caller: Caller) -> Row | None:
@@ -141,7 +147,11 @@ _OUTPUT = ("stdout", "stderr", "duration_ms", "truncated", "artifacts")
 
 def forget_old(sql: Sql, now_ms: int) -> int:
     """Remove the results of executions that began more than seven days ago; how many."""
-    return sql.run(
-        "DELETE FROM execution WHERE state NOT IN ('pending', 'running') AND started_ms < :old",
+    forgotten = sql.all(
+        "DELETE FROM execution WHERE state NOT IN ('pending', 'running') AND started_ms < :old "
+        "RETURNING job_id",
         old=now_ms - KEPT_MS,
     )
+    for row in forgotten:
+        lives.forget(sql, JobLife, row["job_id"])
+    return len(forgotten)

@@ -212,18 +212,15 @@ class GiftShop:
     async def create(self, request: Request) -> Response:
         """Open an invoice for a card: 201 with the code; 200 and no code for a repeat."""
         context = self._context
-        try:
-            key = idempotency_key(request)
-            order = _order(await read_object(request))
-            now_ms = context.clock_ms()
-            with context.database.transaction() as sql:
-                invoice, new = open_invoice(sql, context.config, order, key, now_ms)
-                if new:
-                    card, code = gift_cards.create(sql, context.codec, invoice, order, now_ms)
-                else:
-                    card, code = gift_cards.of_invoice(sql, invoice), None
-        except Problem as problem:
-            return problem.response()
+        key = idempotency_key(request)
+        order = _order(await read_object(request))
+        now_ms = context.clock_ms()
+        with context.database.transaction() as sql:
+            invoice, new = open_invoice(sql, context.config, order, key, now_ms)
+            if new:
+                card, code = gift_cards.create(sql, context.codec, invoice, order, now_ms)
+            else:
+                card, code = gift_cards.of_invoice(sql, invoice), None
         body = invoice_body(context.config, invoice, now_ms) | {
             "gift_card_id": card.card_id,
             "code": code,
@@ -236,24 +233,21 @@ class GiftShop:
     async def redeem(self, request: Request) -> Response:
         """Spend the card on a key: 200 with the key, or 202 while the buyer is asked."""
         context = self._context
-        try:
-            key = idempotency_key(request)
-            body = await read_object(request)
-            code = _code(body)
-            wanted = tier_and_months(body, context.config)
-            who, now_ms = request.client.host if request.client else "-", context.clock_ms()
-            with context.database.transaction() as sql:
-                gift_cards.require_patience(sql, who, now_ms)
-                card = gift_cards.find_by_code(sql, context.codec, code)
-                if card is None:
-                    gift_cards.count_wrong_code(sql, who, now_ms)
-                    return _unknown("gift card with this code").response()
-                redemption = gift_cards.redeem(
-                    sql, context.codec, context.config, card, wanted, now_ms, key
-                )
-                shown = self._redemption_body(sql, redemption, now_ms)
-        except Problem as problem:
-            return problem.response()
+        key = idempotency_key(request)
+        body = await read_object(request)
+        code = _code(body)
+        wanted = tier_and_months(body, context.config)
+        who, now_ms = request.client.host if request.client else "-", context.clock_ms()
+        with context.database.transaction() as sql:
+            gift_cards.require_patience(sql, who, now_ms)
+            card = gift_cards.find_by_code(sql, context.codec, code)
+            if card is None:
+                gift_cards.count_wrong_code(sql, who, now_ms)
+                return _unknown("gift card with this code").response()
+            redemption = gift_cards.redeem(
+                sql, context.codec, context.config, card, wanted, now_ms, key
+            )
+            shown = self._redemption_body(sql, redemption, now_ms)
         return reply(shown, 202 if redemption.state == "pending_approval" else 200, _PRIVATE)
 
     async def status(self, request: Request) -> Response:
@@ -310,11 +304,8 @@ class GiftShop:
 
     def _decide(self, request: Request, *, approve: bool) -> Response:
         token, now_ms = request.path_params["token"], self._context.clock_ms()
-        try:
-            with self._context.database.transaction() as sql:
-                found = gift_cards.decide(sql, token, approve, now_ms)
-        except Problem as problem:
-            return problem.response()
+        with self._context.database.transaction() as sql:
+            found = gift_cards.decide(sql, token, approve, now_ms)
         return _page(f"The redemption is {found.state}.", "")
 
     def _redemption_body(self, sql: Session, redemption: Redemption, now_ms: int) -> dict[str, Any]:

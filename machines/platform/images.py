@@ -38,11 +38,11 @@ from typing import Literal
 import msgspec
 import structlog
 
-from machines.platform import keys
+from machines.platform import image_rows, keys
 from machines.platform.context import PlatformContext
 from machines.platform.copies import Kind, Recipe, recipe_of
+from machines.platform.image_rows import Access, Visibility
 from machines.platform.orders import Caller
-from machines.platform.refusals import require_same_request
 from machines.platform.replies import Problem, bad_field
 from machines.platform.sandbox.backend import Backend, Handle, Saved
 from machines.platform.shelf import Shelf
@@ -51,12 +51,8 @@ from machines.platform.sources import Sources
 from persistence.database import Row
 from persistence.database import Session as Sql
 
-COUNT_MAX = 64
-BYTES_MAX = 8 * 1024**3
 TRUSTED_MAX = 256
 DESCRIPTION_CHARACTERS_MAX = 4000
-Visibility = Literal["private", "unlisted", "public"]
-Access = Literal["owned", "shared", "public"]
 _ALPHABET = string.ascii_lowercase + string.digits
 
 log = structlog.get_logger("turtles.platform.images")
@@ -130,16 +126,16 @@ class Images:
     def _reserve(self, caller: Caller, order: ImageOrder) -> tuple[Row, _Content | None]:
         """The row; with its content when it is new."""
         with self._context.database.reading() as sql:
-            known = _known(sql, caller)
+            known = image_rows.known(sql, caller)
         if known is not None:
             return known, None
         content = self._content(caller, order)
         image_id = _new_id()
         with self._context.database.transaction() as sql:
-            known = _known(sql, caller)
+            known = image_rows.known(sql, caller)
             if known is not None:
                 return known, None
-            _require_room(sql, caller.public_key)
+            image_rows.require_room(sql, caller.public_key)
             # Known to waiters before its row can be seen.
             self._creating[image_id] = threading.Event()
             sql.run(
@@ -158,7 +154,7 @@ class Images:
                 once=caller.idempotency_key,
                 digest=caller.digest,
             )
-            return _require(_select(sql, image_id), image_id), content
+            return image_rows.require(image_rows.select(sql, image_id), image_id), content
 
     def _content(self, caller: Caller, order: ImageOrder) -> _Content:
         """Where the bytes come from.  A link has the hash that its source had."""
@@ -181,10 +177,10 @@ class Images:
                 saved = content.put(image_id, self.shelf.path(image_id))
             with self._context.database.transaction() as sql:
                 kept = self._move(sql, image_id, "ready", saved)
-                row = _select(sql, image_id)
+                row = image_rows.select(sql, image_id)
             if not kept:  # it was deleted meanwhile
                 self.shelf.remove(image_id)
-            return _require(row, image_id)
+            return image_rows.require(row, image_id)
         except BaseException:
             with self._context.database.transaction() as sql:
                 sql.run("DELETE FROM image_trust WHERE image_id = :id", id=image_id)
@@ -200,7 +196,7 @@ class Images:
         """The images that a key can use, oldest first, and how; or those of one way."""
         with self._context.database.reading() as sql:
             rows = sql.all(
-                f"SELECT image.*, {_ACCESS} AS access FROM image "  # noqa: S608 - constants
+                f"SELECT image.*, {image_rows.ACCESS} AS access FROM image "  # noqa: S608 - constants
                 "WHERE status <> 'deleted' AND (owner_key = :key OR (status = 'ready' "
                 "AND (visibility = 'public' OR EXISTS (SELECT 1 FROM image_trust AS trust "
                 "WHERE trust.image_id = image.image_id AND trust.public_key = :key)))) "
@@ -217,7 +213,7 @@ class Images:
             Problem: 404, unknown, deleted or out of reach.
         """
         with self._context.database.reading() as sql:
-            return _reached(sql, public_key, image_id)
+            return image_rows.reached(sql, public_key, image_id)
 
     def ready(self, public_key: str, image_id: str) -> Row:
         """An image that this key can make something of.
@@ -227,7 +223,7 @@ class Images:
         """
         row, _ = self.find(public_key, image_id)
         if row["status"] != "ready":
-            raise _not_ready(row)
+            raise image_rows.not_ready(row)
         return row
 
     def trusted(self, image_id: str) -> list[str]:
@@ -247,7 +243,7 @@ class Images:
             Problem: 404, 403 another key's.
         """
         with self._context.database.reading() as sql:
-            return _owned(sql, public_key, image_id)
+            return image_rows.owned(sql, public_key, image_id)
 
     # -- changing: the owner only --------------------------------------------------------------
 
@@ -258,7 +254,7 @@ class Images:
             Problem: 404, 403, 409 it is locked.
         """
         with self._context.database.transaction() as sql:
-            row = _owned(sql, public_key, image_id)
+            row = image_rows.owned(sql, public_key, image_id)
             if row["locked"]:
                 raise locked("image", image_id)
             self._move(sql, image_id, "deleted")
@@ -284,13 +280,13 @@ class Images:
 
     def _set(self, public_key: str, image_id: str, column: str, value: int | str) -> Row:
         with self._context.database.transaction() as sql:
-            _owned(sql, public_key, image_id)
+            image_rows.owned(sql, public_key, image_id)
             sql.run(
                 f"UPDATE image SET {column} = :value WHERE image_id = :id",  # noqa: S608 - ours
                 id=image_id,
                 value=value,
             )
-            return _require(_select(sql, image_id), image_id)
+            return image_rows.require(image_rows.select(sql, image_id), image_id)
 
     def grant(self, public_key: str, image_id: str, trusted_key: str) -> Row:
         """Let another key use it; one that may already is no error.
@@ -299,7 +295,7 @@ class Images:
             Problem: 404, 403, 409 too many.
         """
         with self._context.database.transaction() as sql:
-            row = _owned(sql, public_key, image_id)
+            row = image_rows.owned(sql, public_key, image_id)
             count = sql.scalar("SELECT count(*) FROM image_trust WHERE image_id = :id", id=image_id)
             if count >= TRUSTED_MAX:
                 raise Problem(
@@ -324,7 +320,7 @@ class Images:
             Problem: 404, 403.
         """
         with self._context.database.transaction() as sql:
-            row = _owned(sql, public_key, image_id)
+            row = image_rows.owned(sql, public_key, image_id)
             sql.run(
                 "DELETE FROM image_trust WHERE image_id = :id AND public_key = :key",
                 id=image_id,
@@ -339,13 +335,13 @@ class Images:
             Problem: 404, 403, 400 no such key, 409 it is not ready, or the receiver has too many.
         """
         with self._context.database.transaction() as sql:
-            row = _owned(sql, public_key, image_id)
+            row = image_rows.owned(sql, public_key, image_id)
             if row["status"] != "ready":
-                raise _not_ready(row)
+                raise image_rows.not_ready(row)
             if keys.find(sql, to_key) is None:
                 raise bad_field("to_api_key", to_key, "the public key of the receiver")
             if to_key != public_key:
-                _require_room(sql, to_key)
+                image_rows.require_room(sql, to_key)
             # The giver's idempotency key means nothing among the receiver's.
             sql.run(
                 "UPDATE image SET owner_key = :to, idempotency_key = NULL WHERE image_id = :id",
@@ -357,7 +353,7 @@ class Images:
                 id=image_id,
                 to=to_key,
             )
-            return _require(_select(sql, image_id), image_id)
+            return image_rows.require(image_rows.select(sql, image_id), image_id)
 
     # -- using ---------------------------------------------------------------------------------
 
@@ -410,13 +406,7 @@ class Images:
 
     def _row(self, image_id: str) -> Row | None:
         with self._context.database.reading() as sql:
-            return _select(sql, image_id)
-
-
-_ACCESS = (
-    "CASE WHEN owner_key = :key THEN 'owned' WHEN visibility = 'public' THEN 'public' "
-    "ELSE 'shared' END"
-)
+            return image_rows.select(sql, image_id)
 
 
 def _new_id() -> str:
@@ -426,7 +416,7 @@ def _new_id() -> str:
 
 def _linked(row: Row, shelf: Shelf, archive_id: str, onto: Shelf) -> _Content:
     if row["status"] != "ready":
-        raise _not_ready(row)
+        raise image_rows.not_ready(row)
 
     def put(image_id: str, _path: Path) -> Saved:
         onto.add_link(shelf.checked(archive_id, row["sha256"]), image_id)
@@ -434,92 +424,3 @@ def _linked(row: Row, shelf: Shelf, archive_id: str, onto: Shelf) -> _Content:
         return Saved(row["level"], row["size_bytes"], row["sha256"], lost)
 
     return _Content(recipe=recipe_of(row), put=put)
-
-
-def _known(sql: Sql, caller: Caller) -> Row | None:
-    """What this idempotency key made before.
-
-    Raises:
-        Problem: 409, of another request.
-    """
-    if caller.idempotency_key is None:
-        return None
-    row = sql.one(
-        "SELECT * FROM image WHERE owner_key = :key AND idempotency_key = :once",
-        key=caller.public_key,
-        once=caller.idempotency_key,
-    )
-    if row is not None:
-        require_same_request(row["digest"], caller.digest)
-    return row
-
-
-def _require_room(sql: Sql, public_key: str) -> None:
-    kept = sql.one(
-        "SELECT count(*) AS count, coalesce(sum(size_bytes), 0) AS bytes FROM image "
-        "WHERE owner_key = :key AND status <> 'deleted'",
-        key=public_key,
-    )
-    assert kept is not None
-    if kept["count"] >= COUNT_MAX or kept["bytes"] >= BYTES_MAX:
-        raise Problem(
-            409,
-            "too_many_images",
-            f"the key has {kept['count']} images of {kept['bytes']} bytes; at most "
-            f"{COUNT_MAX} and {BYTES_MAX} bytes are kept. Delete one.",
-        )
-
-
-def _reached(sql: Sql, public_key: str, image_id: str) -> tuple[Row, Access]:
-    row = _select(sql, image_id)
-    if row is None or row["status"] == "deleted":
-        raise _not_found(image_id)
-    if row["owner_key"] == public_key:
-        return row, "owned"
-    if row["status"] == "ready":
-        if row["visibility"] == "public":
-            return row, "public"
-        trust = "SELECT 1 FROM image_trust WHERE image_id = :id AND public_key = :key"
-        if sql.one(trust, id=image_id, key=public_key):
-            return row, "shared"
-    raise _not_found(image_id)
-
-
-def _owned(sql: Sql, public_key: str, image_id: str) -> Row:
-    row, access = _reached(sql, public_key, image_id)
-    if access != "owned":
-        raise Problem(
-            403,
-            "not_owner",
-            f"image {image_id} belongs to another key; only its owner may change it. "
-            "Clone it: the copy is yours.",
-        )
-    return row
-
-
-def _not_ready(row: Row) -> Problem:
-    archive_id = row["image_id"] if "image_id" in row else row["snapshot_id"]
-    return Problem(
-        409,
-        "image_not_ready",
-        f"{archive_id} is {row['status']}; only what is ready can be used.",
-        fields={"status": row["status"]},
-    )
-
-
-def _select(sql: Sql, image_id: str) -> Row | None:
-    return sql.one("SELECT * FROM image WHERE image_id = :id", id=image_id)
-
-
-def _require(row: Row | None, image_id: str) -> Row:
-    if row is None:
-        raise _not_found(image_id)
-    return row
-
-
-def _not_found(image_id: str) -> Problem:
-    return Problem(
-        404,
-        "not_found",
-        f"image {image_id[:80]!r}: this key reaches none of that id. List them: GET /images.",
-    )

@@ -37,8 +37,9 @@ import msgspec
 import structlog
 
 from engine.errors import UsageError
-from machines.platform import keys, lives
+from machines.platform import extensions, keys, lives
 from machines.platform.context import PlatformConfig
+from machines.platform.extensions import Extension
 from machines.platform.ledger import chain, mempool, transaction, wallets
 from machines.platform.ledger.coins import COINS, format_coins
 from machines.platform.ledger.transaction import Output
@@ -54,7 +55,7 @@ _SHOP = "shop"
 class Invoice(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the `invoice` table.
 
-    Without `tier` and `months` it buys a gift card, or the extension of a key (see `extension`).
+    Without `tier` and `months` it buys a gift card, or more time for a key (see extensions.py).
     """
 
     number: int
@@ -88,21 +89,6 @@ class Invoice(msgspec.Struct, frozen=True, kw_only=True):
         """What a wallet can be handed: `litecoin:rltc1...?amount=0.08750000`."""
         coin = COINS[self.currency]
         return f"{coin.scheme}:{self.address}?{coin.uri_amount}={self.amount}"
-
-
-class Extension(msgspec.Struct, frozen=True, kw_only=True):
-    """More time for a key of that tier."""
-
-    public_key: str
-    tier: int
-    months: int
-
-
-class Extended(Extension, frozen=True, kw_only=True):
-    """An extension that was ordered; `key_expires_ms` is what paying it made of the key."""
-
-    applied_ms: int | None
-    key_expires_ms: int | None
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -199,16 +185,7 @@ def create(
         expires_ms=now_ms + config.invoice_seconds * 1000,
     )
     if order.extension is not None:
-        sql.run(
-            """
-            INSERT INTO invoice_extension (invoice_id, public_key, tier, months)
-            VALUES (:id, :public_key, :tier, :months)
-            """,
-            id=invoice_id,
-            public_key=order.extension.public_key,
-            tier=order.extension.tier,
-            months=order.extension.months,
-        )
+        extensions.order(sql, invoice_id, order.extension)
     made = _existing(sql, invoice_id)
     lives.begin(sql, InvoiceLife, invoice_id, _terms(config, made), now_ms)
     return made
@@ -218,20 +195,6 @@ def find(sql: Session, invoice_id: str) -> Invoice | None:
     """The invoice as last written, or None."""
     row = sql.one("SELECT * FROM invoice WHERE invoice_id = :id", id=invoice_id)
     return Invoice(**row) if row else None
-
-
-def extension(sql: Session, invoice: Invoice) -> Extended | None:
-    """What the invoice extends; None when it buys something else."""
-    if invoice.tier is not None:
-        return None
-    row = sql.one(
-        """
-        SELECT public_key, tier, months, applied_ms, key_expires_ms
-        FROM invoice_extension WHERE invoice_id = :id
-        """,
-        id=invoice.invoice_id,
-    )
-    return Extended(**row) if row else None
 
 
 def find_by_key(sql: Session, idempotency_key: str) -> Invoice | None:
@@ -352,7 +315,7 @@ def evaluate(sql: Session, config: PlatformConfig, invoice: Invoice, now_ms: int
     if verdict.state == "completed" and public_key is None and invoice.tier and invoice.months:
         public_key = keys.issue(sql, invoice.tier, invoice.months, now_ms)
     if verdict.state == "completed" and invoice.state != "completed":
-        _extend(sql, invoice, now_ms)
+        extensions.apply(sql, invoice.invoice_id, now_ms)
     if verdict.refund_now_atomic:
         _send_refund(sql, invoice, verdict.refund_now_atomic, now_ms)
     judged = msgspec.structs.replace(
@@ -401,21 +364,6 @@ def _terms(config: PlatformConfig, invoice: Invoice) -> InvoiceTerms:
         amount_atomic=invoice.amount_atomic,
         expires_ms=invoice.expires_ms,
         confirmations_required=config.confirmations[invoice.currency],
-    )
-
-
-def _extend(sql: Session, invoice: Invoice, now_ms: int) -> None:
-    bought = extension(sql, invoice)
-    if bought is None or bought.applied_ms is not None:
-        return
-    sql.run(
-        """
-        UPDATE invoice_extension SET applied_ms = :now_ms, key_expires_ms = :expires_ms
-        WHERE invoice_id = :id
-        """,
-        now_ms=now_ms,
-        expires_ms=keys.extend(sql, bought.public_key, bought.months, now_ms),
-        id=invoice.invoice_id,
     )
 
 

@@ -121,7 +121,7 @@ _C_TO_WASM = Wasm(
     "int main(void) { return 0; }\n",
 )
 _CPP_TO_WASM = Wasm(
-    "clang lld wasi-libc libclang-rt-dev-wasm32 libc++-dev-wasm32",
+    "clang lld wasi-libc libclang-rt-dev-wasm32 libc++-dev-wasm32 libc++abi-dev-wasm32",
     "clang++ --target=wasm32-wasi -fno-exceptions -o code.wasm code.cpp",
     "#include <string>\nint main() { return std::string().size(); }\n",
 )

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, MutableMapping
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -131,14 +132,15 @@ class RecentLines:
             level: only lines at least this serious.
         """
         with self._lock:
-            lines = list(self._lines)
+            # From the newest backwards: a stream asks often, and mostly nothing is new.
+            newer = list(takewhile(lambda line: line.number > after, reversed(self._lines)))
+        lines = reversed(newer)
         wanted = set(LEVELS[LEVELS.index(level) :]) if level in LEVELS else set(LEVELS)
         text = grep.casefold()
         found = [
             line
             for line in lines
-            if line.number > after
-            and line.at_ms >= since_ms
+            if line.at_ms >= since_ms
             and source in ("all", line.source)
             and line.level in wanted
             and text in line.text.casefold()

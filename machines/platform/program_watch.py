@@ -7,8 +7,9 @@
     drop(name)                            nothing more is told of it
 
 Reading never waits for a program: descriptors are non-blocking, and a program that prints faster
-than `BYTES_PER_ROUND` per round is slowed down by its full pipe.  Of many short lines in one round
-only the last `LINES_PER_ROUND` are told, and how many were left out.  All lines that came before an
+than `BYTES_PER_ROUND` per round is slowed down by its full pipe.  One that prints more lines than
+`LINES_AT_ONCE`, and more than `LINES_PER_SECOND` from then on, has its oldest lines left out, which
+is told.  All lines that came before an
 end are told before the end is.  No exit code means that the sandbox died with it.  The thread
 alone closes descriptors, so none is ever read after it was given out anew.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import os
 import selectors
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +30,8 @@ from engine.errors import TurtlesError
 from machines.platform.sandbox.backend import Program
 
 BYTES_PER_ROUND = 65_536
-LINES_PER_ROUND = 1_000
+LINES_AT_ONCE = 9_000
+LINES_PER_SECOND = 1_000
 LINE_BYTES_MAX = 4_000
 LINES_WAITING_MAX = 20_000
 ROUND_SECONDS = 0.05
@@ -48,6 +51,15 @@ class _Watched:
     program: Program
     partial: bytearray = field(default_factory=bytearray)
     status: bytearray = field(default_factory=bytearray)
+    lines_left: float = LINES_AT_ONCE
+    noted_at: float = field(default_factory=time.monotonic)
+
+    def may_say(self) -> int:
+        """How many lines it may say now: saved up as time goes by."""
+        now = time.monotonic()
+        saved_up = self.lines_left + (now - self.noted_at) * LINES_PER_SECOND
+        self.lines_left, self.noted_at = min(saved_up, LINES_AT_ONCE), now
+        return int(self.lines_left)
 
 
 class ProgramWatch:
@@ -191,7 +203,9 @@ class ProgramWatch:
         self._note(one, _take_lines(one.partial, ended=True))
 
     def _note(self, one: _Watched, lines: list[str]) -> None:
-        if (left_out := len(lines) - LINES_PER_ROUND) > 0:
+        left_out = max(0, len(lines) - one.may_say())
+        one.lines_left -= len(lines) - left_out
+        if left_out:
             words = f"[platform] {left_out} lines left out: printed too fast"
             lines = [words, *lines[left_out:]]
         self._lines.extend((one.name, line) for line in lines)

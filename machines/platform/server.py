@@ -45,7 +45,6 @@ from machines.platform.sandbox.processes import Identity, boot_id, identify
 if TYPE_CHECKING:
     from machines.platform.egress import EgressProxy
     from machines.platform.sandbox.backend import Backend
-    from machines.platform.tls import Tls
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_TAKEN = 1, 3, 4
 START_SECONDS = 30.0
@@ -343,8 +342,11 @@ def serve(
     """
     if host not in ("127.0.0.1", "::1", "localhost"):
         raise UsageError(f"host {host!r}: expected a loopback address such as 127.0.0.1")
-    proxy = _proxy(egress_allow, egress_requests_per_second, egress_burst)
-    tls = _tls(tls_certificate, tls_key)
+    from machines.platform.egress import configured
+    from machines.platform.tls import load_pair
+
+    proxy = configured(egress_allow, egress_requests_per_second, egress_burst)
+    tls = load_pair(tls_certificate, tls_key)
     prepare_data_directory(data_dir)
     _check_permissions(data_dir)
     with exclusive(data_dir):
@@ -374,36 +376,6 @@ def _backend(name: str, data_dir: Path, proxy: EgressProxy) -> Backend:
     from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 
     return proxied(BubblewrapBackend(data_dir / "sandboxes"), proxy)
-
-
-def _proxy(allow: Sequence[str], per_second: float | None, burst: int | None) -> EgressProxy:
-    """The way out of semitrusted sandboxes.
-
-    Raises:
-        UsageError: a rule or a limit that cannot be.
-    """
-    from machines.platform.egress import EgressProxy
-    from machines.platform.egress_policy import EgressPolicy, parse_destination
-
-    chosen = {"requests_per_second": per_second, "burst": burst}
-    limits = {name: value for name, value in chosen.items() if value is not None}
-    rules = tuple(parse_destination(text) for text in allow)
-    return EgressProxy(EgressPolicy(allow=rules, **limits))  # type: ignore[arg-type]
-
-
-def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
-    """Both files, tried.
-
-    Raises:
-        UsageError: one without the other, or files that cannot be used.
-    """
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise UsageError("--tls-certificate and --tls-key: expected both or neither")
-    from machines.platform.tls import load
-
-    return load(certificate, key)
 
 
 def write_ready(data_dir: Path, host: str, port: int, scheme: str = "http") -> ServerInfo:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from machines.platform import lives
+from machines.platform.lives.service import ServiceLife, ServiceTerms
 from machines.platform.orders import Caller
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Handle
@@ -54,6 +56,7 @@ def insert(sql: Sql, service_id: str, caller: Caller, order: ServiceOrder, now_m
         once=caller.idempotency_key,
         digest=caller.digest,
     )
+    lives.begin(sql, ServiceLife, service_id, ServiceTerms(vcpu=order.vcpu), now_ms)
     set_domains(sql, service_id, order.custom_domains)
 
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import structlog
 
 from engine.errors import StoreError
-from machines.platform import service_rows, transfers, vault
+from engine.events import Event
+from machines.platform import lives, service_rows, transfers, vault
 from machines.platform.context import PlatformContext
 from machines.platform.deployments import (
     DATAGRAM_TYPES,
@@ -22,6 +23,16 @@ from machines.platform.deployments import (
     READY_SECONDS,
     Deployments,
     bootstrap_command,
+)
+from machines.platform.lives.service import (
+    Delete,
+    Down,
+    FreezeService,
+    Redeploy,
+    ServiceLife,
+    Stop,
+    ThawService,
+    Up,
 )
 from machines.platform.program_watch import ProgramWatch
 from machines.platform.refusals import sandbox_refusals
@@ -202,7 +213,12 @@ class ServiceSandboxes:
             reason=reason,
             ended=self._context.clock_ms() if target == "deleted" else None,
         )
+        self._live(sql, service_id, _event(row["state"], target, reason))
         return service_rows.select(sql, service_id)
+
+    def _live(self, sql: Sql, service_id: str, event: Event) -> None:
+        """The life cycle moves with the row, and may refuse."""
+        lives.move(sql, ServiceLife, service_id, event, self._context.clock_ms())
 
     def _move_all(self, sources: tuple[str, ...], target: str, reason: str) -> list[str]:
         with self._context.database.transaction() as sql:
@@ -252,6 +268,22 @@ class ServiceSandboxes:
     def _row(self, service_id: str) -> Row | None:
         with self._context.database.reading() as sql:
             return service_rows.select(sql, service_id)
+
+
+def _event(before: str, target: str, reason: str | None) -> Event:
+    match target:
+        case "running":
+            return ThawService() if before == "frozen" else Up()
+        case "frozen":
+            return FreezeService()
+        case "redeploying":
+            return Redeploy()
+        case "failed":
+            return Down(reason=reason or target)
+        case "stopped":
+            return Stop(reason=reason or target)
+        case _:
+            return Delete()
 
 
 @contextmanager

@@ -33,6 +33,7 @@ import structlog
 from machines.platform import keys, service_rows, transfers
 from machines.platform.documents import MEMORY_MIB_PER_VCPU
 from machines.platform.limits import require_slot
+from machines.platform.lives.service import LockService, ResizeService, UnlockService
 from machines.platform.orders import Caller
 from machines.platform.refusals import require_same_request
 from machines.platform.replies import Problem
@@ -326,6 +327,7 @@ class Services(ServiceSandboxes):
                 id=row["service_id"],
                 locked=int(locked),
             )
+            self._live(sql, row["service_id"], LockService() if locked else UnlockService())
             return require(service_rows.select(sql, row["service_id"]), row["service_id"])
 
     def change(self, caller: Caller, service_id: str, wanted: Change) -> Row:
@@ -344,6 +346,8 @@ class Services(ServiceSandboxes):
                 if more > 0 and before["state"] == "running":
                     require_slot(sql, caller.public_key, caller.tier, more)
                 service_rows.change(sql, service_id, wanted)
+                if more:
+                    self._live(sql, service_id, ResizeService(vcpu=before["vcpu"] + more))
                 row = require(service_rows.select(sql, service_id), service_id)
             if more and row["state"] in ("running", "frozen"):
                 self._resize(row, before["vcpu"])
@@ -359,6 +363,7 @@ class Services(ServiceSandboxes):
         except Problem:
             with self._context.database.transaction() as sql:
                 service_rows.change(sql, row["service_id"], Change(vcpu=before_vcpu))
+                self._live(sql, row["service_id"], ResizeService(vcpu=before_vcpu))
             raise
 
     def change_domains(self, public_key: str, service_id: str, wanted: DomainChange) -> Row:

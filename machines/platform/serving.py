@@ -163,6 +163,9 @@ class _Server(uvicorn.Server):
                 ssl_keyfile=tls.key if tls else None,
                 log_config=None,
                 access_log=False,
+                # Who asks is who is connected: sandboxes come over the loopback, too, and
+                # would otherwise be believed whatever `X-Forwarded-For` they send.
+                proxy_headers=False,
                 date_header=False,
                 server_header=False,
                 timeout_graceful_shutdown=DRAIN_SECONDS,

@@ -274,7 +274,9 @@ class Shells:
         try:
             with sandbox_refusals():
                 return self._api.backend.open_terminal(
-                    Handle(session_id), (row["shell"],), environment=_ENVIRONMENT
+                    Handle(session_id),
+                    (self._api.probing.shell_program(row["shell"]),),
+                    environment=_ENVIRONMENT,
                 )
         except SandboxFrozen as error:
             raise frozen(session_id) from error

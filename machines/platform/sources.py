@@ -20,6 +20,7 @@ from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend, Handle, Saved
 from machines.platform.sandbox.errors import SandboxFrozen, SandboxGone
 from machines.platform.service_orders import Redeploy
+from machines.platform.service_sandboxes import wrong_state
 from machines.platform.services import Services
 from machines.platform.sessions import Sessions
 from persistence.database import Row
@@ -78,16 +79,25 @@ class Sources:
         """Write an archive back over it.  A service's bootstrap is then run again.
 
         Raises:
-            Problem: as `save`; 400 the archive cannot be unpacked.
+            Problem: as `save`; 400 the archive cannot be unpacked; 409 a service that is being
+                deployed, or whose program failed meanwhile, which ended its sandbox.
         """
+        if source.kind == "service":
+            self._require_running(caller, source)
         with self._told(source):
             self._backend.load(source.handle, path)
         if source.kind == "session":
             return self._sessions.find(caller.public_key, source.source_id)
-        row = self._services.find(caller.public_key, source.source_id)
+        row = self._require_running(caller, source)
         if row["bootstrap"] is None:
             return row
         return self._services.redeploy(caller, source.source_id, Redeploy())
+
+    def _require_running(self, caller: Caller, source: Source) -> Row:
+        row = self._services.find(caller.public_key, source.source_id)
+        if row["state"] != "running":
+            raise wrong_state(row, "it can be restored while it runs; redeploy it, or clone")
+        return row
 
     @contextmanager
     def _told(self, source: Source) -> Iterator[None]:
@@ -104,7 +114,8 @@ class Sources:
         except SandboxGone as error:
             if source.kind == "session":
                 self._sessions.died(source.source_id)
-                raise terminated(source.source_id, "sandbox_died") from error
+                row = self._sessions.named(source.source_id)
+                raise terminated(source.source_id, row["reason"] if row else None) from error
             raise Problem(
                 503,
                 "sandbox_died",

@@ -43,3 +43,16 @@ def load(certificate: Path, key: Path) -> Tls:
             f"key without a password ({reason})."
         ) from error
     return Tls(certificate.resolve(), key.resolve())
+
+
+def load_pair(certificate: Path | None, key: Path | None) -> Tls | None:
+    """Both files, or neither of them.
+
+    Raises:
+        UsageError: one without the other, or files that cannot be used.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("--tls-certificate and --tls-key: expected both or neither")
+    return load(certificate, key)

@@ -53,6 +53,14 @@ from machines.platform.sandbox.fake import FakeBackend
 ANSWER_SECONDS_MAX = 10.0
 MAY_BE_SERVER_ERROR = frozenset({501, 503})
 START_SECONDS = 20.0
+_TAKES_SLOTS = (
+    "POST /sessions",
+    "POST /services",
+    "POST /snapshots/{snapshot_id}/clone",
+    "POST /images/{image_id}/spawn",
+    "POST /execute",
+    "POST /run",
+)
 _CHECKS = ("status_code_conformance", "content_type_conformance", "response_schema_conformance")
 
 
@@ -85,6 +93,7 @@ class Target:
     base_url: str
     signer: Signer
     ids: dict[str, list[str]] = field(default_factory=dict)
+    stocked: int = 0
 
     def call(self, method: str, path: str, body: Any = None) -> requests.Response:
         """A signed request."""
@@ -99,11 +108,14 @@ class Target:
 
     def stock(self) -> None:
         """Make one of everything that there is, for requests to name."""
+        self.ids.clear()
+        self.tidy()
+        self.stocked += 1
         made = self.call("POST", "/sessions", {"ttl": 86_400})
         self._remember("session_id", made)
         code = {"language": "python", "code": "print(1)"}
         self._remember("job_id", self.call("POST", "/execute", code))
-        service = {"name": "fuzzed", "ports": [8080], "bootstrap": "echo up"}
+        service = {"name": f"fuzzed-{self.stocked}", "ports": [8080], "bootstrap": "echo up"}
         self._remember("service_id", self.call("POST", "/services", service))
         for session_id in self.ids.get("session_id", ()):
             taken = self.call("POST", f"/sessions/{session_id}/snapshot", {"name": "one"})
@@ -114,6 +126,14 @@ class Target:
         order = {"tier_level": 1, "months": 1, "payment_method": "LTC"}
         self._remember("invoice_id", self.call("POST", "/api/invoices", order))
         self.ids["source"] = ["all", "api", "pool/local"]
+
+    def tidy(self) -> None:
+        """End what made-up requests have made, so that slots are left for the next ones."""
+        for kind, name in (("sessions", "session_id"), ("services", "service_id")):
+            for found in self.call("GET", f"/{kind}").json()[kind]:
+                if found[name] not in self.ids.get(name, ()):
+                    self.call("POST", f"/{kind}/{found[name]}/unlock")
+                    self.call("DELETE", f"/{kind}/{found[name]}")
 
     def _remember(self, name: str, answer: requests.Response) -> None:
         if answer.ok:
@@ -199,9 +219,13 @@ def fuzz(
     report, limit = Report(), time.monotonic() + seconds
     played = 0
     while time.monotonic() < limit and (rounds is None or played < rounds):
+        if played:
+            target.stock()
         for operation in operations:
             if time.monotonic() > limit:
                 break
+            if operation.label in _TAKES_SLOTS:
+                target.tidy()
             _one_operation(target, operation, report, seed + played, examples, limit)
             if played == 0:
                 report.operations += 1

@@ -208,7 +208,8 @@ def cycle(backend: BubblewrapBackend, name: str) -> None:
 
 def inventory(backend: BubblewrapBackend) -> dict[str, set[str]]:
     """What a sandbox could leave behind."""
-    groups = Path("/sys/fs/cgroup").rglob(f"{backend._group_prefix}*")
+    parents = backend._tree.parents.values() if backend._tree else ()
+    groups = [each for parent in parents for each in parent.glob(f"{backend._group_prefix}*")]
     return {
         "processes": {str(each.pid) for each in processes.descendants(os.getpid())},
         "descriptors": {each.name for each in Path("/proc/self/fd").iterdir()},

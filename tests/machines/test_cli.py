@@ -154,6 +154,36 @@ def test_serve_refuses_another_host_than_this_one(turtles):
     assert "expected a loopback address" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--egress-allow", "example.org"), "expected HOST:PORT such as example.org:443"),
+        (("--egress-rate", "0"), "egress rate 0.0: expected more than 0"),
+        (("--tls-key", "k.pem"), "expected both or neither"),
+        (("--tls-key", "k", "--tls-certificate", "c.pem"), "--tls-certificate c.pem: cannot be"),
+    ],
+)
+def test_serve_refuses_a_wrong_option_before_anything_is_made(turtles, tmp_path, options, message):
+    answer = turtles("platform", "serve", *options)
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--trust", "full"), "trust 'full': expected one of zerotrust, semitrusted"),
+        (("--trust", "semitrusted", "--tier", "4"), "two at once need tier 5 or more"),
+    ],
+)
+def test_inception_refuses_a_trust_that_cannot_be(turtles, tmp_path, options, message):
+    answer = turtles("inception", *options)
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+    assert not (tmp_path / "data").exists()
+
+
 def test_an_interrupted_inception_goes_on_with_the_same_command(started, turtles):
     command = ("inception", "--depth", "1", "--currency", "LTC", "--block-seconds", "0.1", "--json")
     first = started(*command)

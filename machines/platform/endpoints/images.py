@@ -16,7 +16,8 @@ from machines.platform import archive_orders, copies
 from machines.platform.archive_documents import IMAGE_SCHEMA, image_document
 from machines.platform.copies import COPY_SCHEMA
 from machines.platform.endpoints.snapshots import COPIED, copied
-from machines.platform.images import Access, ImageOrder
+from machines.platform.image_rows import Access
+from machines.platform.images import ImageOrder
 from machines.platform.replies import Problem, bad_field, int_field, reply, text_field
 from machines.platform.wire import (
     BOOLEAN,
@@ -371,6 +372,5 @@ def _posts(*verbs: str) -> Aliases:
 
 
 def _with_body(call: Call, body: dict[str, Any]) -> Call:
-    import msgspec
 
     return msgspec.structs.replace(call, body=body)

@@ -93,6 +93,7 @@ def save(
                     "level": reached,
                     "hot": hot,
                     "bytes_max": bytes_max,
+                    "variables_bytes_max": VARIABLES_BYTES_MAX,
                     "seconds": INSIDE_SECONDS,
                 },
                 wait_seconds=ANSWER_SECONDS,

@@ -73,7 +73,7 @@ from machines.platform.sandbox.program import Bubblewrap, find_candidates
 from machines.platform.sandbox.records import Record, remove_directory, write_record
 from machines.platform.sandbox.start import Plan, Started, start_behind_gate
 from machines.platform.sandbox.users import free_user_id
-from machines.platform.sandbox.watchdog import Watchdog
+from machines.platform.sandbox.watchdog import Watchdog, proportional_bytes
 
 __all__ = ["BubblewrapBackend"]
 
@@ -420,19 +420,18 @@ class BubblewrapBackend:
             if not 0 <= value <= limit:
                 raise SandboxLimit(f"{name} {value}: expected 0 to {limit}")
         limits = {"bytes_max": bytes_max, "count_max": count_max}
-        live = self._find_moving(handle)
-        try:
-            with _turn(live, live.lock):
-                document = live.channel.request(
-                    "collect",
-                    {"directories": list(directories), **limits},
-                    wait_seconds=_COLLECT_SECONDS,
-                    answer_bytes_max=2 * bytes_max + _PATH_BYTES_MAX * count_max + 65536,
-                )
+        fields = {"directories": list(directories), **limits}
+
+        def ask(live: _Live) -> dict[str, bytes]:
+            document = live.channel.request(
+                "collect",
+                fields,
+                wait_seconds=_COLLECT_SECONDS,
+                answer_bytes_max=2 * bytes_max + _PATH_BYTES_MAX * count_max + 65536,
+            )
             return read_files(document, **limits)
-        except BrokenChannel as error:
-            self.destroy(handle)
-            raise SandboxGone(handle.sandbox_id, live.ended_because or str(error)) from error
+
+        return self._transfer(handle, ask)
 
     # -- snapshots -----------------------------------------------------------------------------
 
@@ -461,7 +460,7 @@ class BubblewrapBackend:
         _log.info("sandbox.loaded", sandbox_id=handle.sandbox_id, left_out=len(lost))
 
     def _transfer(self, handle: Handle, use: Callable[[_Live], _T]) -> _T:
-        """Move an archive. A wrong answer ends the sandbox."""
+        """Move files by the agent's channel. A wrong answer ends the sandbox."""
         live = self._find_moving(handle)
         try:
             with _turn(live, live.lock):
@@ -535,8 +534,7 @@ class BubblewrapBackend:
         live = self._find(handle)
         inside = processes.descendants(live.process.pid)
         if live.cgroup is None:
-            resident = sum(processes.resident_bytes(each.pid) for each in inside)
-            return Stats("rlimit", len(inside), resident)
+            return Stats("rlimit", len(inside), proportional_bytes(live.process.pid))
         try:
             return Stats(
                 "cgroup",

@@ -31,7 +31,7 @@ __all__ = ["BrokenChannel", "Channel", "close_all", "integer", "read_files", "re
 
 _HEADER = struct.Struct(">I")
 _SMALL_ANSWER_BYTES = 64 * 1024
-_LOOK_SECONDS = 0.5  # how often a waiting request looks how long the sandbox stood still
+_SHORTEST_SECONDS = 0.05  # a request that stands still at its deadline looks this often
 _PATH_CHARACTERS_MAX = 1000
 
 
@@ -168,11 +168,14 @@ class Channel:
 
     @contextlib.contextmanager
     def _patience(self) -> Iterator[None]:
-        """Let one system call wait a little; TimeoutError only when the deadline has come."""
+        """Let one system call wait; TimeoutError only when the deadline has come.
+
+        After a call that came to nothing the caller asks again: a standstill may have moved it.
+        """
         left = self._deadline - self._moving_seconds()
         if left <= 0:
             raise TimeoutError
-        self._connection.settimeout(min(left, _LOOK_SECONDS))
+        self._connection.settimeout(max(left, _SHORTEST_SECONDS))
         with contextlib.suppress(TimeoutError):
             yield
 

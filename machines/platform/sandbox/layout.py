@@ -46,6 +46,12 @@ _PUBLIC_ETC = (
     "/etc/localtime",
     "/etc/java-17-openjdk",
     "/etc/java-21-openjdk",
+    "/etc/R",
+    "/etc/groovy",
+    "/etc/gnucobol",
+    "/etc/mono",
+    "/etc/nim",
+    "/var/lib/ghc",
 )
 _MADE_UP_ETC = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",

@@ -5,6 +5,7 @@
     wrong architecture -> kill the process      x32, clone3      -> ENOSYS (glibc falls back)
     clone(CLONE_NEW*)  -> EPERM                 ioctl(TIOCSTI/TIOCLINUX)      -> EPERM
     socket families    -> UNIX; INET and INET6 for TCP, UDP and ping; NETLINK for routes only
+    shmget, over 64 KiB -> EINVAL, as beyond the kernel's own limit
     calls of `_DENIED` -> EPERM                 everything else               -> allow
 
 It is a second wall: namespaces already hide the host, the filter takes away kernel surface and the
@@ -25,7 +26,7 @@ __all__ = ["ARCHITECTURES", "build_filter"]
 _LOAD_WORD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS, _EPROTONOSUPPORT = 1, 38, 93
+_EPERM, _EINVAL, _ENOSYS, _EPROTONOSUPPORT = 1, 22, 38, 93
 
 # Offsets in struct seccomp_data; arguments are 64 bit, little-endian on both architectures. The
 # low half decides: the kernel reads these particular arguments as 32-bit ints.
@@ -40,9 +41,16 @@ _SOCK_RAW, _SOCK_PACKET = 3, 10
 # By the type alone, TCP, UDP, and the two that ping uses; others would load a module of the kernel.
 _PROTOCOLS = (0, 6, 17, 1, 58)
 _NETLINK_ROUTE = 0
+_SEGMENT_BYTES_MAX = 64 * 1024
 
 # name: (x86_64, aarch64); None where the architecture has no such call.
-_SPECIAL = {"clone": (56, 220), "clone3": (435, 435), "ioctl": (16, 29), "socket": (41, 198)}
+_SPECIAL = {
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "ioctl": (16, 29),
+    "shmget": (29, 194),
+    "socket": (41, 198),
+}
 _DENIED: dict[str, tuple[int, int | None]] = {
     # mounts and roots
     "mount": (165, 40),
@@ -133,6 +141,7 @@ def build_filter(architecture: str | None = None) -> bytes:
         *_when(_JUMP_EQUAL, special["clone3"], [_errno(_ENOSYS)]),
         *_when(_JUMP_EQUAL, special["clone"], list(_clone())),
         *_when(_JUMP_EQUAL, special["ioctl"], list(_ioctl())),
+        *_when(_JUMP_EQUAL, special["shmget"], list(_shmget())),
         *_when(_JUMP_EQUAL, special["socket"], list(_socket())),
         *_refuse_each(number for number in denied if number is not None),
         _return(_ALLOW),
@@ -179,6 +188,16 @@ def _clone() -> Iterator[bytes]:
 def _ioctl() -> Iterator[bytes]:
     yield _load_argument(1)
     yield from _refuse_each(iter((_TIOCSTI, _TIOCLINUX)))
+    yield _return(_ALLOW)
+
+
+def _shmget() -> Iterator[bytes]:
+    """Segments live on with nobody attached, where only a cgroup counts them. There may be 4096."""
+    yield _instruction(_LOAD_WORD, _ARGUMENTS_AT + 8 + 4)  # the upper half of the size
+    yield _instruction(_JUMP_EQUAL, 0, 1, 0)
+    yield _errno(_EINVAL)
+    yield _load_argument(1)
+    yield from _when(_JUMP_GREATER_EQUAL, _SEGMENT_BYTES_MAX + 1, [_errno(_EINVAL)])
     yield _return(_ALLOW)
 
 

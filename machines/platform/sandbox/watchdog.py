@@ -7,18 +7,20 @@ of them use and ends a sandbox that is over its limit:
                                yes: sum of proportional memory (PSS) > limit?  yes: end it
 
 Proportional memory counts a page that n processes share as 1/n each; where the kernel does not
-tell (smaps_rollup), what a process has to itself is taken: resident without shared. In files that
-no program has mapped (also those made by memfd_create) memory stays uncounted here; /root, /tmp and
-/dev/shm have a size of their own.
+tell (smaps_rollup), what a process has to itself is taken: resident without shared. To both comes
+what open files made by memfd_create hold without being mapped. Files of /root, /tmp and /dev/shm
+have a size of their own, and segments of System V are kept small by the filter (seccomp.py). What
+the kernel itself keeps for a sandbox (pipes, sockets) only a cgroup counts.
 
 One thread serves all sandboxes. It starts with the first and ends when none is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,24 +118,30 @@ class Watchdog:
 
 
 def resident_bytes_below(pid: int) -> int:
-    """Resident memory of everything below `pid`; shared pages count for each that has them."""
-    return sum(processes.resident_bytes(each.pid) for each in processes.descendants(pid))
+    """What everything below `pid` holds; shared pages count for each process that has them."""
+    below = processes.descendants(pid)
+    resident = sum(processes.resident_bytes(each.pid) for each in below)
+    return resident + _memory_file_bytes(each.pid for each in below)
 
 
 def proportional_bytes(pid: int) -> int:
-    """Proportional memory of everything below `pid`."""
-    return sum(_proportional(each.pid) for each in processes.descendants(pid))
+    """What everything below `pid` holds, each page once."""
+    below = processes.descendants(pid)
+    uses = [_proportional(each.pid) for each in below]
+    mapped = sum(shared for _, shared in uses)
+    files = _memory_file_bytes(each.pid for each in below)
+    return sum(used for used, _ in uses) + max(0, files - mapped)
 
 
-def _proportional(pid: int, root: Path = Path("/proc")) -> int:
-    """Bytes of one process; 0 when it is gone."""
+def _proportional(pid: int, root: Path = Path("/proc")) -> tuple[int, int]:
+    """Bytes of one process, and how many of them are mapped memory files; 0 when it is gone."""
     try:
-        for line in (root / str(pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return _own(pid, root)
+        text = (root / str(pid) / "smaps_rollup").read_text()
+        fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        used, shared = (int(fields[name].split()[0]) * 1024 for name in ("Pss", "Pss_Shmem"))
+    except (OSError, ValueError, KeyError, IndexError):
+        return _own(pid, root), 0
+    return used, shared
 
 
 def _own(pid: int, root: Path) -> int:
@@ -142,3 +150,20 @@ def _own(pid: int, root: Path) -> int:
     except (OSError, ValueError):
         return 0
     return (int(resident) - int(shared)) * _PAGE_BYTES
+
+
+def _memory_file_bytes(pids: Iterable[int], root: Path = Path("/proc")) -> int:
+    """What the files hold that these processes made by memfd_create, each file once.
+
+    Nothing is opened: a stat of an open descriptor's entry follows no path of the sandbox.
+    """
+    sizes: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        folder = root / str(pid) / "fd"
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):  # noqa: PTH208 - often, and of every process
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"{folder}/{name}").startswith("/memfd:"):  # noqa: PTH115
+                        status = (folder / name).stat()
+                        sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())

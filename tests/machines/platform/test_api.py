@@ -220,7 +220,7 @@ async def test_another_tenants_session_is_not_found(api: Any) -> None:
         ("/execute", {"language": "python", "code": "x", "args": "a"}, "args"),
         (
             "/execute",
-            {"language": "python", "code": "x", "return_artifact": True},
+            {"language": "python", "code": "x", "return_artifact": "yes"},
             "return_artifact",
         ),
         (

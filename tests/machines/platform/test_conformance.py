@@ -579,3 +579,15 @@ async def test_every_page_and_document_of_the_portal_is_of_its_kind(api: Any) ->
         answer = await api.http.get(call.path)
         assert answer.status_code == 200, call.path
         assert answer.headers["content-type"].partition(";")[0] == call.media
+
+
+UNAUDITED = {"POST /keys/validate", "POST /paas/logs", "POST /image"}
+"""They change nothing."""
+
+
+async def test_what_changes_something_is_noted_for_its_tenant(api: Any) -> None:
+    """Executions are told by their jobs; every other change is in the audit log."""
+    for name, endpoint in endpoints(api).items():
+        changes = endpoint.method != "GET" and name not in UNAUDITED
+        runs = endpoint.tag in ("executions", "jobs") or endpoint.path.endswith("/execute")
+        assert (endpoint.audited is not None) == (changes and not runs), name

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from engine.errors import StoreBusy
+from machines.platform import lives
 from machines.platform.execution import Executions
 from machines.platform.execution_rows import LIVE_STATES
 from machines.platform.languages import SOURCE_DIRECTORY
+from machines.platform.lives.job import JobLife
 from machines.platform.one_off import JOB_MARK
 from machines.platform.orders import Caller
 from machines.platform.replies import Problem
@@ -160,6 +163,7 @@ async def test_a_lost_outcome_is_said_and_never_run_again(api: Any, backend: Any
             "WHERE job_id = :job",
             job=ran.json()["job_id"],
         )
+        lives.forget(sql, JobLife, ran.json()["job_id"])
     restart(api, backend)
     again = await api.call(pair, "POST", "/execute", CODE, once="k")
     assert (again.status_code, again.json()["error"]) == (409, "outcome_unknown")
@@ -440,6 +444,32 @@ async def test_an_execution_costs_three_commits(api: Any) -> None:
     assert commits == 3
 
 
+@pytest.mark.parametrize(("busy", "status"), [(4, 200), (5, 500)])
+async def test_a_busy_database_does_not_lose_a_result_at_once(
+    api: Any, busy: int, status: int
+) -> None:
+    pair = api.key()
+    executions = api.app.state.api.executions
+    finish, refused = executions._finish, 0
+
+    def sometimes(*arguments: Any) -> Any:
+        nonlocal refused
+        if refused < busy:
+            refused += 1
+            raise StoreBusy("locked")
+        return finish(*arguments)
+
+    executions._finish = sometimes
+    answer = await api.call(pair, "POST", "/execute", CODE)
+    assert answer.status_code == status
+    if status == 500:
+        assert answer.json()["error"] == "outcome_unknown"
+        api.now_ms += 60_000
+        executions.tick()
+        job = await api.call(pair, "GET", f"/jobs/{answer.json()['job_id']}")
+        assert job.json()["error"] == "the result was lost"
+
+
 async def test_what_a_dead_process_left_is_written_off(api: Any, backend: Any) -> None:
     pair = api.key(tier=32)
     states = {"pending": "", "running": ""}
@@ -453,6 +483,7 @@ async def test_what_a_dead_process_left_is_written_off(api: Any, backend: Any) -
                 state=state,
                 job=states[state],
             )
+            lives.forget(sql, JobLife, states[state])
     executions = api.app.state.api.executions
     executions.tick()
     api.now_ms += 60_000

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from engine.secrets import SecretsCodec
 from machines.platform import execution_rows as rows
-from machines.platform import keys
+from machines.platform import keys, lives
 from machines.platform.database import open_platform_database
 from machines.platform.orders import Caller
 from machines.platform.replies import Problem
@@ -21,6 +22,8 @@ COLUMNS = rows.draft(language="python", network_mode="zerotrust", vcpu=2, detect
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     opened = open_platform_database(tmp_path)
+    keys.bind(opened, SecretsCodec(b"k" * 32))
+    lives.bind(opened, SecretsCodec(b"k" * 32))
     yield opened
     opened.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from machines.platform import images
+from machines.platform import image_rows, images
 from machines.platform.images import ImageOrder, Images
 from machines.platform.orders import Caller
 from machines.platform.replies import Problem
@@ -174,7 +174,7 @@ def test_a_damaged_image_is_neither_spawned_nor_cloned(
 def test_a_key_keeps_so_many_images_and_an_image_so_many_grants(
     api: Any, parts: Any, asking: Caller, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "COUNT_MAX", 1)
+    monkeypatch.setattr(image_rows, "COUNT_MAX", 1)
     monkeypatch.setattr(images, "TRUSTED_MAX", 1)
     image_id = publish(parts, asking, "session", session_id)
     receiver = api.key(tier=32)[0]

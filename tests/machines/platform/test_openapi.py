@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import jsonschema_rs
+import openapi_spec_validator
 import pytest
 import schemathesis
+from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 from starlette.routing import Route
 
 from machines.platform.openapi import FOREIGN_PREFIXES, build_document, operations, written
@@ -89,6 +91,10 @@ async def test_every_number_of_the_wire_facts_is_there(document: Any) -> None:
 
 async def test_the_document_is_one(document: Any) -> None:
     assert document["openapi"].startswith("3.1")
+    openapi_spec_validator.validate(document)
+    broken = {**document, "paths": {"/x": {"get": {"responses": {"200": {}}}}}}
+    with pytest.raises(OpenAPIValidationError):
+        openapi_spec_validator.validate(broken)
     schema = schemathesis.openapi.from_dict(document)
     found = [result.ok() for result in schema.get_all_operations()]
     assert len(found) == len(list(operations(document)))

@@ -12,7 +12,7 @@ import pytest
 from engine.errors import StoreBusy
 from machines.platform.program_watch import (
     LINE_BYTES_MAX,
-    LINES_PER_ROUND,
+    LINES_AT_ONCE,
     Lines,
     ProgramWatch,
 )
@@ -134,11 +134,11 @@ def test_long_lines_are_cut_and_foreign_bytes_are_no_error(
 
 def test_a_flood_is_thinned_out_and_says_so(watch: ProgramWatch, heard: Heard) -> None:
     ends = Ends()
-    ends.say(b"y\n" * (LINES_PER_ROUND + 7))
+    ends.say(b"y\n" * (LINES_AT_ONCE + 7))
     watch.watch("a", 1, ends.program)
-    told = heard.wait(lambda told: len(told) > LINES_PER_ROUND)
+    told = heard.wait(lambda told: len(told) > LINES_AT_ONCE)
     assert told[0] == ("a", "[platform] 7 lines left out: printed too fast")
-    assert told[1:] == [("a", "y")] * LINES_PER_ROUND
+    assert told[1:] == [("a", "y")] * LINES_AT_ONCE
 
 
 def test_lines_wait_for_a_busy_store(watch: ProgramWatch, heard: Heard) -> None:

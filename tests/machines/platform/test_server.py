@@ -30,6 +30,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from wsproto import ConnectionType, WSConnection
+from wsproto import events as told
 
 from engine.secrets import load_codec
 from machines.platform import keys, server
@@ -228,6 +230,73 @@ def test_visitors_of_a_service_wake_it_and_do_not_hold_up_a_stop(running: Runnin
         with pytest.raises(httpx.RemoteProtocolError):
             for _part in parts:
                 pass
+
+
+SOCKET = """#!/usr/bin/python3
+import base64, hashlib, socket
+served = socket.create_server(("127.0.0.1", 8000))
+while True:
+    one, _ = served.accept()
+    head = b""
+    while b"\\r\\n\\r\\n" not in head and (data := one.recv(4096)):
+        head += data
+    _, named, rest = head.lower().partition(b"sec-websocket-key: ")
+    if not named:
+        one.close()
+        continue
+    key = head[-len(rest):].split()[0]
+    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    accept = base64.b64encode(digest)
+    one.sendall(b"HTTP/1.1 101 Up\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
+                b"Sec-WebSocket-Accept: " + accept + b"\\r\\n\\r\\n")
+    size, mask = one.recv(2)[1] & 127, one.recv(4)
+    text = bytes(byte ^ mask[at % 4] for at, byte in enumerate(one.recv(size)))
+    one.sendall(bytes([0x81, len(text)]) + text)
+    one.recv(100)
+"""
+
+
+def test_a_visitors_socket_reaches_a_service(running: Running) -> None:
+    order = {"name": "sock", "ports": [8000], "bootstrap_content": SOCKET}
+    running.call("POST", "/services", order)
+    limit = time.monotonic() + 20
+    while (answer := _greeted(running)).status_code == 503:
+        assert time.monotonic() < limit, answer.text
+        select.select([], [], [], 0.1)
+    assert answer.json()["error"] == "service_failed", "it speaks sockets only"
+    side = WSConnection(ConnectionType.CLIENT)
+    with socket.create_connection((running.info.host, running.info.port), 20) as connection:
+        request = told.Request(host="sock.on.unsandbox.com", target="/any")
+        connection.sendall(side.send(request))
+        assert isinstance(_heard(connection, side), told.AcceptConnection)
+        connection.sendall(side.send(told.TextMessage(data="hi there")))
+        heard = _heard(connection, side)
+        assert isinstance(heard, told.TextMessage)
+        assert heard.data == "hi there"
+        began = time.monotonic()
+        assert server.stop_server(running.info)
+        assert time.monotonic() - began < 12
+        assert isinstance(_heard(connection, side), told.CloseConnection)
+
+
+def _greeted(running: Running) -> httpx.Response:
+    return httpx.get(running.info.base_url, headers={"Host": "sock.on.unsandbox.com"}, timeout=20)
+
+
+def _heard(connection: socket.socket, side: WSConnection) -> told.Event:
+    while True:
+        side.receive_data(connection.recv(4096) or None)
+        for event in side.events():
+            return event
+
+
+def test_who_asks_is_who_is_connected(running: Running) -> None:
+    """A sandbox comes over the loopback, too, and may say what it likes."""
+    running.call("POST", "/sessions", {}, **{"X-Forwarded-For": "6.6.6.6"})
+    database = Database(running.data_dir / "platform.db")
+    with database.reading() as sql:
+        assert sql.all("SELECT DISTINCT client_ip FROM audit_entry") == [{"client_ip": "127.0.0.1"}]
+    database.close()
 
 
 def test_killed_in_the_middle(running: Running) -> None:

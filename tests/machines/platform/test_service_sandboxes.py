@@ -93,6 +93,7 @@ async def a_whole_life(api: Any, pair: tuple[str, str]) -> None:
 
 async def test_every_moment_of_death_is_put_right(api: Any, backend: Witness) -> None:
     backend.file = api.data_dir / "platform.db"
+    api.app.state.api.services._deployments._grace_seconds = 0.5
     pair = api.key(tier=32)
     await a_whole_life(api, pair)
     backend.file = None

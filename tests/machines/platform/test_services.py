@@ -81,6 +81,12 @@ def backend() -> WatchedBackend:
     return WatchedBackend()
 
 
+@pytest.fixture(autouse=True)
+def a_short_grace(api: Any) -> None:
+    """Longer than a round of the watch, shorter than a test should wait."""
+    api.app.state.api.services._deployments._grace_seconds = 0.5
+
+
 async def create(api: Any, pair: tuple[str, str], **body: Any) -> Any:
     return await api.call(pair, "POST", "/services", {"name": "web"} | body)
 

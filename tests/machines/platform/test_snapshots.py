@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
+import json
+import os
+import select
+import signal
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from machines.platform import snapshots
+from engine.secrets import load_codec
+from machines.platform import keys, server, snapshots
+from machines.platform.database import open_platform_database
 from machines.platform.orders import Caller
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Handle, Saved
@@ -347,3 +358,79 @@ def test_taking_and_restoring_are_activity(api: Any, parts: Any) -> None:
         api.now_ms += 800_000
         parts.snapshots.restore(caller(api), snapshot_id)
     assert parts.sessions.find(api.pair[0], session_id)["state"] == "running"
+
+
+# -- the process is killed -------------------------------------------------------------------------
+
+
+class Running:
+    """A started server, a key bought behind its back, and signed calls over a real socket."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.info = server.start_server(data_dir)
+        database = open_platform_database(data_dir)
+        keys.bind(database, load_codec(data_dir / "master.key", os.environ))
+        with database.transaction() as sql:
+            self.public_key = keys.issue(sql, 32, 1, time.time_ns() // 1_000_000)
+            self.secret_key = keys.secret(sql, self.public_key)
+        database.close()
+
+    def kill(self) -> None:
+        descriptor = os.pidfd_open(self.info.pid)
+        os.kill(self.info.pid, signal.SIGKILL)
+        assert select.select([descriptor], [], [], 10)[0]
+        os.close(descriptor)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        content = b"" if body is None else json.dumps(body).encode()
+        timestamp = str(int(time.time()))
+        message = f"{timestamp}:{method}:{path}:".encode() + content
+        headers = {
+            "Authorization": f"Bearer {self.public_key}",
+            "X-Timestamp": timestamp,
+            "X-Signature": hmac.new(self.secret_key.encode(), message, hashlib.sha256).hexdigest(),
+        }
+        with httpx.Client(base_url=self.info.base_url, timeout=60) as client:
+            answer = client.request(method, path, content=content, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    data_dir = tmp_path / "platform"
+    started = Running(data_dir)
+    yield started
+    if found := server.find_server(data_dir):
+        server.stop_server(found)
+
+
+def test_a_kill_in_the_middle_leaves_a_failed_snapshot_and_no_file(running: Running) -> None:
+    shelf = running.data_dir / "snapshots"
+    session_id = running.call("POST", "/sessions", {"shell": "bash"})["id"]
+    kept = running.call("POST", f"/sessions/{session_id}/snapshot")["id"]
+    fill = {"command": "head -c 200000000 /dev/urandom > /root/large"}
+    assert running.call("POST", f"/sessions/{session_id}/execute", fill)["exit_code"] == 0
+
+    def take() -> None:
+        try:
+            running.call("POST", f"/sessions/{session_id}/snapshot")
+        except httpx.HTTPError:
+            return
+        raise AssertionError("it was packed before the kill")
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    limit = time.monotonic() + 20
+    while not [part for part in shelf.glob(".*.part") if part.stat().st_size]:
+        assert time.monotonic() < limit
+    running.kill()
+    thread.join(30)
+    assert len(list(shelf.iterdir())) == 2  # what was ready, and what is half written
+    running.info = server.start_server(running.data_dir)
+    rows = running.call("GET", "/snapshots")["snapshots"]
+    assert [row["status"] for row in rows] == ["ready", "failed"]
+    assert [entry.name for entry in shelf.iterdir()] == [f"{kept}.tar"]
+    clone = running.call("POST", f"/snapshots/{kept}/clone", {})
+    assert (clone["status"], clone["shell"]) == ("running", "bash")

@@ -133,3 +133,13 @@ async def test_an_image_becomes_a_session_of_another_key(api: Any, pair: Pair) -
     spawned = await ask(api, other, "POST", f"/images/{image_id}/spawn", {"type": "session"})
     assert (spawned["shell"], spawned["image"]) == ("bash", image_id)
     assert await run(api, other, spawned["session_id"], "say; pwd") == "said kept\n/tmp\n"
+
+
+async def test_a_service_that_is_being_deployed_is_not_restored(api: Any, pair: Pair) -> None:
+    body = {"name": "slow", "ports": [8000], "bootstrap_content": SERVER}
+    service_id = (await ask(api, pair, "POST", "/services", body))["id"]
+    assert await page(api, pair, service_id) == "first"
+    snapshot = await ask(api, pair, "POST", f"/services/{service_id}/snapshot")
+    await ask(api, pair, "POST", f"/services/{service_id}/redeploy", {"bootstrap": "sleep 1000"})
+    refused = await api.call(pair, "POST", f"/snapshots/{snapshot['id']}/restore")
+    assert (refused.status_code, refused.json()["error"]) == (409, "service_not_running")

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from machines.platform.server import _tls
-from machines.platform.tls import load
+from machines.platform.tls import load, load_pair
 
 PEM = "-----BEGIN {0}-----\nAAAA\n-----END {0}-----\n"
 
@@ -40,8 +39,8 @@ def test_files_that_are_no_pair(files: tuple[Path, Path]) -> None:
 
 
 def test_one_without_the_other(files: tuple[Path, Path]) -> None:
-    assert _tls(None, None) is None
+    assert load_pair(None, None) is None
     with pytest.raises(UsageError, match="expected both or neither"):
-        _tls(files[0], None)
+        load_pair(files[0], None)
     with pytest.raises(UsageError, match="expected both or neither"):
-        _tls(None, files[1])
+        load_pair(None, files[1])

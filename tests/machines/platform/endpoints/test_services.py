@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import jsonschema_rs
@@ -151,14 +152,16 @@ async def test_states_that_do_not_allow_it(api: Any) -> None:
     assert (shown["state"], shown["reason"]) == ("failed", "sandbox_died")
 
 
-async def test_resizing_needs_a_service_that_has_started(api: Any) -> None:
+async def test_resizing_needs_a_service_that_has_started(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = api.key(tier=16)
-    answer = await call(
-        api, pair, "POST", "/services", {"name": "web", "bootstrap": "sleep infinity"}
-    )
+    body = {"name": "web", "bootstrap": "sleep infinity", "ports": [8000]}
+    answer = await call(api, pair, "POST", "/services", body)
     assert answer.json()["state"] == "starting"
     early = await call(api, pair, "POST", "/services/web/resize", {"vcpu": 2})
     assert early.status_code == 409
+    monkeypatch.setattr(api.backend, "connect", lambda _handle, _port: socket.socket())
     await until(api, pair, answer.json()["id"], "running")
     resized = await call(api, pair, "POST", "/services/web/resize", {"vcpu": 2})
     assert (resized.json()["vcpu"], resized.json()["memory_mb"]) == (2, 4096)

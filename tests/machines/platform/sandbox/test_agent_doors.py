@@ -155,8 +155,7 @@ def test_a_terminal_controls_its_jobs(
 ) -> None:
     terminal = bubblewrap.open_terminal(sandbox, ("bash", "--norc"), environment={"TERM": "dumb"})
     os.write(terminal, b"tty; echo $TERM; sleep 600\n")
-    read_until(terminal, b"/dev/pts/")
-    read_until(terminal, b"dumb\r\n")
+    assert b"/dev/pts/" in read_until(terminal, b"dumb\r\n")
     while b"sleep" not in names_inside(bubblewrap, sandbox):
         pass
     os.write(terminal, b"\x03")

@@ -216,6 +216,17 @@ def test_what_cannot_be_kept_is_named_and_the_rest_is_kept(
     assert bubblewrap.cell(sandbox, "python3", asking).stdout == b"1 Leaves threading False\n"
 
 
+def test_names_of_builtins_may_be_anything(
+    bubblewrap: BubblewrapBackend, sandbox: Handle, tmp_path: Path
+) -> None:
+    code = "import re; compile = re.compile; exec = globals = open = print = list = dict = 3"
+    assert bubblewrap.cell(sandbox, "python3", code).exit_code == 0
+    assert bubblewrap.save(sandbox, tmp_path / "a.tar", level="full").lost == ()
+    bubblewrap.load(sandbox, tmp_path / "a.tar")
+    asking = "import sys; sys.stdout.write(str(exec) + compile('x').pattern)"
+    assert bubblewrap.cell(sandbox, "python3", asking).stdout == b"3x"
+
+
 def test_nothing_is_finalized_by_trying(
     bubblewrap: BubblewrapBackend, sandbox: Handle, tmp_path: Path
 ) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from machines.platform.sandbox import archive
-from machines.platform.sandbox.backend import MIB, Saved, Spec
+from machines.platform.sandbox.backend import MIB, Backend, Handle, Saved, Spec
 from machines.platform.sandbox.channel import BrokenChannel
-from machines.platform.sandbox.errors import SandboxLimit
+from machines.platform.sandbox.errors import SandboxGone, SandboxLimit
 
 
 class Agent:
@@ -218,6 +218,43 @@ def test_the_file_is_durable_before_it_is_there(
     monkeypatch.setattr(archive.Path, "replace", replace)
     save(Agent(write(b"x")), tmp_path / "a")
     assert steps == ["fsync file", "rename", "fsync directory"]
+
+
+# -- every implementation of the port ------------------------------------------------------------
+
+
+def test_variables_and_files_come_back(
+    backend: Backend, handle: Handle, new_spec: Callable[..., Spec], tmp_path: Path
+) -> None:
+    """x = 42, save, x = 1, load: 42."""
+
+    def cell(where: Handle, code: str) -> bytes:
+        result = backend.cell(where, "python3", code)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    target = tmp_path / "a.tar"
+    cell(handle, "x = 42")
+    saved = backend.save(handle, target, level="full")
+    assert (saved.level, saved.lost) == ("files+vars", ())
+    assert saved.size_bytes == target.stat().st_size
+    assert saved.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    cell(handle, "x = 1")
+    backend.load(handle, target)
+    assert cell(handle, "print(x)") == b"42\n"
+    other = backend.create(new_spec())
+    backend.load(other, target)
+    cell(other, "x = 7")
+    assert cell(handle, "print(x)") == b"42\n"
+    backend.destroy(other)
+    with pytest.raises(SandboxGone):
+        backend.load(other, target)
+    assert backend.save(handle, target, level="files").level == "files"
+    backend.load(handle, target)
+    assert backend.cell(handle, "python3", "print(x)").exit_code != 0
+    with pytest.raises(SandboxLimit):
+        backend.load(handle, tmp_path / "none")
 
 
 # -- load ------------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ def run(backend: BubblewrapBackend, handle: Handle, text: str, seconds: float = 
 
 def group_directories(backend: BubblewrapBackend) -> set[str]:
     """Its own only: other test runs on this machine make and remove groups, too."""
-    found = Path("/sys/fs/cgroup").rglob(f"{backend._group_prefix}*")
+    parents = backend._tree.parents.values() if backend._tree else ()
+    found = (each for parent in parents for each in parent.glob(f"{backend._group_prefix}*"))
     return {str(each) for each in found}
 
 

@@ -35,8 +35,9 @@ OPEN_WITHOUT_FILTER = {
     "request_key",
     "socket_netlink_other",
     "take_our_descriptors",
+    "uncounted_memory",
 }
-PROBES = 57
+PROBES = 58
 TRICKS = {
     "collect_links",
     "load_hostile",

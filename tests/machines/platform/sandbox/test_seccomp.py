@@ -11,13 +11,15 @@ from machines.platform.sandbox.errors import SandboxUnavailable
 from machines.platform.sandbox.seccomp import ARCHITECTURES, build_filter
 
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-EPROTONOSUPPORT = 0x0005005D
+EINVAL, EPROTONOSUPPORT = 0x00050016, 0x0005005D
 NUMBERS = {
     "x86_64": {
+        "shmget": 29,
         "clone": 56, "clone3": 435, "ioctl": 16, "socket": 41, "read": 0, "execve": 59,
         "mount": 165, "ptrace": 101, "unshare": 272, "bpf": 321, "keyctl": 250,
     },
     "aarch64": {
+        "shmget": 194,
         "clone": 220, "clone3": 435, "ioctl": 29, "socket": 198, "read": 63, "execve": 221,
         "mount": 40, "ptrace": 117, "unshare": 97, "bpf": 280, "keyctl": 219,
     },
@@ -91,6 +93,10 @@ def architecture(request: pytest.FixtureRequest) -> str:
         ("socket", (38, 5), EPERM),
         ("socket", (40, 1), EPERM),
         ("socket", (0x1_0000_0028, 1), EPERM),
+        ("shmget", (0, 65536, 0o600), ALLOW),
+        ("shmget", (7, 0, 0), ALLOW),
+        ("shmget", (0, 65537, 0o600), EINVAL),
+        ("shmget", (0, 0x1_0000_0001, 0o600), EINVAL),
         ("mount", (), EPERM),
         ("ptrace", (), EPERM),
         ("unshare", (), EPERM),

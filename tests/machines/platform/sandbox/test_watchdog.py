@@ -102,10 +102,6 @@ def test_ending_one_may_forget_it_too(dog: Watchdog, memory: Memory) -> None:
     assert dog.check() == ["one"]
 
 
-def names() -> list[str]:
-    return [each.name for each in threading.enumerate()]
-
-
 def test_one_thread_serves_all_and_ends_with_the_last() -> None:
     asked: list[float] = []
     failing = threading.Event()
@@ -124,14 +120,13 @@ def test_one_thread_serves_all_and_ends_with_the_last() -> None:
         return 500
 
     dog = Watchdog(resident=resident, proportional=lambda _pid: 500, wait=wait)
-    assert "turtles-sandbox-watchdog" not in names()
+    before = set(threading.enumerate())
     for name in ("one", "two"):
         dog.watch(name, 1, lambda: 600, lambda _reason: None)
     dog.watch("three", 1, lambda: 100, lambda _reason: ended.set())
     assert ended.wait(10)  # after a round that failed
-    thread = next(each for each in threading.enumerate() if each.name.endswith("watchdog"))
-    assert names().count(thread.name) == 1
-    assert thread.daemon
+    (thread,) = set(threading.enumerate()) - before
+    assert (thread.name, thread.daemon) == ("turtles-sandbox-watchdog", True)
     for name in ("one", "two"):
         dog.forget(name)
     thread.join(10)
@@ -143,7 +138,7 @@ def test_one_thread_serves_all_and_ends_with_the_last() -> None:
 
 
 def test_use_is_summed_over_everything_below() -> None:
-    text = "import os, sys\nx = bytearray(b'x') * (40 << 20)\nos.fork()\nprint(1, flush=True)\n"
+    text = "import os, sys\nx = bytearray(b'x') * (40 << 20)\nos.fork()\nos.write(1, b'1\\n')\n"
     code = f"{text}sys.stdin.read()"
     spawn = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
     parent = subprocess.Popen(
@@ -158,10 +153,36 @@ def test_use_is_summed_over_everything_below() -> None:
     assert resident_bytes_below(parent.pid) == proportional_bytes(parent.pid) == 0
 
 
+MEMORY_FILES = """
+import mmap, os, sys
+files = [os.memfd_create("one"), os.memfd_create("two")]
+for file in files:
+    os.posix_fallocate(file, 0, 20 << 20)
+mapped = mmap.mmap(files[0], 20 << 20)
+touched = mapped[::4096]
+os.fork()
+os.write(1, b"1\\n")
+sys.stdin.read()
+"""
+
+
+def test_files_in_memory_count_once_mapped_or_not() -> None:
+    spawn = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {MEMORY_FILES!r}])"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", spawn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == parent.stdout.readline() == "1\n"
+    resident, proportional = resident_bytes_below(parent.pid), proportional_bytes(parent.pid)
+    parent.communicate()
+    assert 40 * MIB < proportional < 60 * MIB
+    assert resident >= proportional
+
+
 def test_where_proportional_memory_is_not_told_unshared_counts(tmp_path: Path) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     for pid, files in {
-        "1": {"smaps_rollup": "00400000-7fff rollup\nRss: 900 kB\nPss:   123 kB\n"},
+        "1": {"smaps_rollup": "0-7f rollup\nRss: 900 kB\nPss:  123 kB\nPss_Shmem: 7 kB\n"},
         "2": {"statm": "500 100 30 1 0 80 0\n"},
         "3": {"smaps_rollup": "", "statm": "0 0 0 0 0 0 0\n"},
         "4": {},
@@ -170,7 +191,7 @@ def test_where_proportional_memory_is_not_told_unshared_counts(tmp_path: Path) -
         for name, text in files.items():
             (tmp_path / pid / name).write_text(text)
     used = [watchdog._proportional(pid, tmp_path) for pid in (1, 2, 3, 4)]
-    assert used == [123 * 1024, 70 * page, 0, 0]
+    assert used == [(123 * 1024, 7 * 1024), (70 * page, 0), (0, 0), (0, 0)]
 
 
 # -- in a sandbox --------------------------------------------------------------------------------
@@ -201,6 +222,27 @@ def test_many_processes_together_are_held_down_too(
         pass
     backend.close()
     assert not backend._watchdog._watched
+
+
+HIDDEN = """
+import os
+files = [os.memfd_create("hidden") for _ in range(3)]
+for file in files:
+    for _ in range(100):
+        os.write(file, bytes(1 << 20))
+input()
+"""
+
+
+def test_memory_in_files_that_nobody_mapped_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_spec: Callable[..., Spec]
+) -> None:
+    monkeypatch.setattr(module, "find_tree", lambda: None)
+    backend = BubblewrapBackend(tmp_path)
+    handle = backend.create(new_spec())
+    with pytest.raises(SandboxGone, match="bytes of memory"):
+        backend.execute(handle, Command(("sh", "-c", f"sleep 60 | python3 -c '{HIDDEN}'")))
+    backend.close()
 
 
 def test_with_groups_nobody_watches(bubblewrap: BubblewrapBackend, sandbox: Handle) -> None:

@@ -726,6 +726,13 @@ def shared_memory():
 
 
 @probe
+def uncounted_memory():
+    """Segments of System V live on without a process."""
+    tried = {"shmget": call("shmget", 0, 1 << 20, 0o1600)}
+    return reached(tried)
+
+
+@probe
 def clock_and_name():
     moved = struct.pack("qq", 0, 0)
     tried = {
