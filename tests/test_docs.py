@@ -1,4 +1,4 @@
-"""The tests on docs/testing.md run, as they stand there, and pass."""
+"""The programs on the pages below docs/ run as they stand there, and print what stands there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,19 @@ def test_blocks_of_the_page_pass(tmp_path: Path) -> None:
     assert re.search(rf"\b{declared + parameters} passed\b", done.stdout), done.stdout
 
 
-def test_links_of_the_page_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", PAGE.read_text())
-    assert links
-    assert [link for link in links if not (PAGE.parent / link).exists()] == []
+def test_the_walk_over_the_platform_prints_what_the_page_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "platform.md").read_text()
+    (program,) = BLOCK.findall(text)
+    (printed,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+        timeout=100, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == printed
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == [], page

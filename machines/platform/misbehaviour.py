@@ -117,7 +117,7 @@ def _shown(kinds: Mapping[str, type]) -> str:
 
 def _expire_invoice(sql: Session, arguments: Mapping[str, Any]) -> None:
     sql.run(
-        "UPDATE invoice SET expires_ms = :now_ms WHERE number = :number",
+        "UPDATE invoice SET expires_ms = min(expires_ms, :now_ms) WHERE number = :number",
         now_ms=_integer(arguments, "now_ms"),
         number=_invoice(sql, arguments)["number"],
     )

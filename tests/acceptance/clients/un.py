@@ -126,7 +126,7 @@ class Client:
         return self._call("POST", f"/services/{service_id}/env/export", {})
 
     def session_snapshot(self, session_id, name, ephemeral=False):
-        body = {"session_id": session_id, "name": name, "hot": ephemeral}
+        body = {"session_id": session_id, "name": name, "ephemeral": ephemeral}
         return self._call("POST", "/snapshots", body)
 
     def restore_snapshot(self, snapshot_id):
