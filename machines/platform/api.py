@@ -5,7 +5,8 @@ Every signed request goes the same way::
     read the body (bounded) -> verify signature -> count it -> standing -> parse -> handle
 
 A request that is not authentic costs the key nothing; an authentic one counts even when it is
-refused afterwards.  Handlers are plain functions and run in threads, so that a command that
+refused afterwards.  Endpoints that `count` do so in the transaction that takes the order, or after
+a refusal (see limits.py): one commit less.  All of it is one visit to a thread.  Handlers are plain functions and run in threads, so that a command that
 takes minutes holds up nobody; the database and the backend are synchronous.
 """
 
@@ -39,7 +40,7 @@ from machines.platform.images import Images
 from machines.platform.languages import Probing
 from machines.platform.refusals import unavailable
 from machines.platform.replies import Problem, parse_object, reply
-from machines.platform.sandbox.backend import Backend
+from machines.platform.sandbox.backend import Backend, Enforcement
 from machines.platform.services import Services
 from machines.platform.sessions import Sessions
 from machines.platform.snapshots import Snapshots
@@ -83,6 +84,7 @@ class Api:
         self.probing = Probing(backend)
         self.requests_per_minute_per_tier = requests_per_minute_per_tier
         self._problem: str | None = None
+        self._enforcement: Enforcement = "none"
         # Commands may take minutes; they must not use up the threads of short requests.
         self._short = anyio.CapacityLimiter(16)
         self._long = anyio.CapacityLimiter(512)
@@ -146,11 +148,8 @@ class Api:
         async def serve(request: Request) -> Response:
             try:
                 signed = await self._read(request)
-                key = await anyio.to_thread.run_sync(
-                    self.enter, signed, endpoint.any_standing, limiter=self._short
-                )
                 return await anyio.to_thread.run_sync(
-                    lambda: self._answer(endpoint, request, signed, key), limiter=limiter
+                    self._answer, endpoint, request, signed, limiter=limiter
                 )
             except Problem as problem:
                 return problem.response()
@@ -163,12 +162,22 @@ class Api:
         return route
 
     def _answer(
-        self, endpoint: Endpoint, request: Request, signed: auth.SignedRequest, key: keys.KeyRow
+        self, endpoint: Endpoint, request: Request, signed: auth.SignedRequest
     ) -> Response:
-        call = _call(endpoint, request, signed, key)
-        if endpoint.audited is None:
-            return endpoint.handler(call)
-        return self.audit.answer(endpoint, call)
+        now_ms = self.context.clock_ms()
+        key, admission = self._recognise(signed, now_ms)
+        if not endpoint.counts:
+            admission.count()
+        try:
+            if not endpoint.any_standing:
+                auth.check_standing(key, now_ms)
+            call = _call(endpoint, request, signed, key, admission)
+            if endpoint.audited is None:
+                return endpoint.handler(call)
+            return self.audit.answer(endpoint, call)
+        finally:
+            # Too many requests comes before whatever else is wrong with one.
+            admission.count()
 
     async def _read(self, request: Request) -> auth.SignedRequest:
         scope = request.scope
@@ -183,6 +192,16 @@ class Api:
     def enter(self, signed: auth.SignedRequest, any_standing: bool) -> keys.KeyRow:
         """Verify, count, and check the standing of the key."""
         now_ms = self.context.clock_ms()
+        key, admission = self._recognise(signed, now_ms)
+        admission.count()
+        if not any_standing:
+            auth.check_standing(key, now_ms)
+        return key
+
+    def _recognise(
+        self, signed: auth.SignedRequest, now_ms: int
+    ) -> tuple[keys.KeyRow, limits.Admission]:
+        """Whose request it is, and what counts it."""
         with self.context.database.reading() as sql:
             key = auth.authenticate(
                 signed,
@@ -191,11 +210,7 @@ class Api:
                 secret_of=lambda public_key: keys.secret(sql, public_key),
             )
         allowed = limits.requests_per_minute(key.tier, self.requests_per_minute_per_tier)
-        with self.context.database.transaction() as sql:
-            limits.admit(sql, key.public_key, allowed, now_ms)
-        if not any_standing:
-            auth.check_standing(key, now_ms)
-        return key
+        return key, limits.Admission(self.context.database, key.public_key, allowed, now_ms)
 
     async def _health(self, _request: Request) -> Response:
         body: dict[str, Any] = {
@@ -204,6 +219,8 @@ class Api:
         }
         if self._problem:
             body["sandbox_problem"] = self._problem
+        else:
+            body["enforcement"] = self._enforcement
         if self.requests_per_minute_per_tier != REQUESTS_PER_MINUTE_PER_TIER:
             body["requests_per_minute_per_tier"] = self.requests_per_minute_per_tier
         return reply(body)
@@ -221,7 +238,7 @@ class Api:
             problem = unavailable(probe.reason, probe.fix)
             self._problem = problem.message
             raise problem
-        self._problem = None
+        self._problem, self._enforcement = None, probe.enforcement
 
     def _require_isolation_quietly(self) -> None:
         self._problem = "not probed yet"
@@ -232,7 +249,11 @@ class Api:
 
 
 def _call(
-    endpoint: Endpoint, request: Request, signed: auth.SignedRequest, key: keys.KeyRow
+    endpoint: Endpoint,
+    request: Request,
+    signed: auth.SignedRequest,
+    key: keys.KeyRow,
+    admission: limits.Admission,
 ) -> Call:
     digest = hashlib.sha256(b"\n".join((signed.method, signed.path, signed.body)))
     return Call(
@@ -246,6 +267,7 @@ def _call(
         content_type=request.headers.get("content-type", ""),
         client=request.client.host if request.client else "",
         base_url=str(request.base_url).rstrip("/"),
+        admission=admission,
     )
 
 

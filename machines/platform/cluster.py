@@ -4,7 +4,7 @@ The documents speak of a cluster of hosts with containers kept warm.  Here is on
 sandbox is made when it is asked for, so the words mean:
 
 ============  ==============================================================================
-allocated     live sandboxes: sessions that start or run, and running one-off executions
+allocated     live sandboxes: of sessions, services and one-off executions that have not ended
 spawning      those of them that are still being built
 available     sandboxes of one vCPU that could be filled to their memory limit (2 GiB) with
               the memory that is free now; 0 while this machine cannot isolate.  An estimate
@@ -47,11 +47,15 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """The platform at one moment.  `live` counts live sandboxes by network mode."""
+    """The platform at one moment.  `live` counts live sandboxes by network mode.
+
+    `services` are the semitrusted ones among them that belong to services.
+    """
 
     machine: Machine
     live: Mapping[str, int]
     spawning: int
+    services: int = 0
     can_isolate: bool
     uptime_seconds: int
 
@@ -96,13 +100,15 @@ class Cluster:
         self._sessions.expire_due()
         with self._context.database.reading() as sql:
             live = {row["network_mode"]: int(row["live"]) for row in sql.all(_LIVE)}
-            spawning = sql.scalar("SELECT count(*) FROM session WHERE state = 'starting'")
+            spawning = sql.scalar(_SPAWNING)
+            services = sql.scalar(_SERVICES)
         # A clock that is set back must not show a platform from the future.
         uptime_ms = max(0, self._context.clock_ms() - self._started_ms)
         return Reading(
             machine=self._read(),
             live=live,
             spawning=int(spawning),
+            services=int(services),
             can_isolate=can_isolate,
             uptime_seconds=uptime_ms // 1000,
         )
@@ -178,14 +184,13 @@ def _network_breakdown(reading: Reading) -> dict[str, dict[str, int]]:
     shown = {}
     for mode in _NETWORK_MODES:
         allocated = reading.live.get(mode, 0)
-        # Nothing but zerotrust can be made here.
-        available = reading.available if mode == "zerotrust" else 0
+        # The room is one: what the one kind takes, the other has no more.
         shown[mode] = {
-            "total": allocated + available,
-            "available": available,
+            "total": allocated + reading.available,
+            "available": reading.available,
             "allocated": allocated,
         }
-    shown["semitrusted"]["services"] = 0
+    shown["semitrusted"]["services"] = reading.services
     return shown
 
 
@@ -198,6 +203,18 @@ _LIVE = """
     SELECT network_mode, count(*) AS live FROM (
         SELECT network_mode FROM session WHERE state <> 'terminated'
         UNION ALL
-        SELECT network_mode FROM execution WHERE state = 'running' AND session_id IS NULL
+        SELECT network_mode FROM execution WHERE state IN ('pending', 'running')
+            AND session_id IS NULL AND service_id IS NULL
+        UNION ALL
+        SELECT network_mode FROM service
+            WHERE state IN ('starting', 'running', 'frozen', 'redeploying')
     ) AS sandbox GROUP BY network_mode
+"""
+_SPAWNING = """
+    SELECT (SELECT count(*) FROM session WHERE state = 'starting')
+        + (SELECT count(*) FROM service WHERE state = 'starting')
+"""
+_SERVICES = """
+    SELECT count(*) FROM service WHERE network_mode = 'semitrusted'
+        AND state IN ('starting', 'running', 'frozen', 'redeploying')
 """

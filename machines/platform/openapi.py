@@ -89,6 +89,7 @@ _HEALTH = an_object(
     status=one_of("ok"),
     sandbox=one_of("available", "unavailable"),
     sandbox_problem=TEXT,
+    enforcement=one_of("cgroup", "rlimit", "none"),
     requests_per_minute_per_tier=INTEGER,
 )
 _ONCE: Schema = {

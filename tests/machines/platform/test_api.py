@@ -15,7 +15,7 @@ from machines.platform.sandbox.fake import FakeBackend
 async def test_health_needs_no_key(api: Any) -> None:
     answer = await api.http.get("/health")
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ok", "sandbox": "available"}
+    assert answer.json() == {"status": "ok", "sandbox": "available", "enforcement": "none"}
 
 
 async def test_health_answers_head_and_refuses_post(api: Any) -> None:

@@ -44,7 +44,7 @@ def test_cluster_has_every_field_of_the_wire_facts() -> None:
         "total_containers": 3,
         "network_breakdown": {
             "zerotrust": {"total": 5, "available": 2, "allocated": 3},
-            "semitrusted": {"total": 0, "available": 0, "allocated": 0, "services": 0},
+            "semitrusted": {"total": 2, "available": 2, "allocated": 0, "services": 0},
         },
         "load_avg": {"load1": 0.5, "load5": 1.26, "load15": 12.0},
         "memory": {"used_gb": 10.63, "available_gb": 5.37, "used_percent": 66.4},
@@ -90,7 +90,7 @@ def test_a_machine_that_cannot_isolate_has_no_room() -> None:
 def test_every_network_mode_is_counted() -> None:
     shown = cluster_document(reading(live={"zerotrust": 1, "semitrusted": 2}))
     assert shown["allocated"] == 3
-    assert shown["network_breakdown"]["semitrusted"]["total"] == 2
+    assert shown["network_breakdown"]["semitrusted"]["allocated"] == 2
 
 
 def test_this_machine_has_memory_and_load() -> None:
