@@ -119,7 +119,7 @@ def _object(reply: Reply) -> dict[str, Any]:
 
 
 def _reason(data: Mapping[str, Any]) -> str:
-    codes = [data.get(name) for name in ("reason", "error", "code")]
+    codes = [data.get(name) for name in ("error", "reason", "code")]
     exact = next((code for code in codes if code in _REASONS), None)
     if isinstance(exact, str):
         return exact

@@ -204,6 +204,8 @@ def test_environment_says_what_arrives() -> None:
 
 def test_it_is_a_test_case_for_unittest_and_pytest() -> None:
     case = machine_test(jar(slack=1)).TestCase
+    # The profile's number of lives finds it nearly always, which is not always.
+    case.settings = settings(case.settings, max_examples=1000, derandomize=True)
     result = unittest.TestResult()
     case("runTest").run(result)
     ((_, trace),) = result.failures
