@@ -14,6 +14,7 @@ can rely on the names.  Whatever the caller does, `redact` lets no secret throug
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal
@@ -101,6 +102,8 @@ SECRET_ENDINGS = (
 )
 """A field whose name is or ends with one of these is never shown."""
 HIDDEN = "***"
+_CAPABILITY = re.compile(r"((?:unsb-session|unsb-vm)-[0-9a-f]{4})[0-9a-f]{12}")
+"""A platform's session lets in whoever knows its id: enough of it to find, too little to attach."""
 _CHOSEN: dict[str, Any] = {"json": True, "level": "warning"}
 
 
@@ -182,7 +185,7 @@ class _Stderr:
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """structlog processor: hide every `Secret` and every field that is named like one."""
+    """structlog processor: hide each `Secret`, each field named like one, and sessions' ids."""
     for name, value in event.items():
         event[name] = _hidden(name, value)
     return event
@@ -195,4 +198,4 @@ def _hidden(name: str, value: Any) -> Any:
         return {key: _hidden(str(key), inner) for key, inner in value.items()}
     if isinstance(value, list | tuple) and name != "exc_info":
         return [_hidden("", inner) for inner in value]
-    return value
+    return _CAPABILITY.sub(r"\1...", value) if isinstance(value, str) else value

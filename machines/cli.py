@@ -265,6 +265,13 @@ def serve(
     allow_faults: Annotated[
         bool, typer.Option("--allow-faults", help="Let misbehaviour be injected.")
     ] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="What isolates: bubblewrap, or gvisor (needs root and runsc; whole processes "
+            "can be kept in snapshots)."
+        ),
+    ] = "bubblewrap",
     operator: Annotated[
         list[str] | None,
         typer.Option(
@@ -304,6 +311,7 @@ def serve(
             port,
             block_seconds=block_seconds,
             allow_faults=allow_faults,
+            backend=backend,
             operators=operator or [],
             egress_allow=egress_allow or [],
             egress_requests_per_second=egress_rate,

@@ -6,14 +6,19 @@ Every signed request goes the same way::
 
 A request that is not authentic costs the key nothing; an authentic one counts even when it is
 refused afterwards.  Endpoints that `count` do so in the transaction that takes the order, or after
-a refusal (see limits.py): one commit less.  All of it is one visit to a thread.  Handlers are plain functions and run in threads, so that a command that
-takes minutes holds up nobody; the database and the backend are synchronous.
+a refusal (see limits.py): one commit less.  All of it is one visit to a thread: handlers are plain
+functions, the database and the backend are synchronous, and a command that takes minutes holds up
+nobody.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -50,6 +55,8 @@ from machines.platform.wire import Call, Endpoint, Feature
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
 REQUESTS_PER_MINUTE_PER_TIER = 7
+LONG_REQUESTS_MAX = 64
+"""Requests that may take minutes, of one key at once: they share threads with those of others."""
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 log = structlog.get_logger("turtles.platform.api")
@@ -88,6 +95,8 @@ class Api:
         # Commands may take minutes; they must not use up the threads of short requests.
         self._short = anyio.CapacityLimiter(16)
         self._long = anyio.CapacityLimiter(512)
+        self._open: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self.features: tuple[Feature, ...] = (
             KeyEndpoints(self),
             ClusterEndpoints(self),
@@ -161,9 +170,7 @@ class Api:
         route.methods = {method}
         return route
 
-    def _answer(
-        self, endpoint: Endpoint, request: Request, signed: auth.SignedRequest
-    ) -> Response:
+    def _answer(self, endpoint: Endpoint, request: Request, signed: auth.SignedRequest) -> Response:
         now_ms = self.context.clock_ms()
         key, admission = self._recognise(signed, now_ms)
         if not endpoint.counts:
@@ -172,12 +179,34 @@ class Api:
             if not endpoint.any_standing:
                 auth.check_standing(key, now_ms)
             call = _call(endpoint, request, signed, key, admission)
-            if endpoint.audited is None:
-                return endpoint.handler(call)
-            return self.audit.answer(endpoint, call)
+            with self._share(endpoint, key.public_key):
+                if endpoint.audited is None:
+                    return endpoint.handler(call)
+                return self.audit.answer(endpoint, call)
         finally:
             # Too many requests comes before whatever else is wrong with one.
             admission.count()
+
+    @contextmanager
+    def _share(self, endpoint: Endpoint, public_key: str) -> Iterator[None]:
+        """One of the threads of long requests, of which a key may have so many.
+
+        Raises:
+            Problem: 429.
+        """
+        if not endpoint.long:
+            yield
+            return
+        with self._lock:
+            if self._open[public_key] >= LONG_REQUESTS_MAX:
+                raise _too_many_open()
+            self._open[public_key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open[public_key] -= 1
+                self._open += Counter()  # drops what is at zero
 
     async def _read(self, request: Request) -> auth.SignedRequest:
         scope = request.scope
@@ -255,7 +284,9 @@ def _call(
     key: keys.KeyRow,
     admission: limits.Admission,
 ) -> Call:
-    digest = hashlib.sha256(b"\n".join((signed.method, signed.path, signed.body)))
+    # Without a query as it always was: stored digests must go on to match.
+    target = signed.path + (b"?" + signed.query if signed.query else b"")
+    digest = hashlib.sha256(b"\n".join((signed.method, target, signed.body)))
     return Call(
         key=key,
         body=parse_object(signed.body) if endpoint.takes == "json" else {},
@@ -268,6 +299,17 @@ def _call(
         client=request.client.host if request.client else "",
         base_url=str(request.base_url).rstrip("/"),
         admission=admission,
+    )
+
+
+def _too_many_open() -> Problem:
+    return Problem(
+        429,
+        "concurrency_limit_reached",
+        f"{LONG_REQUESTS_MAX} requests of this key are under way that may take minutes. "
+        "Wait for one, or use the asynchronous form and poll.",
+        headers={"Retry-After": str(limits.CONCURRENCY_RETRY_SECONDS)},
+        fields={"active_executions": LONG_REQUESTS_MAX, "concurrency_limit": LONG_REQUESTS_MAX},
     )
 
 

@@ -41,7 +41,7 @@ SNAPSHOT_SCHEMA: Schema = an_object(
 )
 IMAGE_SCHEMA: Schema = an_object(
     (
-        *("id", "image_id", "source_type", "source_id", "owner_api_key", "owner_key", "status"),
+        *("id", "image_id", "source_type", "owner_api_key", "owner_key", "status"),
         *("visibility", "locked", "lost", "trusted_keys", "node", "created_at", "access"),
     ),
     id=TEXT,
@@ -89,12 +89,14 @@ def snapshot_document(row: Row) -> dict[str, Any]:
 
 
 def image_document(row: Row, access: str, trusted: Sequence[str]) -> dict[str, Any]:
-    """An image, for a caller who reaches it in this way; `trusted` is for its owner."""
+    """An image, for a caller who reaches it in this way; `trusted` is for its owner.
+
+    So is what it was made of: the id of a session is enough to attach to its terminal.
+    """
     document: dict[str, Any] = {
         "id": row["image_id"],
         "image_id": row["image_id"],
         "source_type": row["source_type"],
-        "source_id": row["source_id"],
         "owner_api_key": row["owner_key"],
         "owner_key": row["owner_key"],
         "status": row["status"],
@@ -107,6 +109,8 @@ def image_document(row: Row, access: str, trusted: Sequence[str]) -> dict[str, A
         "access": access,
         **_content(row, "fingerprint"),
     }
+    if access == "owned" and row["source_id"]:
+        document["source_id"] = row["source_id"]
     if row["description"] is not None:
         document["description"] = row["description"]
     return document

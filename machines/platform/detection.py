@@ -17,6 +17,7 @@ LINE_CHARACTERS_MAX = 200
 VOTES_MIN = 2.5
 
 _SHEBANG = re.compile(r"#!\s*(?:\S*/)?env\s+(?:-\S+\s+)*(?:\w+=\S*\s+)*(\S+)|#!\s*(\S+)")
+_BLANKS = re.compile(r"[^\S\n]{9,}")
 _VERSION = re.compile(r"[-.\d]+$")
 _PROGRAMS = {
     "python": "python",
@@ -459,7 +460,9 @@ def detect(code: str) -> str | None:
     named = _from_shebang(lines[0])
     if named is not None:
         return named
-    text = "\n".join(line[:LINE_CHARACTERS_MAX].rstrip("\r") for line in lines)
+    # Patterns that begin with blanks would try each of them as their beginning.
+    shown = (line[:LINE_CHARACTERS_MAX].rstrip() for line in lines)
+    text = "\n".join(_BLANKS.sub(" " * 8, line) for line in shown if line)
     votes = _count(text)
     best = max(votes, key=lambda language: votes[language])
     return best if votes[best] >= VOTES_MIN else None

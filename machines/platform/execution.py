@@ -8,8 +8,10 @@
           DELETE /jobs/{id}   -> [row cancelled]   its program is killed, its output is added
           background, refused by the sandbox -> [row failed]
 
-Code runs in a sandbox of its own (`one_off`), a command in that of a session or of a service.
-A blocking execution costs two commits beside the one that admits the request.
+Code runs in a sandbox of its own (`one_off`), a command in that of a session or of a service.  The
+way of one execution from its row to its result is in execution_course.py.
+A blocking execution costs two commits: one counts the request (limits.py) and inserts the row, one
+holds the result.
 
 An `Idempotency-Key` names an execution for its key's owner.  A second request with it never runs
 anything: it gets the stored result, waits for the first request when that is still running, or,
@@ -17,34 +19,25 @@ when the platform died in between, learns that nobody knows (`409 outcome_unknow
 that died with the platform it is `410 session_terminated`.  An execution that the sandbox refused
 before it began leaves no row, so its key may be used again.
 
-What has a row `pending` or `running` is in `_running` of the process that runs it.  Rows that are
-not there belong to a process that died, or to a thread that could not write its result: `start`
-and `tick` make them `lost`.
+What has a row `pending` or `running` is in `_runs` of the process that runs it.  Rows that are not
+there belong to a process that died, or to a thread that could not write its result: `start` and
+`tick` make them `lost`.
 """
 
 from __future__ import annotations
 
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable
 
-import structlog
-
-from engine.errors import StoreBusy
-from engine.events import Event
 from machines.platform import execution_rows as rows
-from machines.platform import lives
 from machines.platform.context import PlatformContext
+from machines.platform.execution_course import Claim, ExecutionCourse, Perform
+from machines.platform.execution_runs import own_sandbox
 from machines.platform.languages import Probing, evaluation
-from machines.platform.lives.job import Begin, Fail, Finish, JobLife, Lose, Withdraw
 from machines.platform.one_off import JOB_MARK, Outcome, interrupt, run_alone
 from machines.platform.orders import Caller, CodeOrder, CommandOrder
-from machines.platform.refusals import sandbox_refusals, terminated
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend, Command, Handle
-from machines.platform.sandbox.errors import SandboxFrozen, SandboxGone
+from machines.platform.sandbox.errors import SandboxGone
 from machines.platform.sessions import Sessions
 from persistence.database import Row
 from persistence.database import Session as Sql
@@ -53,37 +46,16 @@ from persistence.database import Session as Sql
 _CELLS = {"bash": "bash", "python": "python3", "python3": "python3"}
 CANCEL_SECONDS = 3.0
 """How long a killed program's output is waited for."""
-WAITERS_MAX = 256
 _HOUSEKEEPING_MS = 60_000
 _WAIT_SECONDS_MAX = 960.0
-_WRITES_MAX = 5
-
-log = structlog.get_logger("turtles.platform.execution")
-
-Perform = Callable[[str], Outcome]
-Claim = Callable[[Sql], None]
 
 
-class _Running:
-    """An execution of this process: where it runs, and what other threads may ask of it."""
-
-    def __init__(self, sandbox_id: str | None, own: bool) -> None:
-        self.ended = threading.Event()
-        self.cancelled = threading.Event()
-        self.sandbox_id = sandbox_id
-        self.own = own
-
-
-class Executions:
+class Executions(ExecutionCourse):
     """One-off executions, and commands in sessions and services."""
 
     def __init__(self, context: PlatformContext, backend: Backend, sessions: Sessions) -> None:
-        self._context = context
-        self._backend = backend
-        self._sessions = sessions
+        super().__init__(context, backend, sessions)
         self._probing = Probing(backend)
-        self._running: dict[str, _Running] = {}
-        self._waiters = threading.BoundedSemaphore(WAITERS_MAX)
         self._kept_house_ms = 0
 
     # -- the platform's life -------------------------------------------------------------------
@@ -100,9 +72,9 @@ class Executions:
     def _keep_house(self) -> None:
         now_ms = self._kept_house_ms = self._context.clock_ms()
         with self._context.database.reading() as sql:
-            # The rows first: whoever is among them and then not in `_running` has ended, or died.
+            # The rows first: whoever is among them and then not in `_runs` has ended, or died.
             live = [row["job_id"] for row in rows.live(sql)]
-        left = [job_id for job_id in live if job_id not in self._running]
+        left = [job_id for job_id in live if self._runs.find(job_id) is None]
         with self._context.database.transaction() as sql:
             for job_id in left:
                 self._move(sql, job_id, "lost", error="the result was lost")
@@ -110,9 +82,8 @@ class Executions:
 
     def stop(self) -> None:
         """End the sandboxes of running one-off executions.  Call after `Sessions.stop`."""
-        for running in list(self._running.values()):
-            if running.own and running.sandbox_id is not None:
-                self._backend.destroy(Handle(running.sandbox_id))
+        for sandbox_id in self._runs.own_sandboxes():
+            self._backend.destroy(Handle(sandbox_id))
 
     # -- one-off executions --------------------------------------------------------------------
 
@@ -146,12 +117,12 @@ class Executions:
 
     def _alone(self, order: CodeOrder) -> Perform:
         def perform(job_id: str) -> Outcome:
-            sandbox_id = _own_sandbox(job_id)
-            running = self._running[job_id]
+            sandbox_id = own_sandbox(job_id)
+            running = self._runs.find(job_id)
 
             def require_wanted() -> None:
                 self._sessions.require_open()
-                if running.cancelled.is_set():
+                if running is not None and running.cancelled.is_set():
                     raise SandboxGone(sandbox_id, "its job was cancelled")
 
             return run_alone(self._backend, sandbox_id, job_id, order, require_wanted)
@@ -205,7 +176,6 @@ class Executions:
         network_mode: str,
         timeout_seconds: float,
         wait_ms: int = 0,
-        language: str = "bash",
         claim: Claim | None = None,
         gone: Callable[[SandboxGone], None] | None = None,
     ) -> Row:
@@ -238,22 +208,11 @@ class Executions:
                     gone(error)
                 raise
 
-        columns = rows.draft(language=language, network_mode=network_mode, service_id=service_id)
+        columns = rows.draft(language="bash", network_mode=network_mode, service_id=service_id)
         row = self._submit(caller, columns, claim, perform, "running", sandbox_id)
         return self._await(row, wait_ms / 1000) if wait_ms > 0 else row
 
     # -- what is asked about jobs --------------------------------------------------------------
-
-    def find(self, public_key: str, job_id: str) -> Row:
-        """An execution of this key.
-
-        Raises:
-            Problem: 404.
-        """
-        with self._context.database.reading() as sql:
-            row = rows.select(sql, job_id)
-        owned = row if row is not None and row["public_key"] == public_key else None
-        return rows.require(owned, job_id)
 
     def active(self, public_key: str) -> list[Row]:
         """The key's executions that have not ended."""
@@ -291,7 +250,7 @@ class Executions:
 
     def _interrupt(self, job_id: str) -> None:
         """Kill a cancelled execution's program, and see that its output is written down."""
-        running = self._running.get(job_id)
+        running = self._runs.find(job_id)
         if running is None or running.sandbox_id is None:
             return
         running.cancelled.set()
@@ -300,244 +259,3 @@ class Executions:
             running.ended.wait(CANCEL_SECONDS)
         if running.own:
             self._backend.destroy(handle)
-
-    # -- one execution, from its row to its result ---------------------------------------------
-
-    def _once(self, caller: Caller, columns: dict[str, Any], claim: Claim, perform: Perform) -> Row:
-        """The row of this execution, run now or before; `perform` is called at most once."""
-        while True:
-            job_id = self._announce(columns)
-            try:
-                known = self._reserve(caller, job_id, columns, claim, "running")
-                if known is None:
-                    return self._perform(job_id, columns["session_id"], perform, self._forget)
-            finally:
-                self._conclude(job_id)
-            self._await(known, None)
-            with self._context.database.reading() as sql:
-                settled = rows.select(sql, known["job_id"])
-            if settled is not None:
-                return self._settled(settled)
-
-    def _submit(
-        self,
-        caller: Caller,
-        columns: dict[str, Any],
-        claim: Claim | None,
-        perform: Perform,
-        state: str,
-        sandbox_id: str | None = None,
-    ) -> Row:
-        """Insert the row and let a thread go on with it; or the row of this idempotency key."""
-        job_id = self._announce(columns, sandbox_id)
-        try:
-            known = self._reserve(caller, job_id, columns, claim, state)
-        except BaseException:
-            self._conclude(job_id)
-            raise
-        if known is not None:
-            self._conclude(job_id)
-            return known
-        threading.Thread(target=self._in_background, args=(job_id, perform), daemon=True).start()
-        return self.find(caller.public_key, job_id)
-
-    def _in_background(self, job_id: str, perform: Perform) -> None:
-        try:
-            if self._begun(job_id):
-                self._perform(job_id, None, perform, self._fail)
-        except Problem as problem:
-            log.info("job_failed", job_id=job_id, error=problem.error)
-        finally:
-            self._conclude(job_id)
-
-    def _begun(self, job_id: str) -> bool:
-        """Whether a submitted execution may start: it may have been cancelled already."""
-        with self._context.database.transaction() as sql:
-            row = rows.require(rows.select(sql, job_id), job_id)
-            return row["state"] == "running" or self._move(sql, job_id, "running")
-
-    def _announce(self, columns: dict[str, Any], sandbox_id: str | None = None) -> str:
-        """A new job id, known to waiters before its row can be seen."""
-        job_id = str(uuid.uuid4())
-        own = columns["session_id"] is None and columns["service_id"] is None
-        self._running[job_id] = _Running(_own_sandbox(job_id) if own else sandbox_id, own)
-        return job_id
-
-    def _conclude(self, job_id: str) -> None:
-        self._running.pop(job_id).ended.set()
-
-    def _await(self, row: Row, timeout_seconds: float | None) -> Row:
-        """An execution's row when it has ended here, or as it is after the time.
-
-        Raises:
-            Problem: 503, too many wait already.
-        """
-        running = self._running.get(row["job_id"])
-        if running is not None and row["state"] in rows.LIVE_STATES:
-            if not self._waiters.acquire(blocking=False):
-                raise Problem(
-                    503,
-                    "busy",
-                    f"{WAITERS_MAX} requests wait for jobs already. "
-                    f"Poll GET /jobs/{row['job_id']} instead.",
-                    headers={"Retry-After": "2"},
-                )
-            try:
-                running.ended.wait(timeout_seconds)
-            finally:
-                self._waiters.release()
-        with self._context.database.reading() as sql:
-            return rows.select(sql, row["job_id"]) or row
-
-    def _reserve(
-        self,
-        caller: Caller,
-        job_id: str,
-        columns: dict[str, Any],
-        claim: Claim | None,
-        state: str,
-    ) -> Row | None:
-        """Insert the row, or return the one this idempotency key has already."""
-        with self._context.database.transaction() as sql:
-            known = rows.repeated(sql, caller)
-            if known is None:
-                if claim is not None:
-                    claim(sql)
-                rows.insert(sql, caller, job_id, state, columns, self._context.clock_ms())
-            return known
-
-    def _perform(
-        self,
-        job_id: str,
-        session_id: str | None,
-        perform: Perform,
-        refused: Callable[[str, Problem], None],
-    ) -> Row:
-        """Run, and write down how it ended; `refused` is told when nothing was run."""
-        try:
-            with _refusals():
-                outcome = perform(job_id)
-        except Problem as problem:
-            refused(job_id, problem)
-            raise
-        except SandboxGone as error:
-            row = self._lose(job_id)
-            if row["state"] == "cancelled":
-                return row
-            raise self._gone(session_id, error) from error
-        except BaseException:
-            self._lose(job_id)
-            raise
-        for _ in range(_WRITES_MAX):
-            # What ran cannot be run again: its result is worth more than one try.
-            with suppress(StoreBusy):
-                return self._finish(job_id, session_id, outcome)
-        raise Problem(
-            500,
-            "outcome_unknown",
-            f"job {job_id} ran, and its result could not be stored: the database stayed busy.",
-            fields={"job_id": job_id},
-        )
-
-    def _gone(self, session_id: str | None, error: SandboxGone) -> Problem:
-        if session_id is None:
-            return Problem(500, "sandbox_died", f"the sandbox ended before the code did: {error}")
-        self._sessions.died(session_id)
-        return terminated(session_id, error.reason)
-
-    def _forget(self, job_id: str, _problem: Problem) -> None:
-        with self._context.database.transaction() as sql:
-            sql.run("DELETE FROM execution WHERE job_id = :job AND state = 'running'", job=job_id)
-            lives.forget(sql, JobLife, job_id)
-
-    def _fail(self, job_id: str, problem: Problem) -> None:
-        with self._context.database.transaction() as sql:
-            self._move(sql, job_id, "failed", error=problem.message)
-
-    def _lose(self, job_id: str) -> Row:
-        with self._context.database.transaction() as sql:
-            self._move(sql, job_id, "lost", error="the result was lost")
-            return rows.require(rows.select(sql, job_id), job_id)
-
-    def _finish(self, job_id: str, session_id: str | None, outcome: Outcome) -> Row:
-        result = outcome.result
-        output = {
-            "stdout": result.stdout.decode("utf-8", "replace"),
-            "stderr": result.stderr.decode("utf-8", "replace"),
-            "duration_ms": result.duration_ms,
-            "truncated": int(result.truncated),
-            "artifacts": outcome.yielded.packed(),
-        }
-        state = "timeout" if result.timed_out else "completed"
-        with self._context.database.transaction() as sql:
-            if not self._move(
-                sql, job_id, state, exit_code=result.exit_code, oom=int(result.oom), **output
-            ):
-                rows.add_output(sql, job_id, output)
-            if session_id is not None:
-                self._sessions.touch(sql, session_id)
-            return rows.require(rows.select(sql, job_id), job_id)
-
-    def _move(self, sql: Sql, job_id: str, state: str, **columns: Any) -> bool:
-        """The one place where a state changes; False when the execution had ended already."""
-        sources = "('pending')" if state == "running" else "('pending', 'running')"
-        if state != "running":
-            columns["ended_ms"] = self._context.clock_ms()
-        changes = ", ".join(f"{name} = :{name}" for name in ("state", *columns))
-        moved = sql.run(
-            f"UPDATE execution SET {changes} WHERE job_id = :job AND state IN {sources}",  # noqa: S608 - our columns
-            job=job_id,
-            state=state,
-            **columns,
-        )
-        if moved:
-            self._live(sql, job_id, state, columns)
-        return moved == 1
-
-    def _live(self, sql: Sql, job_id: str, state: str, columns: dict[str, Any]) -> None:
-        """The life cycle moves with the row.  Commands in sessions and services have none."""
-        if lives.find(sql, JobLife, job_id) is None:
-            return
-        event: Event
-        match state:
-            case "running":
-                event = Begin()
-            case "completed" | "timeout":
-                event = Finish(exit_code=columns["exit_code"], timed_out=state == "timeout")
-            case "failed":
-                event = Fail(reason=columns["error"])
-            case "cancelled":
-                event = Withdraw()
-            case _:
-                event = Lose()
-        lives.move(sql, JobLife, job_id, event, self._context.clock_ms())
-
-    def _settled(self, row: Row) -> Row:
-        """A known execution's result, or why there is none."""
-        if row["state"] in ("completed", "timeout", "cancelled", "failed"):
-            return row
-        if row["session_id"] is not None:
-            session = self._sessions.find(row["public_key"], row["session_id"])
-            if session["state"] == "terminated":
-                raise terminated(row["session_id"], session["reason"])
-        raise Problem(
-            409,
-            "outcome_unknown",
-            f"job {row['job_id']} was started and its result was lost; it may have run. "
-            "Look at its effects, then use a new Idempotency-Key.",
-            fields={"job_id": row["job_id"]},
-        )
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What a sandbox refuses before anything ran, and one that was frozen meanwhile."""
-    try:
-        with sandbox_refusals():
-            yield
-    except SandboxFrozen as error:
-        raise Problem(409, "sandbox_frozen", f"{error}.") from error
-
-
-def _own_sandbox(job_id: str) -> str:
-    return f"exec-{job_id}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from machines.platform import lives
+from machines.platform import lives, refusals
 from machines.platform.limits import require_slot
 from machines.platform.lives.job import Begin, JobLife, JobTerms
 from machines.platform.orders import Caller, CodeOrder
-from machines.platform.refusals import require_same_request
 from machines.platform.replies import Problem
 from persistence.database import Row
 from persistence.database import Session as Sql
@@ -21,6 +20,7 @@ _COLUMNS = (
     "job_id, public_key, session_id, service_id, language, network_mode, vcpu, detected, state, "
     "started_ms, idempotency_key, digest"
 )
+_OUTPUT = ("stdout", "stderr", "duration_ms", "truncated", "artifacts")
 
 
 def one_off(order: CodeOrder) -> dict[str, Any]:
@@ -80,16 +80,7 @@ def repeated(sql: Sql, caller: Caller) -> Row | None:
     Raises:
         Problem: 409, the key was used for another request.
     """
-    if caller.idempotency_key is None:
-        return None
-    known = sql.one(
-        "SELECT * FROM execution WHERE public_key = :key AND idempotency_key = :once",
-        key=caller.public_key,
-        once=caller.idempotency_key,
-    )
-    if known is not None:
-        require_same_request(known["digest"], caller.digest)
-    return known
+    return refusals.repeated(sql, caller, "execution")
 
 
 def claim_slots(sql: Sql, caller: Caller, order: CodeOrder) -> None:
@@ -140,9 +131,6 @@ def add_output(sql: Sql, job_id: str, columns: dict[str, Any]) -> None:
         job=job_id,
         **{name: columns[name] for name in _OUTPUT},
     )
-
-
-_OUTPUT = ("stdout", "stderr", "duration_ms", "truncated", "artifacts")
 
 
 def forget_old(sql: Sql, now_ms: int) -> int:

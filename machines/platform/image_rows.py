@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from machines.platform.orders import Caller
-from machines.platform.refusals import require_same_request
 from machines.platform.replies import Problem
 from persistence.database import Row
 from persistence.database import Session as Sql
@@ -22,24 +20,6 @@ ACCESS = (
     "ELSE 'shared' END"
 )
 """How the key `:key` reaches an image that it can reach."""
-
-
-def known(sql: Sql, caller: Caller) -> Row | None:
-    """What this idempotency key made before.
-
-    Raises:
-        Problem: 409, of another request.
-    """
-    if caller.idempotency_key is None:
-        return None
-    row = sql.one(
-        "SELECT * FROM image WHERE owner_key = :key AND idempotency_key = :once",
-        key=caller.public_key,
-        once=caller.idempotency_key,
-    )
-    if row is not None:
-        require_same_request(row["digest"], caller.digest)
-    return row
 
 
 def require_room(sql: Sql, public_key: str) -> None:
@@ -102,11 +82,10 @@ def owned(sql: Sql, public_key: str, image_id: str) -> Row:
 
 def not_ready(row: Row) -> Problem:
     """409 for what nothing can be made of yet."""
-    archive_id = row["image_id"] if "image_id" in row else row["snapshot_id"]
     return Problem(
         409,
         "image_not_ready",
-        f"{archive_id} is {row['status']}; only what is ready can be used.",
+        f"{row['image_id']} is {row['status']}; only what is ready can be used.",
         fields={"status": row["status"]},
     )
 

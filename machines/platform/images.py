@@ -43,6 +43,7 @@ from machines.platform.context import PlatformContext
 from machines.platform.copies import Kind, Recipe, recipe_of
 from machines.platform.image_rows import Access, Visibility
 from machines.platform.orders import Caller
+from machines.platform.refusals import repeated
 from machines.platform.replies import Problem, bad_field
 from machines.platform.sandbox.backend import Backend, Handle, Saved
 from machines.platform.shelf import Shelf
@@ -126,13 +127,13 @@ class Images:
     def _reserve(self, caller: Caller, order: ImageOrder) -> tuple[Row, _Content | None]:
         """The row; with its content when it is new."""
         with self._context.database.reading() as sql:
-            known = image_rows.known(sql, caller)
+            known = repeated(sql, caller, "image", owner="owner_key")
         if known is not None:
             return known, None
         content = self._content(caller, order)
         image_id = _new_id()
         with self._context.database.transaction() as sql:
-            known = image_rows.known(sql, caller)
+            known = repeated(sql, caller, "image", owner="owner_key")
             if known is not None:
                 return known, None
             image_rows.require_room(sql, caller.public_key)
@@ -162,7 +163,7 @@ class Images:
             row = self._snapshots.ready(caller.public_key, order.source_id)
             return _linked(row, self._snapshots.shelf, row["snapshot_id"], self.shelf)
         if order.source_type == "image":
-            row, _ = self.find(caller.public_key, order.source_id)
+            row = self.ready(caller.public_key, order.source_id)
             return _linked(row, self.shelf, row["image_id"], self.shelf)
         kind: Kind = order.source_type
         source = self._sources.find(caller.public_key, kind, order.source_id)
@@ -342,9 +343,12 @@ class Images:
                 raise bad_field("to_api_key", to_key, "the public key of the receiver")
             if to_key != public_key:
                 image_rows.require_room(sql, to_key)
-            # The giver's idempotency key means nothing among the receiver's.
+            # The giver's idempotency key means nothing among the receiver's, and what the image
+            # was made of stays the giver's.
             sql.run(
-                "UPDATE image SET owner_key = :to, idempotency_key = NULL WHERE image_id = :id",
+                "UPDATE image SET owner_key = :to, idempotency_key = NULL, "
+                "source_id = CASE WHEN owner_key = :to THEN source_id ELSE '' END "
+                "WHERE image_id = :id",
                 id=image_id,
                 to=to_key,
             )
@@ -415,9 +419,6 @@ def _new_id() -> str:
 
 
 def _linked(row: Row, shelf: Shelf, archive_id: str, onto: Shelf) -> _Content:
-    if row["status"] != "ready":
-        raise image_rows.not_ready(row)
-
     def put(image_id: str, _path: Path) -> Saved:
         onto.add_link(shelf.checked(archive_id, row["sha256"]), image_id)
         lost = tuple(json.loads(row["lost"]))

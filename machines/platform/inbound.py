@@ -49,6 +49,7 @@ from machines.platform.relay import (
     end_to_end,
     first_response,
     is_chunked,
+    own_cookies,
     response_headers,
 )
 from machines.platform.replies import Problem
@@ -66,6 +67,9 @@ MIB = 1024 * 1024
 BYTES_MAX = 1024 * MIB
 IDLE_SECONDS = 60.0
 TOTAL_SECONDS = 3600.0
+THREADS_MAX = 64
+SERVICE_THREADS_MAX = 8
+"""Threads that wait for one service to wake or to take a connection: it may never do so."""
 VISITS_MAX = 64
 """Requests of visitors that one service may have open at once."""
 _PORT = re.compile(r"(?P<name>.+)--(?P<port>[1-9][0-9]{0,4})")
@@ -152,7 +156,8 @@ class Inbound:
         self._api = api
         self._visits: Counter[str] = Counter()
         # Waking and connecting may take seconds; they must not use up the threads of the API.
-        self._threads = anyio.CapacityLimiter(64)
+        self._threads = anyio.CapacityLimiter(THREADS_MAX)
+        self._doors: dict[str, anyio.Semaphore] = {}
 
     async def find(self, host: str) -> _Target | None:
         """Which service a host means; None when it is not a service's.
@@ -197,21 +202,31 @@ class Inbound:
             self._visits[service_id] -= 1
             if not self._visits[service_id]:
                 del self._visits[service_id]
+                self._doors.pop(service_id, None)
 
     async def _visit(self, target: _Target, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            row = await self._run(lambda: self._api.services.wake(target.row["service_id"]))
-        except Problem as problem:
-            await not_awake(target.row, problem, scope)(scope, receive, send)
+        service_id = target.row["service_id"]
+        async with self._doors.setdefault(service_id, anyio.Semaphore(SERVICE_THREADS_MAX)):
+            row = await self._run(lambda: self._awake(service_id))
+            if not isinstance(row, Problem):
+                await self._run(lambda: self._api.services.touch(service_id))
+                connection = await self._connect(row, _port(row, target.port))
+        if isinstance(row, Problem):
+            await not_awake(target.row, row, scope)(scope, receive, send)
             return
-        await self._run(lambda: self._api.services.touch(row["service_id"]))
-        connection = await self._connect(row, _port(row, target.port))
         meter = Meter(bytes_max=BYTES_MAX, idle_seconds=IDLE_SECONDS)
         async with _streaming(connection, meter) as stream:
             if scope["type"] == "websocket":
                 await relay_socket(stream, scope, receive, send, forwarded(scope))
             else:
                 await _Exchange(stream, scope, receive, send).run()
+
+    def _awake(self, service_id: str) -> Row | Problem:
+        """The service, running, or why it does not."""
+        try:
+            return self._api.services.wake(service_id)
+        except Problem as problem:
+            return problem
 
     async def _connect(self, row: Row, port: int) -> socket.socket:
         def connect() -> socket.socket:
@@ -394,11 +409,14 @@ class _Exchange:
     async def _download(self, upload: asyncio.Task[None]) -> None:
         response = await first_response(self._service, upload)
         self._has_begun = True
+        headers = response_headers(response)
+        if is_service_host(host_of(self._scope)):
+            headers = own_cookies(headers)
         await self._send(
             {
                 "type": "http.response.start",
                 "status": response.status_code,
-                "headers": response_headers(response),
+                "headers": headers,
             }
         )
         async for data in self._service.body():

@@ -17,6 +17,7 @@ import msgspec
 
 from machines.platform import detection
 from machines.platform.languages import Language
+from machines.platform.limits import Admission
 from machines.platform.replies import Problem, bad_field, int_field, text_field
 from machines.platform.sandbox.backend import FILES_BYTES_MAX, Network
 from machines.platform.transfers import INPUT_DIRECTORY
@@ -34,12 +35,16 @@ _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks, and under which idempotency key.  `digest` is that of the request."""
+    """Who asks, and under which idempotency key.  `digest` is that of the request.
+
+    `admission` counts the request, where that is left to the transaction which takes the order.
+    """
 
     public_key: str
     tier: int
     idempotency_key: str | None
     digest: str
+    admission: Admission | None = None
 
 
 def parse_network_mode(body: dict[str, Any], default: Network = "zerotrust") -> Network:

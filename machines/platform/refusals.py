@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from machines.platform.replies import Problem
 from machines.platform.sandbox.errors import FreezeFailed, SandboxLimit, SandboxUnavailable
+from persistence.database import Row
+from persistence.database import Session as Sql
+
+if TYPE_CHECKING:
+    from machines.platform.orders import Caller
 
 
 @contextmanager
@@ -33,6 +39,16 @@ def unavailable(reason: str, fix: str) -> Problem:
     )
 
 
+def stopping() -> Problem:
+    """503: nothing new is begun any more."""
+    return Problem(
+        503,
+        "stopping",
+        "the platform is stopping. Try again when it is back.",
+        headers={"Retry-After": "2"},
+    )
+
+
 def terminated(session_id: str, reason: str | None) -> Problem:
     """410 for a session that has ended."""
     return Problem(
@@ -43,12 +59,31 @@ def terminated(session_id: str, reason: str | None) -> Problem:
     )
 
 
-def require_same_request(stored_digest: str, digest: str) -> None:
-    """Refuse an idempotency key that was used for another request.
+def repeated(
+    sql: Sql, caller: Caller, table: str, *, owner: str = "public_key", columns: str = "*"
+) -> Row | None:
+    """The row of `table` that this idempotency key made before.
+
+    Args:
+        owner: the column that says whose a row is.
+        columns: what of the row is wanted; `digest` must be among it.
 
     Raises:
-        Problem: 409.
+        Problem: 409, the key was used for another request.
     """
+    if caller.idempotency_key is None:
+        return None
+    row = sql.one(
+        f"SELECT {columns} FROM {table} WHERE {owner} = :key AND idempotency_key = :once",  # noqa: S608 - our own names
+        key=caller.public_key,
+        once=caller.idempotency_key,
+    )
+    if row is not None:
+        _require_same_request(row["digest"], caller.digest)
+    return row
+
+
+def _require_same_request(stored_digest: str, digest: str) -> None:
     if stored_digest != digest:
         raise Problem(
             409,

@@ -308,3 +308,21 @@ def response_headers(response: h11.Response) -> list[Header]:
     if any(name.lower() == b"transfer-encoding" for name, _ in response.headers):
         kept = [pair for pair in kept if pair[0] != b"content-length"]
     return kept
+
+
+def own_cookies(headers: Iterable[Header]) -> list[Header]:
+    """The same headers, whose cookies are for the host that sets them and no other.
+
+    `NAME.on.example.org` could else set cookies for all of `on.example.org`, where its neighbours
+    are other people's services.
+    """
+    return [
+        (name, _host_only(value) if name.lower() == b"set-cookie" else value)
+        for name, value in headers
+    ]
+
+
+def _host_only(cookie: bytes) -> bytes:
+    parts = cookie.split(b";")
+    kept = [each for each in parts[1:] if each.partition(b"=")[0].strip().lower() != b"domain"]
+    return b";".join([parts[0], *kept])

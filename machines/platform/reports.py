@@ -11,8 +11,8 @@ money                for every coin, what was ever made = unspent outputs + fees
 gift cards           what was on a card = what is left + what its redemptions cost; every
                      redemption was of a card that had been paid
 invoices             no invoice was paid by a payment it did not need (top-ups are needed)
-sessions             every live session has a living sandbox
-sandboxes            every sandbox directory, process and group has a live session or execution
+sessions             every live session or service, frozen ones too, has a living sandbox
+sandboxes            every sandbox directory and process has a live session, service or execution
 permissions          nobody else can enter the data directory or read its files, snapshots, images
 keys                 every completed invoice has its key or has extended one, no other has, and
                      every key's one secret opens
@@ -28,7 +28,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from engine.errors import SecretsError, UsageError
 from engine.secrets import SecretsCodec, load_codec
 from machines.platform.lives.checking import differences, unsound
 from machines.platform.permissions import loose_paths
-from machines.platform.sandbox.cgroups import PREFIX
+from machines.platform.sandbox.cgroups import group_name, group_prefix
 from machines.platform.sandbox.processes import identify
 from machines.platform.sandbox.records import read_record
 from machines.platform.server import find_server
@@ -233,14 +232,26 @@ def _settled(look: Callable[[], set[str]], data_dir: Path) -> list[str]:
 
 
 def _sessions(database: Database, data_dir: Path) -> set[str]:
-    with database.reading() as sql:
-        rows = sql.all("SELECT session_id FROM session WHERE state IN ('starting', 'running')")
-    remedy = "Start the platform once: it marks the session as terminated."
-    return {
-        f"session {row['session_id']}: live, but it has no living sandbox. {remedy}"
-        for row in rows
-        if not _alive(data_dir / "sandboxes" / row["session_id"])
+    remedies = {
+        "session": "Start the platform once: it marks the session as terminated.",
+        "service": "Start the platform once: it marks the service as stopped.",
     }
+    with database.reading() as sql:
+        rows = sql.all(_live(sql))
+    return {
+        f"{row['kind']} {row['sandbox_id']}: live, but it has no living sandbox. "
+        f"{remedies[row['kind']]}"
+        for row in rows
+        if not _alive(data_dir / "sandboxes" / row["sandbox_id"])
+    }
+
+
+def _live(sql: Session) -> str:
+    """The query for what has a sandbox while it lives, named like it."""
+    # A directory that no newer server has opened yet has no such table.
+    if sql.scalar("SELECT 1 FROM sqlite_master WHERE name = 'service'") is None:
+        return _LIVE_SESSIONS
+    return f"{_LIVE_SESSIONS} UNION {_LIVE_SERVICES}"
 
 
 def _alive(directory: Path) -> bool:
@@ -251,40 +262,46 @@ def _alive(directory: Path) -> bool:
 
 
 def _sandboxes(database: Database, data_dir: Path) -> set[str]:
-    found = _sandbox_ids(data_dir / "sandboxes")
+    root = data_dir / "sandboxes"
+    directories, processes = _directories(root), _group_processes(root)
     with database.reading() as sql:
         wanted = {
             row["sandbox_id"]
             for row in sql.all(
-                "SELECT session_id AS sandbox_id FROM session "
-                "WHERE state IN ('starting', 'running') UNION "
-                "SELECT 'exec-' || job_id FROM execution "
+                f"{_live(sql)} UNION SELECT 'execution', 'exec-' || job_id FROM execution "  # noqa: S608
                 "WHERE state = 'running' AND session_id IS NULL"
             )
         }
-    remedy = "Start the platform once: it removes what is left."
-    return {
-        f"sandbox {sandbox_id}: {where}, but it belongs to no live session. {remedy}"
-        for sandbox_id, where in found.items()
-        if sandbox_id not in wanted
+    found = {f"sandbox {each}: has a directory" for each in directories - wanted}
+    # A group's name does not tell the sandbox, but a sandbox tells its group's name.
+    named = {group_name(root, each): each for each in wanted | directories}
+    found |= {
+        f"sandbox {named.get(group, 'of group ' + group)}: has process {pid}"
+        for group, pid in processes.items()
+        if named.get(group) not in wanted
     }
+    remedy = "Start the platform once: it removes what is left."
+    return {f"{each}, but it belongs to nothing that is live. {remedy}" for each in found}
 
 
-def _sandbox_ids(root: Path) -> dict[str, str]:
-    """Every sandbox below a backend's root, by its directory or by a process in its group."""
+def _directories(root: Path) -> set[str]:
+    """Every sandbox that has a directory below a backend's root."""
+    return {each.name for each in root.iterdir() if each.is_dir()} if root.is_dir() else set()
+
+
+def _group_processes(root: Path) -> dict[str, int]:
+    """A running process for each group of the sandboxes below a backend's root."""
     found = {}
-    if root.is_dir():
-        found = {each.name: "has a directory" for each in root.iterdir() if each.is_dir()}
-    prefix = f"/{PREFIX}{sha256(str(root.absolute()).encode()).hexdigest()[:10]}-"
+    prefix = group_prefix(root)
     for file in Path("/proc").glob("[0-9]*/cgroup"):
         try:
             groups = file.read_text()
         except OSError:
             continue  # it ended meanwhile
         for group in groups.split():
-            _, mark, sandbox_id = group.partition(prefix)
+            _, mark, rest = group.partition(f"/{prefix}")
             if mark and _is_running(int(file.parent.name)):
-                found[sandbox_id.partition("/")[0]] = f"has process {file.parent.name}"
+                found[prefix + rest.partition("/")[0]] = int(file.parent.name)
     return found
 
 
@@ -297,6 +314,14 @@ def _permissions(data_dir: Path) -> list[str]:
     return [found.message for found in loose_paths(data_dir)]
 
 
+_LIVE_SESSIONS = """
+    SELECT 'session' AS kind, session_id AS sandbox_id FROM session
+    WHERE state IN ('starting', 'running', 'frozen')
+"""
+_LIVE_SERVICES = """
+    SELECT 'service' AS kind, service_id AS sandbox_id FROM service
+    WHERE state IN ('starting', 'running', 'redeploying', 'frozen')
+"""
 _TOTALS = """
     WITH mined AS (
         SELECT o.currency, o.txid, o.vout, o.amount_atomic, t.coinbase

@@ -328,7 +328,7 @@ def serve(
         block_seconds: a block of every chain this often; 0 mines by hand only.
         invoice_seconds: life of an invoice.
         allow_faults: whether misbehaviour can be injected.
-        backend: `bubblewrap`, the only one.
+        backend: `bubblewrap`, or `gvisor` (root, and runsc on the PATH).
         requests_per_minute_per_tier: 7 by the price list; another is shown by `/health`.
         payer_outputs: how many coins the payer's wallet of a new platform holds; 0 is a poor one.
         operators: public keys that may read the platform's own log lines.
@@ -370,9 +370,14 @@ def serve(
 
 
 def _backend(name: str, data_dir: Path, proxy: EgressProxy) -> Backend:
-    if name != "bubblewrap":
-        raise UsageError(f"backend {name!r}: expected 'bubblewrap', the only one here")
+    if name not in ("bubblewrap", "gvisor"):
+        raise UsageError(f"backend {name!r}: expected 'bubblewrap' or 'gvisor'")
     from machines.platform.egress import proxied
+
+    if name == "gvisor":
+        from machines.platform.sandbox.gvisor import GvisorBackend
+
+        return proxied(GvisorBackend(data_dir / "gvisor"), proxy)
     from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 
     return proxied(BubblewrapBackend(data_dir / "sandboxes"), proxy)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from machines.platform import orders
+from machines.platform.egress_policy import OWN_NAMES
 from machines.platform.orders import VCPUS_MAX, parse_network_mode
 from machines.platform.replies import Problem, bad_field, int_field, text_field
 from machines.platform.sandbox.backend import (
@@ -322,7 +323,7 @@ def parse_domains(body: dict[str, Any], name: str) -> tuple[str, ...] | None:
             name,
             value,
             f"an array of at most {DOMAINS_MAX} host names such as www.example.com "
-            "(not NAME.on.ANYTHING: those are the services' own)",
+            "(not NAME.on.ANYTHING: those are the services' own; nor the platform's names)",
         )
     return tuple(dict.fromkeys(each.lower() for each in value))
 
@@ -336,6 +337,7 @@ def _is_domain(value: Any) -> bool:
         and all(map(_LABEL.fullmatch, labels))
         and labels[1] != "on"
         and not labels[-1].isdecimal()
+        and value.lower() not in OWN_NAMES
     )
 
 

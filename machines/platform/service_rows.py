@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from machines.platform import lives
+from machines.platform import lives, refusals
+from machines.platform.limits import CONCURRENCY_RETRY_SECONDS
 from machines.platform.lives.service import ServiceLife, ServiceTerms
 from machines.platform.orders import Caller
 from machines.platform.replies import Problem
@@ -17,6 +18,8 @@ from persistence.database import Row
 from persistence.database import Session as Sql
 
 SERVICES_MAX = 64
+COMMANDS_MAX = 32
+"""Commands that may run in one service at once: each has a thread of the platform."""
 # Bootstraps and input files may be large: they are read where they are needed.
 _SMALL = (
     "service_id, public_key, name, state, reason, network_mode, vcpu, ports, custom_domains, "
@@ -182,16 +185,36 @@ def require_room(sql: Sql, public_key: str) -> None:
         )
 
 
-def by_idempotency_key(sql: Sql, caller: Caller) -> Row | None:
-    """What this request made before."""
-    if caller.idempotency_key is None:
-        return None
-    return sql.one(
-        f"SELECT {_SMALL} FROM service "  # noqa: S608 - our columns
-        "WHERE public_key = :key AND idempotency_key = :once",
-        key=caller.public_key,
-        once=caller.idempotency_key,
+def require_calm(sql: Sql, public_key: str, service_id: str) -> None:
+    """Refuse one more command in a service that runs as many as it may.
+
+    Raises:
+        Problem: 429.
+    """
+    running = sql.scalar(
+        "SELECT count(*) FROM execution WHERE public_key = :key AND service_id = :id "
+        "AND state IN ('pending', 'running')",
+        key=public_key,
+        id=service_id,
     )
+    if running >= COMMANDS_MAX:
+        raise Problem(
+            429,
+            "concurrency_limit_reached",
+            f"{running} commands run in service {service_id}, at most {COMMANDS_MAX} may. "
+            "Wait for one to end, or cancel it: DELETE /jobs/{job_id}.",
+            headers={"Retry-After": str(CONCURRENCY_RETRY_SECONDS)},
+            fields={"active_executions": running, "concurrency_limit": COMMANDS_MAX},
+        )
+
+
+def repeated(sql: Sql, caller: Caller) -> Row | None:
+    """What this request made before.
+
+    Raises:
+        Problem: 409, the key was used for another request.
+    """
+    return refusals.repeated(sql, caller, "service", columns=_SMALL)
 
 
 def select(sql: Sql, service_id: str) -> Row | None:

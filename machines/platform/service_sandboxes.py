@@ -35,7 +35,7 @@ from machines.platform.lives.service import (
     Up,
 )
 from machines.platform.program_watch import ProgramWatch
-from machines.platform.refusals import sandbox_refusals
+from machines.platform.refusals import sandbox_refusals, stopping
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend, Command, Handle
 from machines.platform.sandbox.errors import SandboxError, SandboxGone
@@ -258,12 +258,7 @@ class ServiceSandboxes:
 
     def _require_open(self) -> None:
         if self._stopping.is_set():
-            raise Problem(
-                503,
-                "stopping",
-                "the platform is stopping. Try again when it is back.",
-                headers={"Retry-After": "2"},
-            )
+            raise stopping()
 
     def _row(self, service_id: str) -> Row | None:
         with self._context.database.reading() as sql:

@@ -31,13 +31,11 @@ from collections.abc import Callable
 import structlog
 
 from machines.platform import keys, service_rows, transfers
-from machines.platform.documents import MEMORY_MIB_PER_VCPU
 from machines.platform.limits import require_slot
 from machines.platform.lives.service import LockService, ResizeService, UnlockService
 from machines.platform.orders import Caller
-from machines.platform.refusals import require_same_request
 from machines.platform.replies import Problem
-from machines.platform.sandbox.backend import MIB, Handle
+from machines.platform.sandbox.backend import Handle
 from machines.platform.service_orders import Change, DomainChange, Redeploy, ServiceOrder
 from machines.platform.service_sandboxes import (
     HOLDING_SLOTS,
@@ -47,6 +45,7 @@ from machines.platform.service_sandboxes import (
     told,
     wrong_state,
 )
+from machines.platform.session_changes import memory_bytes
 from persistence.database import Row
 from persistence.database import Session as Sql
 
@@ -96,9 +95,8 @@ class Services(ServiceSandboxes):
         self._sessions.expire_due()
         service_id = f"unsb-service-{secrets.token_hex(8)}"
         with self._context.database.transaction() as sql:
-            known = service_rows.by_idempotency_key(sql, caller)
+            known = service_rows.repeated(sql, caller)
             if known is not None:
-                require_same_request(known["digest"], caller.digest)
                 return known, False
             # Inside the transaction: what commits before `stop` is ended by it.
             self._require_open()
@@ -217,9 +215,11 @@ class Services(ServiceSandboxes):
         """Let a command begin in it, inside the transaction that notes the command down.
 
         Raises:
-            Problem: 404, 409 it does not run.
+            Problem: 404, 409 it does not run, 429 too many commands run in it.
         """
-        self.sandbox(service_rows.select_live(sql, public_key, service_id))
+        row = service_rows.select_live(sql, public_key, service_id)
+        self.sandbox(row)
+        service_rows.require_calm(sql, public_key, row["service_id"])
 
     def logs(self, row: Row, limit: int | None) -> list[str]:
         """The newest lines of a service, oldest first."""
@@ -280,10 +280,8 @@ class Services(ServiceSandboxes):
                     return row
                 if row["state"] != "running":
                     raise wrong_state(row, "only a running service can be frozen")
-                before, row = (
-                    row,
-                    self._move(sql, service_id, ("running",), "frozen", reason) or row,
-                )
+                before = row
+                row = self._move(sql, service_id, ("running",), "frozen", reason) or row
             with self._or_back(before):
                 self._backend.freeze(Handle(service_id))
         return row
@@ -354,12 +352,10 @@ class Services(ServiceSandboxes):
         return row
 
     def _resize(self, row: Row, before_vcpu: int) -> None:
-        memory_bytes = row["vcpu"] * MEMORY_MIB_PER_VCPU * MIB
+        handle, vcpu = service_rows.handle_of(row), row["vcpu"]
         try:
             with told(row["service_id"]):
-                self._backend.resize(
-                    service_rows.handle_of(row), vcpus=row["vcpu"], memory_bytes=memory_bytes
-                )
+                self._backend.resize(handle, vcpus=vcpu, memory_bytes=memory_bytes(vcpu))
         except Problem:
             with self._context.database.transaction() as sql:
                 service_rows.change(sql, row["service_id"], Change(vcpu=before_vcpu))

@@ -28,7 +28,7 @@ from machines.platform.documents import MEMORY_MIB_PER_VCPU
 from machines.platform.limits import require_slot
 from machines.platform.lives.session import Lock, Resize, Unlock
 from machines.platform.orders import VCPUS_MAX, Caller
-from machines.platform.refusals import sandbox_refusals, terminated
+from machines.platform.refusals import sandbox_refusals, stopping, terminated
 from machines.platform.replies import Problem, bad_field
 from machines.platform.sandbox.backend import MIB, Backend, Handle
 from machines.platform.sandbox.errors import SandboxFrozen, SandboxGone
@@ -57,12 +57,7 @@ class SessionChanges(SessionRows):
             Problem: 503.
         """
         if self._stopping.is_set():
-            raise Problem(
-                503,
-                "stopping",
-                "the platform is stopping. Try again when it is back.",
-                headers={"Retry-After": "2"},
-            )
+            raise stopping()
 
     def freeze(self, caller: Caller, name: str) -> Row:
         """Stop its processes and give its slots back; one that is frozen is no error.
@@ -108,6 +103,7 @@ class SessionChanges(SessionRows):
             Problem: 404, 429 too few slots, 409 starting, 410 ended, 503.
         """
         session_id = self.find(caller.public_key, name)["session_id"]
+        self.expire_due()  # what is over holds no slot
         with self.turn(session_id):
             with self._context.database.transaction() as sql:
                 row = require(select(sql, session_id))
@@ -148,6 +144,7 @@ class SessionChanges(SessionRows):
         self, caller: Caller, name: str, choose: Callable[[int], int], asked: int | None
     ) -> Row:
         session_id = self.find(caller.public_key, name)["session_id"]
+        self.expire_due()  # what is over holds no slot
         with self.turn(session_id):
             with self._context.database.transaction() as sql:
                 row = running(select(sql, session_id), session_id)

@@ -50,12 +50,14 @@ State = Literal["running", "frozen", "terminated"]
 Listing = Literal["active", "frozen", "locked"]
 Watcher = Callable[[str, State], None]
 
-LIVE = "state IN ('starting', 'running', 'frozen')"
+# `<>` says nothing new; it is what makes SQLite take the index of those that have not ended.
+LIVE = "state <> 'terminated' AND state IN ('starting', 'running', 'frozen')"
 _DUE = (
     "(expires_ms <= :now OR (state <> 'frozen' AND last_active_ms <= :idle AND NOT EXISTS "
     "(SELECT 1 FROM execution WHERE execution.session_id = session.session_id "
     "AND execution.state = 'running')))"
 )
+_ANY_DUE = f"SELECT 1 FROM session INDEXED BY session_live WHERE {LIVE} AND {_DUE} LIMIT 1"  # noqa: S608 - constants
 _FROM = {
     "running": "state IN ('starting', 'frozen')",
     "frozen": "state = 'running'",
@@ -69,6 +71,11 @@ def _event(before: str, target: State, reason: str | None) -> Event:
     if target == "frozen":
         return Freeze()
     return Built() if before == "starting" else Thaw()
+
+
+def _times(now_ms: int) -> dict[str, int]:
+    """What `_DUE` compares with."""
+    return {"now": now_ms, "idle": now_ms - IDLE_SECONDS * 1000}
 
 
 _LISTED = {
@@ -120,8 +127,18 @@ class SessionRows:
 
     def named(self, name: str) -> Row | None:
         """A session by its id or its container's name, whosever it is."""
+        session_id = session_id_of(name)
+        now_ms = self._context.clock_ms()
+        with self._context.database.reading() as sql:
+            row = sql.one(
+                f"SELECT *, {LIVE} AND {_DUE} AS is_due FROM session WHERE session_id = :id",  # noqa: S608 - constants
+                id=session_id,
+                **_times(now_ms),
+            )
+        if row is None or not row["is_due"]:
+            return row
         self.expire_due()
-        return self._row(session_id_of(name))
+        return self._row(session_id)
 
     def end(self, public_key: str, name: str) -> Row:
         """End a session; one that has ended already is no error.
@@ -169,10 +186,9 @@ class SessionRows:
 
     def expire_due(self) -> int:
         """End the sessions whose time is over; how many."""
-        now_ms = self._context.clock_ms()
-        due = {"now": now_ms, "idle": now_ms - IDLE_SECONDS * 1000}
+        due = _times(self._context.clock_ms())
         with self._context.database.reading() as sql:
-            if not sql.scalar(f"SELECT count(*) FROM session WHERE {LIVE} AND {_DUE}", **due):  # noqa: S608 - constants
+            if not sql.scalar(_ANY_DUE, **due):
                 return 0
         return self._end_where(_DUE, "expired", **due)
 

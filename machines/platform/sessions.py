@@ -31,7 +31,7 @@ from machines.platform.context import PlatformContext
 from machines.platform.limits import require_slot
 from machines.platform.lives.session import SessionLife, SessionTerms
 from machines.platform.orders import Caller
-from machines.platform.refusals import require_same_request, sandbox_refusals
+from machines.platform.refusals import repeated, sandbox_refusals
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend, Command, Handle, Network, Spec
 from machines.platform.sandbox.errors import SandboxError, SandboxGone, SandboxLimit
@@ -40,7 +40,6 @@ from machines.platform.session_orders import SessionOrder
 from machines.platform.session_rows import require, select
 from machines.platform.transfers import link_inputs
 from persistence.database import Row
-from persistence.database import Session as Sql
 
 log = structlog.get_logger("turtles.platform.sessions")
 
@@ -123,9 +122,8 @@ class Sessions(SessionChanges):
         now_ms = self._context.clock_ms()
         session_id = f"unsb-session-{secrets.token_hex(8)}"
         with self._context.database.transaction() as sql:
-            known = _by_idempotency_key(sql, caller)
+            known = repeated(sql, caller, "session")
             if known is not None:
-                require_same_request(known["digest"], caller.digest)
                 return known, False
             # Inside the transaction: what commits before `stop` is ended by it.
             self.require_open()
@@ -222,13 +220,3 @@ class Sessions(SessionChanges):
             return False
         # Enforcement "none" is a backend that runs nothing and has no processes to count.
         return stats.enforcement == "none" or stats.processes > 0
-
-
-def _by_idempotency_key(sql: Sql, caller: Caller) -> Row | None:
-    if caller.idempotency_key is None:
-        return None
-    return sql.one(
-        "SELECT * FROM session WHERE public_key = :key AND idempotency_key = :once",
-        key=caller.public_key,
-        once=caller.idempotency_key,
-    )

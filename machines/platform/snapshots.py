@@ -37,7 +37,7 @@ import structlog
 from machines.platform.context import PlatformContext
 from machines.platform.copies import Kind
 from machines.platform.orders import Caller
-from machines.platform.refusals import require_same_request
+from machines.platform.refusals import repeated
 from machines.platform.replies import Problem
 from machines.platform.sandbox.backend import Backend, Handle, Saved
 from machines.platform.shelf import Shelf
@@ -134,14 +134,14 @@ class Snapshots:
     def _reserve(self, caller: Caller, order: SnapshotOrder) -> tuple[Row, Source | None]:
         """The row; with the source when it is new."""
         with self._context.database.reading() as sql:
-            known = _known(sql, caller)
+            known = repeated(sql, caller, "snapshot")
         if known is not None:
             return known, None
         source = self._sources.find(caller.public_key, order.source_type, order.source_id)
         snapshot_id = f"unsb-snapshot-{secrets.token_hex(8)}"
         now_ms = self._context.clock_ms()
         with self._context.database.transaction() as sql:
-            known = _known(sql, caller)
+            known = repeated(sql, caller, "snapshot")
             if known is not None:
                 return known, None
             _require_room(sql, caller.public_key)
@@ -316,19 +316,18 @@ class Snapshots:
         """
         sources = {"ready": ("creating",), "failed": ("creating", "ready")}
         allowed = sources.get(status, ("creating", "ready", "failed"))
-        changes = {"status": status}
+        changes: dict[str, str | int] = {"status": status}
         if saved is not None:
             changes |= {
                 "level": saved.level,
                 "lost": json.dumps(saved.lost),
+                "size_bytes": saved.size_bytes,
                 "sha256": saved.sha256,
             }
         columns = ", ".join(f"{name} = :{name}" for name in changes)
         marks = ", ".join(f"'{each}'" for each in allowed)
-        size = "" if saved is None else f", size_bytes = {int(saved.size_bytes)}"
         moved = sql.run(
-            f"UPDATE snapshot SET {columns}{size} "  # noqa: S608 - our own words
-            f"WHERE snapshot_id = :id AND status IN ({marks})",
+            f"UPDATE snapshot SET {columns} WHERE snapshot_id = :id AND status IN ({marks})",  # noqa: S608 - our own words
             id=snapshot_id,
             **changes,
         )
@@ -362,24 +361,6 @@ def told_of_disk() -> Iterator[None]:
             f"the platform cannot keep the archive ({error.strerror}). "
             "Free space in its data directory, then try again.",
         ) from error
-
-
-def _known(sql: Sql, caller: Caller) -> Row | None:
-    """What this idempotency key made before.
-
-    Raises:
-        Problem: 409, of another request.
-    """
-    if caller.idempotency_key is None:
-        return None
-    row = sql.one(
-        "SELECT * FROM snapshot WHERE public_key = :key AND idempotency_key = :once",
-        key=caller.public_key,
-        once=caller.idempotency_key,
-    )
-    if row is not None:
-        require_same_request(row["digest"], caller.digest)
-    return row
 
 
 def _require_room(sql: Sql, public_key: str) -> None:

@@ -28,7 +28,14 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from machines.platform.relay import Header, RelayError, Stream, TooMuchData, end_to_end
+from machines.platform.relay import (
+    Header,
+    RelayError,
+    Stream,
+    TooMuchData,
+    end_to_end,
+    own_cookies,
+)
 from machines.platform.replies import Problem
 
 MESSAGE_BYTES_MAX = 1024 * 1024
@@ -73,7 +80,7 @@ async def relay_socket(
         {
             "type": "websocket.accept",
             "subprotocol": accepted.subprotocol,
-            "headers": _passed_on(accepted.extra_headers),
+            "headers": own_cookies(_passed_on(accepted.extra_headers)),
         }
     )
     await _both_ways(service, receive, send)

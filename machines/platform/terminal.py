@@ -119,11 +119,6 @@ class Terminal:
         """Whether its program may still be running."""
         return self._master is not None
 
-    @property
-    def has_view(self) -> bool:
-        """Whether somebody looks at it."""
-        return self._view is not None
-
     def attach(self) -> View:
         """A view that begins with the present screen; another one ends as `detached`."""
         if self._view is not None:
@@ -178,8 +173,8 @@ class Terminal:
             except TimeoutError as error:
                 raise InputStalled from error
 
-    def close(self, kind: str = "exit", **more: Any) -> None:
-        """Hang up the program and end the view.  Idempotent."""
+    def close(self) -> None:
+        """Hang up the program and end the view with `exit`.  Idempotent."""
         if self._master is None:
             return
         self._pause()
@@ -189,7 +184,7 @@ class Terminal:
         self._keys.clear()
         self._taken.set()
         if self._view is not None:
-            self._view.end(kind, **more)
+            self._view.end("exit")
 
     # -- the event loop calls ------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from machines.platform import keys
+from machines.platform.limits import Admission
 from machines.platform.orders import Caller
 
 Schema = Mapping[str, Any]
@@ -26,7 +27,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     `body` is the JSON object that was sent (`{}` when none was, or when the endpoint takes text);
     `raw` the bytes; `query` the last value of each name; `client` the peer's address; `base_url`
-    how the caller names this platform (`http://127.0.0.1:8000`), without a slash at the end.
+    how the caller names this platform (`http://127.0.0.1:8000`), without a slash at the end;
+    `admission` counts it, where the endpoint `counts`.
     """
 
     key: keys.KeyRow
@@ -39,6 +41,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str = ""
     client: str = ""
     base_url: str = ""
+    admission: Admission | None = None
 
     @property
     def public_key(self) -> str:
@@ -53,6 +56,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             tier=self.key.tier,
             idempotency_key=self.idempotency_key,
             digest=self.digest,
+            admission=self.admission,
         )
 
 
@@ -77,6 +81,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         any_standing: serves keys that are expired or suspended, too.
         long: may take minutes, and must not use up the threads of short requests.
         audited: the kind of resource it changes, when that belongs in the audit log.
+        counts: its handler changes nothing before a `Call.admission.transaction`, so that the
+            request is counted there; all others are counted before they are handled.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -94,6 +100,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     any_standing: bool = False
     long: bool = False
     audited: str | None = None
+    counts: bool = False
 
     @property
     def routes(self) -> tuple[tuple[str, str], ...]:

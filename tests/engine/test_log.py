@@ -92,6 +92,19 @@ def test_json_lines_on_stderr_without_secrets(restored, capsys):
     assert not any(f"p{n}" in line for n in range(1, 7))
 
 
+def test_the_id_of_a_session_is_as_good_as_a_password_and_shortened(restored, capsys):
+    configure(json=True, level="info")
+    structlog.get_logger("turtles.test").info(
+        "a", sandbox_id="unsb-session-0123456789abcdef", service_id="unsb-service-0123456789abcdef",
+        route="/sessions/unsb-vm-0123456789abcdef/shell", more=["unsb-session-0123456789abcdef"],
+    )  # fmt: skip
+    line = json.loads(capsys.readouterr().err)
+    assert line["sandbox_id"] == "unsb-session-0123..."
+    assert line["route"] == "/sessions/unsb-vm-0123.../shell"
+    assert line["more"] == ["unsb-session-0123..."]
+    assert line["service_id"] == "unsb-service-0123456789abcdef"
+
+
 @pytest.mark.parametrize("form", [True, False])
 def test_a_logged_error_shows_where_and_no_local_variables(restored, capsys, form):
     configure(json=form, level="info")

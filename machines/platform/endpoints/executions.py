@@ -144,6 +144,7 @@ class ExecutionEndpoints(Feature):
                 body=_ORDER,
                 answers={200: _JOB},
                 refusals=frozenset({409}),
+                counts=True,
                 long=True,
             ),
             Endpoint(
@@ -155,6 +156,7 @@ class ExecutionEndpoints(Feature):
                 body=_ORDER,
                 answers={202: _JOB},
                 refusals=frozenset({409}),
+                counts=True,
             ),
             Endpoint(
                 method="POST",
@@ -167,6 +169,7 @@ class ExecutionEndpoints(Feature):
                 query=_RUN_QUERY,
                 answers={200: _JOB},
                 refusals=frozenset({409}),
+                counts=True,
                 long=True,
             ),
             Endpoint(
@@ -180,6 +183,7 @@ class ExecutionEndpoints(Feature):
                 query=_RUN_QUERY,
                 answers={202: _JOB},
                 refusals=frozenset({409}),
+                counts=True,
             ),
         )
 

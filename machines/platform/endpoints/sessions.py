@@ -175,6 +175,7 @@ class SessionEndpoints(Feature):
                 answers={200: _RESULT},
                 long=True,
                 refusals=frozenset({404, 409, 410}),
+                counts=True,
             ),
             *self._changes(),
         )
@@ -303,8 +304,7 @@ class SessionEndpoints(Feature):
 
     def _command(self, call: Call) -> Response:
         order = orders.parse_command(call.body)
-        session_id = self._find(call)["session_id"]
-        row = self._api.executions.run_command(call.caller, session_id, order)
+        row = self._api.executions.run_command(call.caller, call.path["session_id"], order)
         shown = execution_document(row)
         return reply(shown | {"output": shown.get("stdout", "")})
 

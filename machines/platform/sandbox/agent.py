@@ -37,7 +37,6 @@ import ctypes
 import json
 import os
 import resource
-import selectors
 import signal
 import socket
 import struct
@@ -46,26 +45,18 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from machines.platform.sandbox import agent_interpreters
 
 PR_SET_DUMPABLE = 4
-READ_BYTES = 65536
 DESCRIPTORS_MAX = 2
 DOORMEN = 1
 OWN_PROCESSES = 8
-INTERRUPT_SECONDS = 0.5
 TICK_SECONDS = 0.5
 STANDSTILL_SECONDS = 2.0
 HEADER = struct.Struct(">I")
-DRAIN_BYTES_MAX = 2 * 1024 * 1024
-# The two pipes move to numbers that programs do not use, and are closed for what a cell starts.
-BASH_LOOP = """
-exec 198<&"$1" 199>&"$2"; eval "exec $1<&- $2>&-"; set --
-while IFS= read -r -d '' -u 198 turtles_cell; do
-  eval "$turtles_cell" </dev/null 198<&- 199>&-
-  printf '%d\\n' "$?" >&199
-done
-"""
 
 
 class Refused(Exception):
@@ -83,20 +74,6 @@ class Settings:
     memory_bytes = 0
     pids = 64
     request_bytes_max = 1024 * 1024
-
-
-class Captured:
-    """The start of one output stream: at most `limit` bytes are kept, the rest is read away."""
-
-    def __init__(self, limit: int) -> None:
-        self.kept = bytearray()
-        self.limit = limit
-        self.truncated = False
-
-    def take(self, piece: bytes) -> None:
-        room = self.limit - len(self.kept)
-        self.kept += piece[:room]
-        self.truncated = self.truncated or len(piece) > room
 
 
 class Allowance:
@@ -122,44 +99,8 @@ class Allowance:
         return min(self.left(), TICK_SECONDS)
 
 
-class Interpreter:
-    """A lasting interpreter: its process and the two pipes that carry code in and an end out."""
-
-    def __init__(self, language: str) -> None:
-        request_read, self.request = os.pipe()
-        self.reply, reply_write = os.pipe()
-        ends = (str(request_read), str(reply_write))
-        argv = {
-            "python3": [PYTHON, "-B", beside("agent_cells.py"), *ends],
-            "bash": ["bash", "--noprofile", "--norc", "-c", BASH_LOOP, "bash", *ends],
-        }[language]
-        try:
-            self.process = start(argv, "/root", {}, (request_read, reply_write))
-            if self.process.stdin is not None:
-                self.process.stdin.close()
-        except BaseException:
-            os.close(self.request)
-            os.close(self.reply)
-            raise
-        finally:
-            os.close(request_read)
-            os.close(reply_write)
-
-    def close(self) -> None:
-        """Kill the interpreter with everything in its session."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        os.close(self.request)
-        os.close(self.reply)
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-
 SETTINGS = Settings()
-INTERPRETERS: dict[str, Interpreter] = {}
+INTERPRETERS: "dict[str, agent_interpreters.Interpreter]" = {}
 PYTHON = sys.executable or "python3"
 
 
@@ -204,100 +145,6 @@ def start(
     )
 
 
-class Pump:
-    """Moves bytes between one program and us until it ends or its time is over."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", stdin: bytes, limit: int) -> None:
-        self.selector = selectors.DefaultSelector()
-        self.captured = {1: Captured(limit), 2: Captured(limit)}
-        self.stdin = memoryview(stdin)
-        self.process = process
-        for number, stream in ((1, process.stdout), (2, process.stderr)):
-            if stream is not None and not stream.closed:
-                os.set_blocking(stream.fileno(), False)
-                self.selector.register(stream, selectors.EVENT_READ, number)
-
-    def feed(self) -> None:
-        """Send the program its input; closing it is how the program sees the end."""
-        stream = self.process.stdin
-        if stream is None or stream.closed:
-            return
-        if self.stdin:
-            os.set_blocking(stream.fileno(), False)
-            self.selector.register(stream, selectors.EVENT_WRITE, 0)
-        else:
-            stream.close()
-
-    def until(self, done: int, allowance: Allowance) -> bool:
-        """Pump until `done` (a descriptor) is readable; False when the time was over first."""
-        self.selector.register(done, selectors.EVENT_READ, -1)
-        try:
-            while (tick := allowance.tick()) > 0:
-                for key, _ in self.selector.select(tick):
-                    if key.data == -1:
-                        return True
-                    self._serve(key)
-            return False
-        finally:
-            self.selector.unregister(done)
-
-    def drain(self) -> None:
-        """Take what is left in the pipes. A program still running in the background may hold
-        them open or go on writing; it is not waited for."""
-        for _ in range(DRAIN_BYTES_MAX // READ_BYTES):
-            ready = [key for key, _ in self.selector.select(0) if key.data > 0]
-            for key in ready:
-                self._serve(key)
-            if not ready:
-                return
-
-    def close(self) -> None:
-        self.selector.close()
-
-    def _serve(self, key: selectors.SelectorKey) -> None:
-        try:
-            if key.data == 0:
-                self.stdin = self.stdin[os.write(key.fd, self.stdin[:READ_BYTES]) :]
-                finished = not self.stdin
-            else:
-                piece = os.read(key.fd, READ_BYTES)
-                self.captured[key.data].take(piece)
-                finished = not piece
-        except BlockingIOError:
-            return
-        except OSError:
-            finished = True
-        if finished:
-            self.selector.unregister(key.fileobj)
-            if not isinstance(key.fileobj, int):
-                key.fileobj.close()  # type: ignore[attr-defined]
-
-
-def outcome(pump: Pump, exit_code: int, timed_out: bool, began: float) -> dict[str, Any]:
-    """The answer to `run` and `cell`."""
-    out, err = pump.captured[1], pump.captured[2]
-    return {
-        "exit_code": exit_code if exit_code >= 0 else 128 - exit_code,
-        "stdout": base64.b64encode(out.kept).decode(),
-        "stderr": base64.b64encode(err.kept).decode(),
-        "truncated": out.truncated or err.truncated,
-        "timed_out": timed_out,
-        "duration_ms": int((time.monotonic() - began) * 1000),
-    }
-
-
-def failure(exit_code: int, message: str) -> dict[str, Any]:
-    """The answer when a program could not be started, in the shell's manner."""
-    return {
-        "exit_code": exit_code,
-        "stdout": "",
-        "stderr": base64.b64encode(f"{message}\n".encode()).decode(),
-        "truncated": False,
-        "timed_out": False,
-        "duration_ms": 0,
-    }
-
-
 # -- operations ----------------------------------------------------------------------------------
 
 
@@ -321,37 +168,6 @@ def listen(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Run one program to its end."""
-    began = time.monotonic()
-    try:
-        write_files(request["cwd"], request["files"])
-        process = start(request["argv"], request["cwd"], request["environment"])
-    except FileNotFoundError as error:
-        return failure(127, f"not found: {error.filename}")
-    except PermissionError as error:
-        return failure(126, f"not permitted: {error.filename or request['argv'][0]}")
-    except (OSError, subprocess.SubprocessError) as error:
-        return failure(126, f"could not start {request['argv'][0]}: {error}")
-    pump = Pump(process, base64.b64decode(request["stdin"]), request["max_output_bytes"])
-    pump.feed()
-    ended = os.pidfd_open(process.pid)
-    try:
-        in_time = pump.until(ended, Allowance(request["timeout_seconds"]))
-        if not in_time:
-            os.killpg(process.pid, signal.SIGKILL)
-        exit_code = process.wait()
-        pump.drain()
-        return outcome(pump, exit_code, not in_time, began)
-    finally:
-        os.close(ended)
-        pump.close()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-
 def write_files(cwd: str, files: dict[str, str]) -> None:
     """Write files below `cwd` (or at absolute paths), with the folders they need."""
     for path, content in files.items():
@@ -359,80 +175,6 @@ def write_files(cwd: str, files: dict[str, str]) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
         with open(target, "wb") as file:  # noqa: PTH123
             file.write(base64.b64decode(content))
-
-
-def cell(request: dict[str, Any]) -> dict[str, Any]:
-    """Run code in the lasting interpreter of its language."""
-    began = time.monotonic()
-    language = request["language"]
-    try:
-        interpreter = INTERPRETERS.get(language) or Interpreter(language)
-    except OSError as error:
-        return failure(127, f"could not start {language}: {error}")
-    INTERPRETERS[language] = interpreter
-    pump = Pump(interpreter.process, b"", request["max_output_bytes"])
-    exit_code, timed_out = None, False
-    try:
-        allowance = Allowance(request["timeout_seconds"])
-        if send_code(interpreter, language, request["code"], allowance):
-            exit_code = read_end(interpreter, pump, allowance)
-        if exit_code is None and allowance.left() <= 0:
-            timed_out = True
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(interpreter.process.pid, signal.SIGINT)
-            exit_code = read_end(interpreter, pump, Allowance(INTERRUPT_SECONDS))
-        if exit_code is None:
-            exit_code = end_interpreter(language, pump)
-        else:
-            pump.drain()
-        return outcome(pump, exit_code, timed_out, began)
-    finally:
-        pump.close()
-
-
-def send_code(interpreter: Interpreter, language: str, code: str, allowance: Allowance) -> bool:
-    """Hand the code over; False when the interpreter is gone or does not read."""
-    data = code.encode("utf-8", "surrogateescape")
-    if language == "bash" and b"\0" in data:
-        raise Refused("bad_request", "bash code must not contain NUL characters")
-    data = data + b"\0" if language == "bash" else HEADER.pack(len(data)) + data
-    view = memoryview(data)
-    os.set_blocking(interpreter.request, False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(interpreter.request, selectors.EVENT_WRITE)
-        while view and (tick := allowance.tick()) > 0:
-            if selector.select(tick):
-                try:
-                    view = view[os.write(interpreter.request, view) :]
-                except BrokenPipeError:
-                    return False
-                except BlockingIOError:
-                    continue
-    return not view
-
-
-def read_end(interpreter: Interpreter, pump: Pump, allowance: Allowance) -> "int | None":
-    """The exit code the interpreter reports for a cell; None when it ended, lied or is late."""
-    if not pump.until(interpreter.reply, allowance):
-        return None
-    line = os.read(interpreter.reply, 64)
-    try:
-        return int(line) & 0xFF
-    except ValueError:
-        return None
-
-
-def end_interpreter(language: str, pump: Pump) -> int:
-    """Bury an interpreter that ended, or will not stop; the next cell gets a new one."""
-    interpreter = INTERPRETERS.pop(language)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        interpreter.process.wait(0.2)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(interpreter.process.pid, signal.SIGKILL)
-    exit_code = interpreter.process.wait()
-    pump.drain()
-    interpreter.close()
-    return exit_code
 
 
 def load(name: str) -> types.ModuleType:
@@ -465,8 +207,8 @@ def elsewhere(module: str, name: str) -> "Callable[[dict[str, Any]], dict[str, A
 
 OPERATIONS: "dict[str, Callable[[dict[str, Any]], dict[str, Any]]]" = {
     "setup": setup,
-    "run": run,
-    "cell": cell,
+    "run": elsewhere("agent_programs", "run"),
+    "cell": elsewhere("agent_interpreters", "cell"),
     "collect": elsewhere("agent_files", "collect"),
     "save": elsewhere("agent_archive", "save"),
     "load": elsewhere("agent_archive", "load"),

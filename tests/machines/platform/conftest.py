@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import pytest
+from starlette.routing import compile_path
 
 from engine.secrets import SecretsCodec
 from machines.platform import keys
 from machines.platform.context import PlatformConfig, open_money
 from machines.platform.database import open_platform_database
+from machines.platform.replies import Problem
 from machines.platform.sandbox.fake import FakeBackend
 
 START_MS = 1_700_000_000_000
@@ -69,6 +73,49 @@ class Api:
         if once is not None:
             headers["Idempotency-Key"] = once
         return await self.http.request(method, path, content=content, headers=headers)
+
+    async def described_call(
+        self,
+        pair: tuple[str, str],
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        once: str | None = None,
+    ) -> httpx.Response:
+        """`call`, a second later; the answer must be one that its endpoint describes."""
+        self.now_ms += 1_000  # stay within the rate
+        answer = await self.call(pair, method, path, body, once=once)
+        endpoint = next(
+            each
+            for each in self.app.state.api.endpoints()
+            for each_method, each_path in each.routes
+            if each_method == method and compile_path(each_path)[0].match(path.partition("?")[0])
+        )
+        assert answer.status_code in endpoint.statuses, (path, answer.text)
+        if answer.status_code in endpoint.answers:
+            jsonschema_rs.validate(endpoint.answers[answer.status_code], answer.json())
+        return answer
+
+    @staticmethod
+    def together(calls: list[Callable[[], Any]]) -> list[Any]:
+        """The calls' results, from as many threads that begin at the same moment."""
+        barrier = threading.Barrier(len(calls))
+        results: list[Any] = [None] * len(calls)
+
+        def one(number: int) -> None:
+            barrier.wait()
+            try:
+                results[number] = calls[number]()
+            except Problem as problem:
+                results[number] = problem
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(len(calls))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
 
 
 @pytest.fixture

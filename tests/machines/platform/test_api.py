@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -263,6 +265,58 @@ async def test_unknown_paths_and_methods_answer_json(api: Any) -> None:
 async def test_a_bad_idempotency_key_is_refused(api: Any) -> None:
     answer = await api.call(api.key(), "POST", "/sessions", once="a b")
     assert answer.status_code == 400
+
+
+async def test_a_repeat_with_another_query_is_another_request(api: Any) -> None:
+    pair = api.key()
+    first = await api.call(pair, "POST", "/run?ttl=60", b"#!/bin/sh\necho a\n", once="k")
+    again = await api.call(pair, "POST", "/run?ttl=60", b"#!/bin/sh\necho a\n", once="k")
+    assert first.json()["job_id"] == again.json()["job_id"]
+    other = await api.call(pair, "POST", "/run?ttl=61", b"#!/bin/sh\necho a\n", once="k")
+    assert (other.status_code, other.json()["error"]) == (409, "idempotency_key_reused")
+
+
+class Held(FakeBackend):
+    """Every execution waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.inside = threading.Semaphore(0)
+
+    def execute(self, *arguments: Any, **options: Any) -> Any:
+        self.inside.release()
+        assert self.go.wait(20)
+        return super().execute(*arguments, **options)
+
+
+class TestLongRequests:
+    """Requests that may take minutes share threads."""
+
+    @pytest.fixture
+    def backend(self) -> Held:
+        return Held()
+
+    async def test_one_key_cannot_hold_the_threads_of_all(
+        self, api: Any, backend: Held, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("machines.platform.api.LONG_REQUESTS_MAX", 2)
+        pair, other = api.key(tier=32), api.key(tier=32)
+        body = {"language": "bash", "code": "echo a"}
+
+        def run(who: tuple[str, str]) -> asyncio.Task[Any]:
+            return asyncio.create_task(api.call(who, "POST", "/execute", body))
+
+        running = [run(pair), run(pair)]
+        await asyncio.to_thread(lambda: [backend.inside.acquire() for _ in range(2)])
+        refused = await run(pair)
+        assert (refused.status_code, refused.json()["error"]) == (429, "concurrency_limit_reached")
+        assert refused.json()["concurrency_limit"] == 2
+        running.append(run(other))
+        await asyncio.to_thread(backend.inside.acquire)
+        backend.go.set()
+        assert [one.status_code for one in await asyncio.gather(*running)] == [200] * 3
+        assert (await run(pair)).status_code == 200
 
 
 class TestWithoutIsolation:

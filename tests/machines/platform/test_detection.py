@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -437,3 +439,16 @@ def test_any_text_gives_a_known_name_or_none(text: str) -> None:
 def test_a_hostile_source_takes_a_bounded_time(piece: str) -> None:
     # The suite's time limit for a test is what would fail here.
     detect(piece * 2_000_000)
+
+
+@pytest.mark.parametrize("line", ["\t " * 100, " " * 199 + "x", "x" + " " * 199, "\v\f" * 100])
+def test_blanks_cost_nothing(line: str) -> None:
+    """Patterns that begin with blanks took seconds, in which no other thread can run."""
+    began = time.thread_time()
+    detect("\n".join([line] * 100))
+    assert time.thread_time() - began < 1
+
+
+def test_blank_lines_and_deep_indentation_do_not_matter() -> None:
+    code = "def f(a):\n\n" + " " * 60 + "return [x for x in a]\n\n\nif __name__ == '__main__':\n"
+    assert detect(code) == "python"

@@ -408,7 +408,7 @@ async def test_only_so_many_wait(api: Any, backend: Any) -> None:
     pair = api.key()
     job_id = await started(api, backend, pair)
     executions = api.app.state.api.executions
-    while executions._waiters.acquire(blocking=False):
+    while executions._runs._waiters.acquire(blocking=False):
         pass
     refused = await api.call(pair, "GET", f"/jobs/{job_id}/wait")
     assert (refused.status_code, refused.json()["error"]) == (503, "busy")
@@ -427,7 +427,7 @@ async def test_an_execution_holds_a_slot_for_each_vcpu(api: Any, backend: Any) -
     backend.go.set()
 
 
-async def test_an_execution_costs_three_commits(api: Any) -> None:
+async def test_an_execution_costs_two_commits(api: Any) -> None:
     pair = api.key()
     await api.call(pair, "POST", "/execute", CODE)
     commits = 0
@@ -441,7 +441,7 @@ async def test_an_execution_costs_three_commits(api: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(api.database), "transaction", counting)
         assert (await api.call(pair, "POST", "/execute", CODE)).status_code == 200
-    assert commits == 3
+    assert commits == 2
 
 
 @pytest.mark.parametrize(("busy", "status"), [(4, 200), (5, 500)])

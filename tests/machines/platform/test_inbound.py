@@ -15,7 +15,14 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from machines.platform.inbound import freeze_page, host_of, is_service_host, may_be_custom
+from machines.platform.inbound import (
+    SERVICE_THREADS_MAX,
+    VISITS_MAX,
+    freeze_page,
+    host_of,
+    is_service_host,
+    may_be_custom,
+)
 from machines.platform.orders import Caller
 from machines.platform.sandbox.backend import Handle
 from machines.platform.sandbox.errors import PortClosed
@@ -273,6 +280,43 @@ async def test_one_service_cannot_use_up_the_platform(
     assert (refused.status_code, refused.json()["error"]) == (503, "service_busy")
     go.set()
     assert [each.status_code for each in await asyncio.gather(*open_ones)] == [204, 204]
+
+
+@pytest.mark.parametrize(("host", "domain"), [("web.on.x.org", ""), ("a.b.org", "; Domain=b.org")])
+async def test_a_service_sets_no_cookies_for_its_neighbours(
+    api: Any, backend: Visited, host: str, domain: str
+) -> None:
+    await service(api, custom_domains=("a.b.org",))
+    backend.ports[80] = says(
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: s=Domain=1; Path=/"
+        + (b"; DOMAIN = x.org;domain" if not domain else domain.encode())
+        + b"; Secure\r\nContent-Length: 0\r\n\r\n"
+    )
+    answer = await visit(api, host)
+    assert answer.headers["set-cookie"] == f"s=Domain=1; Path=/{domain}; Secure"
+
+
+async def test_a_service_that_takes_no_connection_holds_up_no_other(
+    api: Any, backend: Visited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = await service(api, "hostile")
+    await service(api, "web")
+    backend.ports[80] = says(b"HTTP/1.1 204 No Content\r\n\r\n")
+    go, inside, connect = threading.Event(), threading.Semaphore(0), backend.connect
+
+    def never(handle: Handle, port: int) -> socket.socket:
+        if handle.sandbox_id == hostile:
+            inside.release()
+            assert go.wait(20)
+        return connect(handle, port)
+
+    monkeypatch.setattr(backend, "connect", never)
+    stuck = [asyncio.create_task(visit(api, "hostile.on.x.org")) for _ in range(VISITS_MAX)]
+    await asyncio.to_thread(lambda: [inside.acquire() for _ in range(SERVICE_THREADS_MAX)])
+    async with asyncio.timeout(10):
+        assert (await visit(api, "web.on.x.org")).status_code == 204
+    go.set()
+    assert {each.status_code for each in await asyncio.gather(*stuck)} == {204}
 
 
 async def test_the_log_says_nothing_of_what_a_visitor_asked(api: Any, backend: Visited) -> None:

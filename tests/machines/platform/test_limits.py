@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from machines.platform import limits
+from machines.platform.replies import Problem
+
+CODE = {"language": "python", "code": "print(1)"}
+NOW_MS = 1_700_000_000_000
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,105 @@ async def test_a_session_holds_the_slot_of_an_execution(api: Any) -> None:
     assert refused.json()["error"] == "concurrency_limit_reached"
     await api.call(pair, "DELETE", f"/sessions/{session_id}")
     assert (await api.call(pair, "POST", "/execute", code)).status_code == 200
+
+
+def counted(api: Any, public_key: str) -> int:
+    with api.database.reading() as sql:
+        return int(
+            sql.scalar("SELECT count(*) FROM api_request WHERE public_key = :key", key=public_key)
+        )
+
+
+def admission(api: Any, allowed: int, now_ms: int = NOW_MS) -> limits.Admission:
+    return limits.Admission(api.database, "unsb-pk-one", allowed, now_ms)
+
+
+async def test_an_admission_counts_once(api: Any) -> None:
+    request = admission(api, 7)
+    request.count()
+    with request.transaction() as sql:
+        sql.run("DELETE FROM output_lock")
+    request.count()
+    assert counted(api, "unsb-pk-one") == 1
+
+
+async def test_an_admission_counts_with_what_it_admits_or_later(api: Any) -> None:
+    request = admission(api, 7)
+    with pytest.raises(ZeroDivisionError), request.transaction():
+        raise ZeroDivisionError
+    assert counted(api, "unsb-pk-one") == 0
+    request.count()
+    assert counted(api, "unsb-pk-one") == 1
+
+
+async def test_an_admission_refused_for_its_rate_is_never_counted(api: Any) -> None:
+    admission(api, 1).count()
+    late = admission(api, 1)
+    reached = False
+    with pytest.raises(Problem, match="requests per minute"), late.transaction():
+        reached = True
+    assert not reached
+    with api.database.transaction() as sql:
+        sql.run("DELETE FROM api_request")
+    late.count()
+    assert counted(api, "unsb-pk-one") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/execute", CODE, 200),
+        ("/execute", {}, 400),
+        ("/execute", {**CODE, "vcpu": 8}, 429),
+        ("/execute/async", CODE, 202),
+        ("/execute/async", {}, 400),
+        ("/sessions/unsb-session-none/execute", {"command": "x"}, 404),
+        ("/sessions/unsb-session-none/execute", {}, 400),
+        ("/run", CODE, 200),
+    ],
+)
+async def test_an_order_counts_once_however_it_ends(
+    api: Any, path: str, body: dict[str, Any], status: int
+) -> None:
+    pair = api.key()
+    answer = await api.call(pair, "POST", path, body if path != "/run" else b"#!/bin/sh\necho")
+    assert answer.status_code == status, answer.text
+    assert counted(api, pair[0]) == 1
+
+
+async def test_a_repeated_order_counts_and_a_suspended_key_counts(api: Any) -> None:
+    pair = api.key()
+    for _ in range(2):
+        assert (await api.call(pair, "POST", "/execute", CODE, once="k")).status_code == 200
+    assert counted(api, pair[0]) == 2
+    with api.database.transaction() as sql:
+        sql.run("UPDATE api_key SET status = 'suspended'")
+    assert (await api.call(pair, "POST", "/execute", CODE)).status_code == 401
+    assert counted(api, pair[0]) == 3
+
+
+@pytest.mark.parametrize("body", [CODE, {}, b"no json"])
+async def test_the_rate_comes_before_whatever_else_is_wrong(api: Any, body: Any) -> None:
+    pair = api.key(tier=1)
+    for _ in range(7):
+        await api.call(pair, "GET", "/sessions")
+    refused = await api.call(pair, "POST", "/execute", body)
+    assert (refused.status_code, refused.json()["error"]) == (429, "rate_limit_exceeded")
+    with api.database.reading() as sql:
+        assert sql.scalar("SELECT count(*) FROM execution") == 0
+    assert counted(api, pair[0]) == 7
+
+
+async def test_64_parallel_orders_on_tier_one_admit_seven(api: Any) -> None:
+    pair = api.key(tier=1)
+    orders = (api.call(pair, "POST", "/execute", {}) for _ in range(64))
+    codes = Counter(answer.status_code for answer in await asyncio.gather(*orders))
+    assert codes == {400: 7, 429: 57}
+
+
+async def test_rows_that_have_ended_are_not_read_for_the_slots(api: Any) -> None:
+    with api.database.reading() as sql:
+        plan = sql.all("EXPLAIN QUERY PLAN " + limits._SLOTS, key="k")
+    used = " ".join(row["detail"] for row in plan)
+    assert "session_live" in used
+    assert "service_live" in used

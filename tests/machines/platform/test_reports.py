@@ -137,9 +137,26 @@ class TestWithRealSandboxes:
         findings = {finding.check: finding.message for finding in platform_doctor(sick.data_dir)}
         assert findings.keys() == {"life cycles", "sandboxes"}
         assert all(session_id in message for message in findings.values())
+        told = [each.message for each in platform_doctor(sick.data_dir)]
+        assert any(f"{session_id}: has process" in message for message in told)
         assert "says terminated, its life cycle running" in findings["life cycles"]
         with sick.database.transaction() as sql:
             sql.run("UPDATE session SET state = 'running', ended_ms = NULL, reason = NULL")
+
+    async def test_live_services_and_frozen_sessions_are_healthy(self, sick: Any) -> None:
+        pair = sick.key(tier=8)
+        order = {"name": "alive", "network_mode": "zerotrust"}
+        assert (await sick.call(pair, "POST", "/services", order)).is_success
+        session_id = (await sick.call(pair, "POST", "/sessions")).json()["id"]
+        frozen = await sick.call(pair, "POST", f"/sessions/{session_id}/freeze", {})
+        assert frozen.is_success, frozen.text
+        assert platform_doctor(sick.data_dir) == []
+
+
+async def test_a_service_without_a_sandbox_is_found(sick: Any) -> None:
+    order = {"name": "dead", "network_mode": "zerotrust"}
+    assert (await sick.call(sick.key(), "POST", "/services", order)).is_success
+    assert "marks the service as stopped" in only(sick, "sessions").message
 
 
 async def test_open_permissions_are_found(sick: Any) -> None:

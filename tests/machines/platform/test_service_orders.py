@@ -130,6 +130,7 @@ def test_defaults() -> None:
         ("custom_domains", ["localhost"]),
         ("custom_domains", ["web.on.example.com"]),
         ("custom_domains", ["10.0.0.1"]),
+        ("custom_domains", ["API.unsandbox.com"]),
         ("custom_domains", ["a..com"]),
         ("custom_domains", ["a.com\n"]),
         ("custom_domains", ["a" * 64 + ".com"]),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from machines.platform import service_rows
+from machines.platform import execution_rows, service_rows
 from machines.platform.orders import Caller
 from machines.platform.replies import Problem
 from machines.platform.service_orders import Bootstrap, Change, ServiceOrder
@@ -56,7 +57,7 @@ def test_what_is_inserted_is_read_again(sql: Sql, caller: Caller) -> None:
     small = service_rows.select_small(sql, "s1")
     assert small is not None
     assert "bootstrap" not in small
-    assert service_rows.by_idempotency_key(sql, caller) == small
+    assert service_rows.repeated(sql, caller) == small
     assert service_rows.select_all_live(sql, caller.public_key) == [small]
 
 
@@ -103,3 +104,19 @@ def test_what_never_came_to_be_leaves_no_trace(sql: Sql, caller: Caller) -> None
     assert service_rows.select(sql, "s1") is None
     assert sql.all("SELECT * FROM service_domain") == []
     service_rows.insert(sql, "s2", caller, FULL, 6)
+
+
+def test_so_many_commands_run_in_a_service_at_once(sql: Sql, caller: Caller) -> None:
+    """Each has a thread of the platform, for as long as its caller likes."""
+    service_rows.insert(sql, "s1", caller, FULL, 5)
+    columns = execution_rows.draft(language="bash", network_mode="zerotrust", service_id="s1")
+    for number in range(service_rows.COMMANDS_MAX):
+        service_rows.require_calm(sql, caller.public_key, "s1")
+        one = msgspec.structs.replace(caller, idempotency_key=str(number))
+        execution_rows.insert(sql, one, f"job{number}", "running", columns, 5)
+    with pytest.raises(Problem) as refused:
+        service_rows.require_calm(sql, caller.public_key, "s1")
+    assert (refused.value.status, refused.value.error) == (429, "concurrency_limit_reached")
+    service_rows.require_calm(sql, caller.public_key, "s2")
+    sql.run("UPDATE execution SET state = 'cancelled' WHERE job_id = 'job0'")
+    service_rows.require_calm(sql, caller.public_key, "s1")

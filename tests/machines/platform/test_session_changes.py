@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from functools import partial
 from typing import Any
 
@@ -23,26 +22,6 @@ async def create(api: Any, pair: tuple[str, str]) -> Any:
 
 async def status(api: Any, pair: tuple[str, str], session_id: str) -> Any:
     return (await api.call(pair, "GET", f"/sessions/{session_id}")).json()
-
-
-def together(calls: list[Any]) -> list[Any]:
-    """The calls' results, from as many threads that begin at the same moment."""
-    barrier = threading.Barrier(len(calls))
-    results: list[Any] = [None] * len(calls)
-
-    def one(number: int) -> None:
-        barrier.wait()
-        try:
-            results[number] = calls[number]()
-        except Problem as problem:
-            results[number] = problem
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def caller_of(pair: tuple[str, str], tier: int) -> Caller:
@@ -129,7 +108,7 @@ async def test_one_of_many_parallel_unfreezes_boosts_and_creates_gets_the_slot(
             partial(sessions.boost, caller, running, 2),
             partial(sessions.create, caller, order),
         ]
-        results = await asyncio.to_thread(together, racing * 4)
+        results = await asyncio.to_thread(api.together, racing * 4)
         with api.database.reading() as sql:
             assert slots_in_use(sql, caller.public_key) == 2
         # One of the three won; what it did again cost nothing more.
@@ -158,5 +137,5 @@ async def test_freezing_and_unfreezing_at_once_leaves_sandbox_and_row_agreed(
             lambda: sessions.freeze(caller, session_id),
             lambda: sessions.unfreeze(caller, session_id),
         ]
-        await asyncio.to_thread(together, calls * 4)
+        await asyncio.to_thread(api.together, calls * 4)
         assert sessions.named(session_id)["state"] == (told[-1] if told else "running")

@@ -293,26 +293,6 @@ async def test_a_dead_session_of_a_repeated_key_says_that_it_is_dead(
     assert len(backend.created) == 1
 
 
-def together(calls: list[Any]) -> list[Any]:
-    """The calls' results, from as many threads that begin at the same moment."""
-    barrier = threading.Barrier(len(calls))
-    results: list[Any] = [None] * len(calls)
-
-    def one(number: int) -> None:
-        barrier.wait()
-        try:
-            results[number] = calls[number]()
-        except Problem as problem:
-            results[number] = problem
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
 def caller_of(pair: tuple[str, str], tier: int) -> Caller:
     return Caller(public_key=pair[0], tier=tier, idempotency_key=None, digest="d")
 
@@ -322,7 +302,7 @@ async def test_one_of_64_parallel_creates_gets_the_one_slot(api: Any, backend: A
     order = parse_session({"ttl": 600}, lambda: frozenset({"bash"}))
     for _ in range(20):
         caller = caller_of(api.key(tier=1), 1)
-        made = await asyncio.to_thread(together, [partial(sessions.create, caller, order)] * 64)
+        made = await asyncio.to_thread(api.together, [partial(sessions.create, caller, order)] * 64)
         refused = [each for each in made if isinstance(each, Problem)]
         assert {each.error for each in refused} == {"concurrency_limit_reached"}
         assert len(refused) == 63

@@ -5,9 +5,7 @@ from __future__ import annotations
 import stat
 from typing import Any
 
-import jsonschema_rs
 import pytest
-from starlette.routing import compile_path
 
 Pair = tuple[str, str]
 UNKNOWN = "unsb-image-aaaa-bbbb-cccc-dddd"
@@ -28,19 +26,7 @@ USES = (("GET", "", None), ("POST", "spawn", {}), ("POST", "clone", {}))
 async def call(
     api: Any, pair: Pair, method: str, path: str, body: Any = None, once: str | None = None
 ) -> Any:
-    """A call whose answer is one that the endpoint describes."""
-    api.now_ms += 1_000  # stay within the rate
-    answer = await api.call(pair, method, path, body, once=once)
-    endpoint = next(
-        each
-        for each in api.app.state.api.endpoints()
-        for each_method, each_path in each.routes
-        if each_method == method and compile_path(each_path)[0].match(path.partition("?")[0])
-    )
-    assert answer.status_code in endpoint.statuses, (path, answer.text)
-    if answer.status_code in endpoint.answers:
-        jsonschema_rs.validate(endpoint.answers[answer.status_code], answer.json())
-    return answer
+    return await api.described_call(pair, method, path, body, once=once)
 
 
 def told(answer: Any) -> tuple[int, str]:
@@ -359,3 +345,27 @@ async def test_pictures_are_not_offered_and_say_so(api: Any, owner: Pair) -> Non
     ):
         answer = await call(api, owner, "POST", "/image", body)
         assert (answer.status_code, answer.json()["field"]) == (400, field)
+
+
+async def test_nobody_else_learns_the_session_that_an_image_was_made_of(
+    api: Any, owner: Pair
+) -> None:
+    session_id = await session(api, owner)  # whoever knows it may attach to its terminal
+    image_id = (await publish(api, owner, "session", session_id))["id"]
+    await call(api, owner, "POST", f"/images/{image_id}/visibility", {"visibility": "public"})
+    other = api.key()
+    shown = [
+        await call(api, other, "GET", f"/images/{image_id}"),
+        await call(api, other, "GET", "/images"),
+        await call(api, other, "POST", f"/images/{image_id}/clone", {}),
+    ]
+    assert all(one.status_code == 200 and session_id not in one.text for one in shown)
+    mine = (await call(api, owner, "GET", f"/images/{image_id}")).json()
+    assert mine["source_id"] == session_id
+
+    await call(api, owner, "POST", f"/images/{image_id}/transfer", {"to_api_key": owner[0]})
+    mine = (await call(api, owner, "GET", f"/images/{image_id}")).json()
+    assert mine["source_id"] == session_id
+    await call(api, owner, "POST", f"/images/{image_id}/transfer", {"to_api_key": other[0]})
+    given = await call(api, other, "GET", f"/images/{image_id}")
+    assert given.json()["access"] == "owned" and session_id not in given.text

@@ -10,8 +10,6 @@ import jsonschema_rs
 import pytest
 
 from machines.platform.sandbox.backend import Handle
-from machines.platform.sandbox.bubblewrap import BubblewrapBackend
-from machines.platform.sandbox.fake import FakeBackend
 
 Pair = tuple[str, str]
 UNKNOWN = "unsb-service-0123456789abcdef"
@@ -32,14 +30,6 @@ OF_ONE: tuple[tuple[str, str, Any], ...] = (
     ("PUT", "/domains", {"add": ["a.example.com"]}),
     ("DELETE", "", None),
 )
-
-
-@pytest.fixture
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Nothing is run, unless a test asks for real walls."""
-    if getattr(request, "param", "fake") == "fake":
-        return FakeBackend()
-    return BubblewrapBackend(tmp_path_factory.mktemp("sandboxes"))
 
 
 async def call(api: Any, pair: Pair, method: str, path: str, body: Any = None) -> Any:

@@ -12,8 +12,6 @@ import pytest
 
 from machines.platform.replies import iso
 from machines.platform.sandbox.backend import Handle
-from machines.platform.sandbox.bubblewrap import BubblewrapBackend
-from machines.platform.sandbox.fake import FakeBackend
 from machines.platform.transfers import INPUT_DIRECTORY
 
 Pair = tuple[str, str]
@@ -22,14 +20,6 @@ UNKNOWN = "unsb-session-0123456789abcdef"
 
 
 REAL_TOO = pytest.mark.parametrize("backend", ["fake", "bubblewrap"], indirect=True)
-
-
-@pytest.fixture
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Nothing is run, unless a test asks for real walls."""
-    if getattr(request, "param", "fake") == "fake":
-        return FakeBackend()
-    return BubblewrapBackend(tmp_path_factory.mktemp("sandboxes"))
 
 
 async def call(api: Any, pair: Pair, method: str, path: str, body: Any = None) -> Any:

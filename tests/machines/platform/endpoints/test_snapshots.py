@@ -7,9 +7,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-import jsonschema_rs
 import pytest
-from starlette.routing import compile_path
 
 from machines.platform.sandbox.backend import Handle
 from machines.platform.sandbox.errors import SandboxGone, SandboxLimit
@@ -43,19 +41,7 @@ def backend() -> MovingBackend:
 async def call(
     api: Any, pair: Pair, method: str, path: str, body: Any = None, once: str | None = None
 ) -> Any:
-    """A call whose answer is one that the endpoint describes."""
-    api.now_ms += 1_000  # stay within the rate
-    answer = await api.call(pair, method, path, body, once=once)
-    endpoint = next(
-        each
-        for each in api.app.state.api.endpoints()
-        for each_method, each_path in each.routes
-        if each_method == method and compile_path(each_path)[0].match(path.partition("?")[0])
-    )
-    assert answer.status_code in endpoint.statuses, (path, answer.text)
-    if answer.status_code in endpoint.answers:
-        jsonschema_rs.validate(endpoint.answers[answer.status_code], answer.json())
-    return answer
+    return await api.described_call(pair, method, path, body, once=once)
 
 
 def told(answer: Any) -> tuple[int, str]:

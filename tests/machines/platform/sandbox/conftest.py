@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import select
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,18 @@ import pytest
 from machines.platform.sandbox.backend import Backend, Handle, Spec
 from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 from machines.platform.sandbox.fake import FakeBackend
+from machines.platform.sandbox.gvisor import GvisorBackend
 
 MIB = 1024 * 1024
+HAS_GVISOR = shutil.which("runsc") is not None and os.geteuid() == 0
+BACKENDS = ["fake", "bubblewrap", *(["gvisor"] if HAS_GVISOR else [])]
 _numbers = itertools.count()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which implementations the contract ran against."""
+    why = "" if HAS_GVISOR else "; gvisor not offered: it needs runsc on the PATH, and root"
+    terminalreporter.write_line(f"sandbox backends under contract: {', '.join(BACKENDS)}{why}")
 
 
 @pytest.fixture(scope="session")
@@ -29,18 +39,31 @@ def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BubblewrapB
     backend.close()
 
 
-@pytest.fixture(params=["fake", "bubblewrap"])
+@pytest.fixture(scope="session")
+def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GvisorBackend]:
+    """One for the session, where it is offered at all; then it must work."""
+    backend = GvisorBackend(tmp_path_factory.mktemp("gvisor"))
+    probe = backend.probe()
+    assert probe.ok, f"{probe.reason}. Fix: {probe.fix}"
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(params=BACKENDS)
 def new_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Backend]:
     """Makes a backend of its own, of every implementation."""
-    return FakeBackend if request.param == "fake" else lambda: BubblewrapBackend(tmp_path)
+    if request.param == "fake":
+        return FakeBackend
+    real = {"bubblewrap": BubblewrapBackend, "gvisor": GvisorBackend}[request.param]
+    return lambda: real(tmp_path)
 
 
-@pytest.fixture(params=["fake", "bubblewrap"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Every implementation of the port."""
     if request.param == "fake":
         return FakeBackend()
-    real: BubblewrapBackend = request.getfixturevalue("bubblewrap")
+    real: Backend = request.getfixturevalue(request.param)
     return real
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from machines.platform.sandbox import bubblewrap as module
-from machines.platform.sandbox import doors, layout, processes
+from machines.platform.sandbox import commands, doors, launch, layout, processes, selection
 from machines.platform.sandbox.backend import MIB, Command, Handle, Spec
 from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 from machines.platform.sandbox.cgroups import Tree
@@ -128,7 +128,7 @@ def test_the_probe_does_not_raise_on_surprises(
     def surprise() -> None:
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr(module, "find_candidates", surprise)
+    monkeypatch.setattr(selection, "find_candidates", surprise)
     probe = BubblewrapBackend(tmp_path).probe()
     assert not probe.ok
     assert "surprise" in probe.reason
@@ -137,7 +137,7 @@ def test_the_probe_does_not_raise_on_surprises(
 def test_a_program_that_hangs_after_its_message_is_refused_too(
     fake_bwrap: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(launch, "START_SECONDS", 0.3)
     fake_bwrap("[ $1 = --help ] || { echo 'bwrap: odd' >&2; exec sleep 600; }")
     with pytest.raises(SandboxUnavailable, match="bwrap said: bwrap: odd"):
         BubblewrapBackend(tmp_path / "root").create(Spec("never"))
@@ -299,7 +299,7 @@ def commands_of(_backend: BubblewrapBackend) -> bytes:
 def test_an_agent_that_goes_silent_is_given_up(
     bubblewrap: BubblewrapBackend, sandbox: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(commands, "_GRACE_SECONDS", 0.2)
     with pytest.raises(SandboxGone, match="no answer"):
         run(bubblewrap, sandbox, "kill -STOP $PPID; sleep 600", 0.2)
 
@@ -450,34 +450,34 @@ def test_limits_of_a_resize_reach_what_the_door_starts(
     backend.destroy(handle)
 
 
-def test_a_door_request_that_is_frozen_is_answered_later(
+def test_a_door_request_under_way_is_answered_before_the_freeze(
     bubblewrap: BubblewrapBackend, sandbox: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frozen while it was under way: it is late by all that time and costs nothing."""
-    monkeypatch.setattr(doors, "_WAIT_SECONDS", 1.0)
-    sent, frozen = threading.Event(), threading.Event()
+    """None waits through a standstill: that takes a thread of the platform for as long."""
+    sent, go = threading.Event(), threading.Event()
     whole = module.Channel._send
 
-    def send_then_freeze(channel: Channel, data: bytes, descriptors: Sequence[int]) -> None:
+    def send_later(channel: Channel, data: bytes, descriptors: Sequence[int]) -> None:
         sent.set()
-        assert frozen.wait(20)
+        assert go.wait(20)
         whole(channel, data, descriptors)
 
-    monkeypatch.setattr(module.Channel, "_send", send_then_freeze)
-    with ThreadPoolExecutor(1) as pool:
+    monkeypatch.setattr(Channel, "_send", send_later)
+    with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(bubblewrap.connect, sandbox, 80)
         assert sent.wait(20)
-        bubblewrap.freeze(sandbox)
-        frozen.set()
+        freezing = pool.submit(bubblewrap.freeze, sandbox)
         began = time.monotonic()
-        while time.monotonic() - began < 1.5:
-            assert not asked.done()
-        with pytest.raises(SandboxFrozen):
-            bubblewrap.connect(sandbox, 80)
-        assert bubblewrap.egress(sandbox) is None  # asks nobody, waits for nobody
-        bubblewrap.unfreeze(sandbox)
+        while time.monotonic() - began < 0.3:
+            assert not freezing.done() and not asked.done()
+        go.set()
         with pytest.raises(PortClosed):
             asked.result(timeout=20)
+        freezing.result(timeout=20)
+    with pytest.raises(SandboxFrozen):
+        bubblewrap.connect(sandbox, 80)
+    assert bubblewrap.egress(sandbox) is None  # asks nobody, waits for nobody
+    bubblewrap.unfreeze(sandbox)
     assert run(bubblewrap, sandbox, "echo alive") == b"alive\n"
 
 
@@ -594,7 +594,7 @@ def test_a_failure_while_starting_leaves_nothing(
             raise OSError("no space left for the record")
         write_record(directory, record)
 
-    monkeypatch.setattr(module, "write_record", fail_later)
+    monkeypatch.setattr(launch, "write_record", fail_later)
     spec = new_spec()
     with pytest.raises(SandboxUnavailable, match="no space left for the record"):
         bubblewrap.create(spec)
@@ -609,3 +609,15 @@ def test_the_record_names_every_process(bubblewrap: BubblewrapBackend, sandbox: 
     assert record is not None
     assert len(record.processes) == 4  # bubblewrap twice, the agent, its doorman
     assert all(each.is_alive() for each in record.processes)
+
+
+def test_nobody_else_on_the_machine_can_read_the_id_of_a_sandbox(
+    bubblewrap: BubblewrapBackend, sandbox: Handle
+) -> None:
+    """A session lets in who knows its id; these files of a process are open to every user."""
+    running = bubblewrap._find(sandbox).process.pid
+    pids = [running, *(each.pid for each in processes.descendants(running))]
+    assert len(pids) > 1
+    for pid in pids:
+        for name in ("cgroup", "cmdline", "comm", "status", "stat"):
+            assert sandbox.sandbox_id.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()

@@ -17,6 +17,8 @@ from machines.platform.sandbox.cgroups import (
     Cgroup,
     Tree,
     find_tree,
+    group_name,
+    group_prefix,
     remove_groups,
     thaw_groups,
 )
@@ -140,6 +142,17 @@ def test_use_is_read_back_in_both_versions(tmp_path: Path) -> None:
     assert (two.oom_kills(), two.memory_bytes(), two.memory_peak_bytes()) == (2, 100, 200)
     assert (one.oom_kills(), one.memory_bytes(), one.memory_peak_bytes()) == (5, 300, 400)
     assert (two.cpu_seconds(), one.cpu_seconds()) == (1.5, 2.5)
+
+
+def test_a_groups_name_tells_the_platform_and_not_the_sandbox() -> None:
+    names = {
+        group_name(Path(root), sandbox_id)
+        for root in ("/here", "/there")
+        for sandbox_id in ("unsb-session-1", "unsb-session-2")
+    }
+    assert len(names) == 4
+    assert not any("session" in name for name in names)
+    assert sum(name.startswith(group_prefix(Path("/here"))) for name in names) == 2
 
 
 def test_only_directories_with_our_prefix_are_removed(tmp_path: Path) -> None:

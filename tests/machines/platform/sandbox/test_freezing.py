@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from machines.platform.sandbox import agent, freezing, processes
+from machines.platform.sandbox import agent, commands, doors, freezing, live, processes
 from machines.platform.sandbox import bubblewrap as module
 from machines.platform.sandbox.backend import MIB, Command, Handle, Result, Spec
 from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 from machines.platform.sandbox.cgroups import Tree, find_tree
+from machines.platform.sandbox.channel import Channel
 from machines.platform.sandbox.errors import (
     FreezeFailed,
     SandboxFrozen,
@@ -139,11 +141,29 @@ def test_a_command_under_way_is_answered_after_the_thaw(
         assert waiting.result(timeout=20).stdout == b"done\n"
 
 
+def test_a_doorman_that_never_answers_holds_no_request_through_a_standstill(
+    bubblewrap: BubblewrapBackend, sandbox: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever freezes such a sandbox keeps a thread of the platform for ever."""
+    monkeypatch.setattr(doors, "_WAIT_SECONDS", 0.5)
+    running = bubblewrap._find(sandbox)
+    ours, theirs = socket.socketpair()
+    with theirs, ThreadPoolExecutor(1) as pool:
+        running.door.close()
+        running.door = Channel(ours, running.standstill.lost_seconds)
+        asking = pool.submit(bubblewrap.connect, sandbox, 80)
+        assert theirs.recv(1)  # it was asked
+        with pytest.raises(SandboxGone):
+            bubblewrap.freeze(sandbox)
+        with pytest.raises(SandboxGone, match="no answer"):
+            asking.result(timeout=20)
+
+
 def test_a_command_may_stand_still_for_longer_than_it_may_run(
     bubblewrap: BubblewrapBackend, sandbox: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the host nor the agent counts that time; a frozen agent is not a dead one."""
-    monkeypatch.setattr(module, "_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(commands, "_GRACE_SECONDS", 1.0)
     with ThreadPoolExecutor(1) as pool:
         waiting, program = start_waiting(bubblewrap, sandbox, pool, 2.5)
         bubblewrap.freeze(sandbox)
@@ -192,7 +212,7 @@ def caught_signals(pid: int) -> int:
 def test_a_frozen_sandbox_is_destroyed_at_once(
     still: BubblewrapBackend, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_KILL_SECONDS", 3600.0)  # waiting for that would be noticed
+    monkeypatch.setattr(live, "_KILL_SECONDS", 3600.0)  # waiting for that would be noticed
     handle = still.create(spec)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(shell, still, handle, "sleep 600 & sleep 600", 900)
