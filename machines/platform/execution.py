@@ -79,6 +79,7 @@ class Executions(ExecutionCourse):
             for job_id in left:
                 self._move(sql, job_id, "lost", error="the result was lost")
             rows.forget_old(sql, now_ms)
+            rows.trim(sql)
 
     def stop(self) -> None:
         """End the sandboxes of running one-off executions.  Call after `Sessions.stop`."""

@@ -210,7 +210,8 @@ class ExecutionCourse:
             "stderr": result.stderr.decode("utf-8", "replace"),
             "duration_ms": result.duration_ms,
             "truncated": int(result.truncated),
-            "artifacts": outcome.yielded.packed(),
+            "artifacts": (artifacts := outcome.yielded.packed()),
+            "kept_bytes": len(result.stdout) + len(result.stderr) + len(artifacts or ""),
         }
         state = "timeout" if result.timed_out else "completed"
         with self._context.database.transaction() as sql:

@@ -12,6 +12,7 @@ from machines.platform.replies import Problem
 from persistence.database import Row
 from persistence.database import Session as Sql
 
+KEPT_BYTES_MAX = 256 * 1024 * 1024
 KEPT_MS = 7 * 86_400_000
 LIVE_STATES = ("pending", "running")
 """The states of an execution that has not ended."""
@@ -20,7 +21,7 @@ _COLUMNS = (
     "job_id, public_key, session_id, service_id, language, network_mode, vcpu, detected, state, "
     "started_ms, idempotency_key, digest"
 )
-_OUTPUT = ("stdout", "stderr", "duration_ms", "truncated", "artifacts")
+_OUTPUT = ("stdout", "stderr", "duration_ms", "truncated", "artifacts", "kept_bytes")
 
 
 def one_off(order: CodeOrder) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def add_output(sql: Sql, job_id: str, columns: dict[str, Any]) -> None:
     """What a cancelled program had printed and written until it was ended."""
     sql.run(
         "UPDATE execution SET stdout = :stdout, stderr = :stderr, duration_ms = :duration_ms, "
-        "truncated = :truncated, artifacts = :artifacts "
+        "truncated = :truncated, artifacts = :artifacts, kept_bytes = :kept_bytes "
         "WHERE job_id = :job AND state = 'cancelled' AND stdout IS NULL",
         job=job_id,
         **{name: columns[name] for name in _OUTPUT},
@@ -143,3 +144,31 @@ def forget_old(sql: Sql, now_ms: int) -> int:
     for row in forgotten:
         lives.forget(sql, JobLife, row["job_id"])
     return len(forgotten)
+
+
+def trim(sql: Sql, most_bytes: int = KEPT_BYTES_MAX) -> int:
+    """Forget the oldest outputs of keys that keep too many bytes; how many.
+
+    The rows stay: what ran under an idempotency key must not run again.
+    """
+    full = sql.all(
+        "SELECT public_key FROM execution GROUP BY public_key HAVING sum(kept_bytes) > :most",
+        most=most_bytes,
+    )
+    return sum(_trim(sql, row["public_key"], most_bytes) for row in full)
+
+
+def _trim(sql: Sql, public_key: str, most_bytes: int) -> int:
+    return sql.run(
+        """
+        UPDATE execution SET stdout = '', stderr = '', artifacts = NULL, truncated = 1,
+            kept_bytes = 0
+        WHERE job_id IN (SELECT job_id FROM (
+            SELECT job_id, kept_bytes, sum(kept_bytes) OVER (
+                ORDER BY started_ms DESC, job_id ROWS UNBOUNDED PRECEDING) AS together
+            FROM execution WHERE public_key = :key AND kept_bytes > 0)
+          WHERE together > :most)
+        """,
+        key=public_key,
+        most=most_bytes,
+    )

@@ -372,6 +372,8 @@ def _groups(prefix: str) -> set[str]:
 def main() -> int:
     """Run the rounds; 0 when all of them hold."""
     options = _options()
+    # A storm that is ended takes its server with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     print(f"platform storm: seed {seed}, {options.rounds} rounds", flush=True)
     total: Counter[str] = Counter()

@@ -63,6 +63,7 @@ _EXECUTION = """
         vcpu INTEGER NOT NULL DEFAULT 1 CHECK (vcpu BETWEEN 1 AND 8),
         artifacts TEXT,
         detected INTEGER NOT NULL DEFAULT 0 CHECK (detected IN (0, 1)),
+        kept_bytes INTEGER NOT NULL DEFAULT 0 CHECK (kept_bytes >= 0),
         UNIQUE (public_key, idempotency_key),
         CHECK (session_id IS NULL OR service_id IS NULL),
         CHECK ((state IN ('completed', 'timeout')) = (exit_code IS NOT NULL))

@@ -73,7 +73,14 @@ def test_an_idempotency_key_finds_its_row_and_refuses_another_request(database: 
 
 def test_output_is_added_to_a_cancelled_row_once(database: Database) -> None:
     who = caller(database)
-    output = {"stdout": "a", "stderr": "", "duration_ms": 1, "truncated": 0, "artifacts": None}
+    output = {
+        "stdout": "a",
+        "stderr": "",
+        "duration_ms": 1,
+        "truncated": 0,
+        "artifacts": None,
+        "kept_bytes": 1,
+    }
     for job_id, state in (("a", "cancelled"), ("b", "running")):
         inserted(database, who, job_id, state)
         with database.transaction() as sql:
@@ -103,3 +110,17 @@ def test_a_row_that_is_not_there_is_not_found() -> None:
     with pytest.raises(Problem) as caught:
         rows.require(None, "j")
     assert caught.value.status == 404
+
+
+def test_a_key_that_keeps_too_much_loses_its_oldest_outputs_and_no_row(database: Database) -> None:
+    greedy, modest = caller(database), caller(database)
+    for number in range(4):
+        inserted(database, greedy, f"g{number}", "cancelled", number)
+    inserted(database, modest, "m", "cancelled")
+    with database.transaction() as sql:
+        sql.run("UPDATE execution SET stdout = 'twelve bytes', kept_bytes = 12")
+        assert rows.trim(sql, 25) == 2
+        assert rows.trim(sql, 25) == 0
+        told = {row["job_id"]: row["stdout"] for row in sql.all("SELECT * FROM execution")}
+    kept = "twelve bytes"
+    assert told == {"g0": "", "g1": "", "g2": kept, "g3": kept, "m": kept}
