@@ -54,6 +54,7 @@ from machines.platform.unsigned import busy, read_body
 from machines.platform.wire import Call, Endpoint, Feature
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
+LARGE_BODY_BYTES = 64 * 1024
 REQUESTS_PER_MINUTE_PER_TIER = 7
 LONG_REQUESTS_MAX = 64
 """Requests that may take minutes, of one key at once: they share threads with those of others."""
@@ -173,7 +174,8 @@ class Api:
     def _answer(self, endpoint: Endpoint, request: Request, signed: auth.SignedRequest) -> Response:
         now_ms = self.context.clock_ms()
         key, admission = self._recognise(signed, now_ms)
-        if not endpoint.counts:
+        # A large body is dear to read, so it is counted before.
+        if not endpoint.counts or len(signed.body) > LARGE_BODY_BYTES:
             admission.count()
         try:
             if not endpoint.any_standing:

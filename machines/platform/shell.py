@@ -104,6 +104,8 @@ class Shells:
         self._loop: asyncio.AbstractEventLoop | None = None
         # Opening a terminal waits for the sandbox; it must not use up the threads of requests.
         self._threads = anyio.CapacityLimiter(16)
+        # What asks a sandbox may wait for it; who is only looked up must not wait behind that.
+        self._openings = anyio.CapacityLimiter(32)
         api.sessions.watch(self._session_changed)
 
     def tick(self) -> None:
@@ -266,7 +268,7 @@ class Shells:
                 self._endings.add(ending)
                 ending.add_done_callback(self._endings.discard)
 
-        master = await self._in_thread(self._open_master, row)
+        master = await anyio.to_thread.run_sync(self._open_master, row, limiter=self._openings)
         return Terminal(master, record=record, active=active, hung_up=hung_up)
 
     def _open_master(self, row: Row) -> int:
