@@ -17,7 +17,7 @@ from machines.platform.copies import Kind, Recipe, recipe_of_service, recipe_of_
 from machines.platform.orders import Caller
 from machines.platform.refusals import sandbox_refusals, terminated
 from machines.platform.replies import Problem
-from machines.platform.sandbox.backend import Backend, Handle, Saved
+from machines.platform.sandbox.backend import Backend, Handle, Level, Saved
 from machines.platform.sandbox.errors import SandboxFrozen, SandboxGone
 from machines.platform.service_orders import Redeploy
 from machines.platform.service_sandboxes import wrong_state
@@ -73,7 +73,9 @@ class Sources:
             Problem: 400 too large; 409 frozen meanwhile; 410 or 503 its sandbox died.
         """
         with self._told(source):
-            return self._backend.save(source.handle, target, level="full", hot=hot)
+            # A service's program is started anew from its bootstrap: its processes are not kept.
+            level: Level = "full" if source.kind == "session" else "files+vars"
+            return self._backend.save(source.handle, target, level=level, hot=hot)
 
     def load(self, caller: Caller, source: Source, path: Path) -> Row:
         """Write an archive back over it.  A service's bootstrap is then run again.

@@ -236,7 +236,8 @@ def test_variables_and_files_come_back(
     target = tmp_path / "a.tar"
     cell(handle, "x = 42")
     saved = backend.save(handle, target, level="full")
-    assert (saved.level, saved.lost) == ("files+vars", ())
+    reached = "full" if backend.name == "gvisor" else "files+vars"
+    assert (saved.level, saved.lost) == (reached, ())
     assert saved.size_bytes == target.stat().st_size
     assert saved.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
