@@ -76,6 +76,9 @@ COUNTER = Command(
 )
 
 
+pytestmark = pytest.mark.acceptance
+
+
 def test_a_machine_without_runsc_is_refused_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
