@@ -2,6 +2,9 @@
 
 Money comes in steps of one unit against an amount of three, so that every sum around the amount is
 tried; a card of two cents is redeemed a cent at a time and at once, with and without approval.
+
+Nobody cancels these runs: there is no worker on them (`persistence.inline`).  A service is explored
+with a cancel all the same: that is cheaper than a fourth message.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class OfSessionLife(Environment):
     """Requests of an owner, and the end of a sandbox."""
 
     machine = SessionLife
-    scope = Scope(contexts=2, messages=3)
+    scope = Scope(contexts=2, messages=4, cancels=False)
 
     def contexts(self) -> Iterator[SessionTerms]:
         """One vCPU."""
@@ -101,7 +104,7 @@ class OfJobLife(Environment):
     """Ends of a program, and of what runs it."""
 
     machine = JobLife
-    scope = Scope(contexts=2, messages=3)
+    scope = Scope(contexts=2, messages=3, cancels=False)
 
     def contexts(self) -> Iterator[JobTerms]:
         """One vCPU."""
@@ -123,7 +126,7 @@ class OfGiftCardLife(Environment):
     """Redeemers and a buyer who approves or denies."""
 
     machine = GiftCardLife
-    scope = Scope(contexts=2, messages=3)
+    scope = Scope(contexts=2, messages=3, cancels=False)
 
     def contexts(self) -> Iterator[GiftTerms]:
         """Two cents."""
@@ -156,7 +159,7 @@ class OfInvoiceLife(Environment):
     """A chain that may show anything, also what it showed before."""
 
     machine = InvoiceLife
-    scope = Scope(contexts=2, messages=3)
+    scope = Scope(contexts=2, messages=3, cancels=False)
 
     def contexts(self) -> Iterator[InvoiceTerms]:
         """Two units, one block deep, due at once: closing is never too early here."""
@@ -164,9 +167,15 @@ class OfInvoiceLife(Environment):
 
     @payloads("judged")
     def verdicts(self, context: InvoiceTerms) -> Iterator[Judged]:
-        """Every word with the numbers that fit it, and a key for too little."""
-        for verdict in VERDICTS:
-            numbers = {
+        """Every word that can come then, with numbers that fit it; a key for too little."""
+        if context.returned_atomic:
+            words: tuple[Verdict, ...] = ("refund_pending", "refunded", "expired")
+        elif context.received_atomic == DUE:
+            words = ("pending", "partial", "confirming", "completed", "refund_pending")
+        else:
+            words = VERDICTS
+        for verdict in words:
+            received, confirmations, returned = {
                 "pending": (0, 0, 0),
                 "partial": (1, 0, 0),
                 "confirming": (DUE, 0, 0),
@@ -175,7 +184,6 @@ class OfInvoiceLife(Environment):
                 "refund_pending": (1, 1, context.returned_atomic),
                 "refunded": (1, 1, 1),
             }[verdict]
-            received, confirmations, returned = numbers
             yield Judged(
                 verdict=verdict,
                 expires_ms=context.expires_ms,
