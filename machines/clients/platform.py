@@ -7,11 +7,6 @@ session and runs the command once.  Source: platform-api.md sections 1, 4, 5, 10
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-import httpx
-
 from machines.clients.fields import Fields, objects, texts
 from machines.clients.ports import (
     ClientError,
@@ -21,7 +16,7 @@ from machines.clients.ports import (
     NotFound,
     SessionInfo,
 )
-from machines.clients.signing import headers as signed_headers
+from machines.clients.signed import Signed
 from machines.clients.transport import Transport, base_of, parsed, segment
 
 HEALTH_SECONDS = 10.0
@@ -34,6 +29,7 @@ class HttpPlatform:
     def __init__(self, base_url: str, transport: Transport) -> None:
         self._base_url = base_of(base_url)
         self._transport = transport
+        self._signed = Signed(base_url, transport)
 
     async def healthy(self) -> bool:
         """Whether `/health` answers 200; no error, whatever else happens."""
@@ -59,12 +55,14 @@ class HttpPlatform:
     async def validate_key(self, credentials: Credentials, *, offset_ms: int = 0) -> KeyInfo:
         """What the platform says of this key; a wrong secret is `Unauthorized`."""
         call = "platform.validate_key"
-        url = f"{self._base_url}/keys/validate"
-        ours_ms = self._transport.clock_ms() + credentials.offset_ms
-        timestamp_seconds = (ours_ms + offset_ms) // 1000
-        headers = signed_headers(credentials, "POST", _target(url), b"{}", timestamp_seconds)
-        reply = await self._transport.request(
-            "POST", url, call=call, body=b"{}", headers=headers, repeatable=True
+        reply = await self._signed.reply(
+            credentials,
+            "POST",
+            "/keys/validate",
+            call,
+            body={},
+            repeatable=True,
+            offset_ms=offset_ms,
         )
         return _key_info(Fields(parsed(reply, call), call), credentials, reply.server_ms)
 
@@ -74,13 +72,13 @@ class HttpPlatform:
         """Create a sandbox, or get again the one this key created."""
         call = "platform.create_session"
         wanted = {"shell": shell, "network_mode": network_mode, "ttl": ttl_seconds}
-        data = await self._signed(credentials, "POST", "/sessions", call, body=wanted, key=key)
+        data = await self._signed.json(credentials, "POST", "/sessions", call, body=wanted, key=key)
         return _session(Fields(data, call))
 
     async def sessions(self, credentials: Credentials) -> tuple[SessionInfo, ...]:
         """The caller's sessions that have not ended."""
         call = "platform.sessions"
-        data = await self._signed(credentials, "GET", "/sessions", call)
+        data = await self._signed.json(credentials, "GET", "/sessions", call)
         listed = data if isinstance(data, list) else Fields(data, call).array("sessions")
         found = [_session(item) for item in objects(listed, call)]
         return tuple(session for session in found if session.status != "terminated")
@@ -91,7 +89,7 @@ class HttpPlatform:
         """Run a command to its end; a non-zero exit code is no error."""
         call = "platform.execute"
         started_ms = self._transport.clock_ms()
-        data = await self._signed(
+        data = await self._signed.json(
             credentials,
             "POST",
             f"/sessions/{segment(session_id)}/execute",
@@ -106,46 +104,15 @@ class HttpPlatform:
         """End a session; one that is already gone is no error."""
         path = f"/sessions/{segment(session_id)}"
         try:
-            await self._request(credentials, "DELETE", path, "platform.delete_session")
+            await self._signed.reply(credentials, "DELETE", path, "platform.delete_session")
         except NotFound:
             return
 
     async def languages(self, credentials: Credentials) -> tuple[str, ...]:
         """The names of the languages the platform can run now."""
         call = "platform.languages"
-        data = await self._signed(credentials, "GET", "/languages", call)
+        data = await self._signed.json(credentials, "GET", "/languages", call)
         return tuple(texts(Fields(data, call).array("languages"), call))
-
-    async def _signed(
-        self, credentials: Credentials, method: str, path: str, call: str, **options: Any
-    ) -> Any:
-        return parsed(await self._request(credentials, method, path, call, **options), call)
-
-    async def _request(
-        self,
-        credentials: Credentials,
-        method: str,
-        path: str,
-        call: str,
-        *,
-        body: dict[str, Any] | None = None,
-        key: str | None = None,
-        read_seconds: float | None = None,
-    ) -> Any:
-        url = f"{self._base_url}{path}"
-        sent = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
-        timestamp_seconds = (self._transport.clock_ms() + credentials.offset_ms) // 1000
-        headers = signed_headers(credentials, method, _target(url), sent, timestamp_seconds)
-        if key is not None:
-            headers["Idempotency-Key"] = key
-        return await self._transport.request(
-            method, url, call=call, body=sent, headers=headers, read_seconds=read_seconds
-        )
-
-
-def _target(url: str) -> str:
-    """Path and query exactly as httpx puts them on the wire."""
-    return httpx.URL(url).raw_path.decode("ascii")
 
 
 def _key_info(fields: Fields, credentials: Credentials, server_ms: int | None) -> KeyInfo:

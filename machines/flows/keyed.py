@@ -1,0 +1,40 @@
+"""What the flows that act with a proven key share: the key, and how its calls may fail.
+
+A call of such a flow repeats harmlessly: reads and deletions by nature, everything that makes or
+runs something by its `Idempotency-Key`, which is the effect's own (`call.key`).
+"""
+
+from __future__ import annotations
+
+from engine.errors import OutcomeUnknown, Permanent, Transient
+from engine.events import Context
+from engine.retry import Retry
+from engine.secret import Secret
+from machines.clients.ports import ClientError, Credentials, ReplyLost, Unavailable
+
+PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
+"""For calls to a platform that may be restarting, or whose rate limit is used up."""
+
+
+class Keyed(Context):
+    """Whose key acts.  `offset_ms`: what Authentication measured our clock to lack."""
+
+    public_key: str
+    secret_key: Secret[str]
+    offset_ms: int = 0
+
+
+def credentials_of(context: Keyed) -> Credentials:
+    """The key, as the ports take it."""
+    return Credentials(
+        public_key=context.public_key, secret_key=context.secret_key, offset_ms=context.offset_ms
+    )
+
+
+def later(error: ClientError) -> Exception:
+    """What a failed call means when performing it again with its key is harmless."""
+    if isinstance(error, Unavailable):
+        return Transient(str(error), retry_after_ms=error.retry_after_ms)
+    if isinstance(error, ReplyLost):
+        return OutcomeUnknown(str(error))
+    return Permanent(str(error))
