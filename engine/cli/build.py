@@ -29,6 +29,7 @@ from engine.cli.front import Front
 from engine.cli.graph import add_graph
 from engine.cli.lint import add_lint
 from engine.cli.looking import add_looking
+from engine.cli.page import add_page
 from engine.cli.place import AppFactory, Schema
 from engine.cli.running import add_running
 from engine.cli.schema import add_schema
@@ -75,6 +76,7 @@ def build_cli(
     add_looking(cli, app_factory)
     add_sending(cli, app_factory)
     add_graph(cli, app_factory)
+    add_page(cli, app_factory)
     add_lint(cli, app_factory)
     add_verify(cli, app_factory, environments)
     add_doctor(cli, app_factory, tuple(checks))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 LEAST_SHARE_SECONDS = 0.5
 START_SECONDS = 0.3
+AGAIN_FACTOR = 2.0
+OK, COVERAGE_GAP = 0, 2
 """About what starting a process and telling its answer take, of its share."""
 
 
@@ -162,22 +164,47 @@ class _Pool:
         self.progress = progress
         self.running: dict[Connection, _Running] = {}
         self.answers: dict[str, Told] = {}
+        self.shares: dict[str, float] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[Told]:
-        """Start, listen, start the next."""
+        """Start, listen, start the next; what had too little time has what the others left."""
         waiting = sorted(jobs, key=lambda job: job.weight)
         try:
-            while waiting or self.running:
-                while waiting and len(self.running) < self.processes:
-                    share = self._share(waiting)
-                    self._start(waiting.pop(0), share)
-                for connection in wait(list(self.running)):
-                    self._hear(connection)  # type: ignore[arg-type]
+            while waiting:
+                self._round(waiting)
+                waiting = self._short_of_time(jobs)
         finally:
             for running in self.running.values():
                 running.process.terminate()
                 running.process.join()
         return [self.answers[job.subject] for job in jobs]
+
+    def _round(self, waiting: list[Job]) -> None:
+        while waiting or self.running:
+            while waiting and len(self.running) < self.processes:
+                share = self._share(waiting)
+                self._start(waiting.pop(0), share)
+            for connection in wait(list(self.running)):
+                self._hear(connection)  # type: ignore[arg-type]
+
+    def _short_of_time(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those whose weight promised too little, as long as twice as much is left for each.
+
+        A weight is a guess; the time that a machine had before is lost, so it must be much more.
+        """
+        short = [job for job in jobs if self._is_short(job)]
+        left = self.last - perf_counter()
+        while short:
+            share = left * min(1.0, self.processes / len(short))
+            worth = [job for job in short if share > AGAIN_FACTOR * self.shares[job.subject]]
+            if len(worth) == len(short):
+                break
+            short = worth
+        return sorted(short, key=lambda job: job.weight)
+
+    def _is_short(self, job: Job) -> bool:
+        answer = self.answers[job.subject]
+        return answer.exit in (OK, COVERAGE_GAP) and answer.exhausted is False
 
     def _share(self, waiting: Sequence[Job]) -> float:
         """Seconds for the first that waits: by its weight, of what is not promised to others."""
@@ -194,6 +221,7 @@ class _Pool:
         process = context.Process(target=_child, args=(there, job, share), daemon=True)
         process.start()
         there.close()
+        self.shares[job.subject] = share
         self.running[here] = _Running(job, process, share, perf_counter() + share)
 
     def _hear(self, connection: Connection) -> None:

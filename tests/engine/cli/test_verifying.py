@@ -114,6 +114,16 @@ def test_share_is_by_weight_and_never_more_than_is_left(monkeypatch: pytest.Monk
     assert pool._share([large]) == pytest.approx(10 - 0.3)
 
 
+def test_a_machine_that_had_too_little_has_what_the_others_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_Pool, "_share", lambda pool, waiting: next(shares))
+    shares = iter([0.001, 20.0, 20.0])
+    found = do_all([job(Endless), job(Small)], 60, 2, lambda tick: None)
+    assert [one.exit for one in found] == [0, 0]
+    assert next(shares, None) is None  # Small once, the other one again
+
+
 def test_lines_for_what_is_done_and_nothing_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with Board(quiet=False, live=False) as board:
         board.tick(Tick("Small", "scope", "12 states"))
