@@ -61,6 +61,8 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "rate_limit_changed": ("requests_per_minute_per_tier",),
     "refund_not_resent": ("invoice", "reason"),
     "refund_waits": ("invoice", "reason"),
+    "payment_reversed": ("invoice",),
+    "payment_restored": ("invoice",),
     "request": ("method", "route", "status", "duration_ms"),
     "sandbox.cgroup_refused": ("reason", "enforcement"),
     "sandbox.created": ("sandbox_id", "enforcement"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.diagram import mermaid
@@ -140,6 +141,6 @@ def _time(text: str) -> str:
     return f"{int(text):,} ms" if text.isdigit() else f"`{text}`"
 
 
-def _grid(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _grid(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in row)} |" for row in lines)

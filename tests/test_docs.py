@@ -49,3 +49,12 @@ def test_links_of_the_pages_lead_somewhere() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
         assert [link for link in links if not (page.parent / link).exists()] == [], page
+
+
+def test_the_pages_of_the_machines_are_those_of_their_classes() -> None:
+    """`turtles page docs/machines` makes them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "machines.cli", "page", "docs/machines", "--check"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -28,6 +28,8 @@ from engine.verification.snapshot import Row
 from engine.verification.standin import is_stand_in
 
 JOURNALS_KEPT = 5_000
+ORACLES = ("storage", "quarantine", "journal", "replay", "child", "effects")
+"""Asked of the first run in every state that is explored."""
 
 
 class Checking:
@@ -57,7 +59,9 @@ class Checking:
         bench = self.bench
         yield from check_storage(bench.store)
         stored = bench.rows()
+        self.coverage.asked(stored.runs[0].state, ORACLES)
         if len(stored.runs) > 1:
+            self.coverage.asked(stored.runs[0].state, ("relations",))
             yield from check_relations(bench.store)
         for row in stored.runs:
             if row.machine in self._stand_ins:
@@ -92,6 +96,7 @@ class Checking:
             return
         values = self._values(root)
         coverage.seen.update(name for name, holds in open_ if holds(values))
+        coverage.asked(root.state, (name for name, _ in claims))
         for name, holds in claims:
             try:
                 problem = None if holds(values) else f"in {root.state}"

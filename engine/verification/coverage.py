@@ -13,13 +13,15 @@
                       lost to another worker meanwhile
 
     sometimes     the marks of the environment
+    contract      a transition with a precondition, postcondition or invariant judged at it
+    oracle        a state with an oracle asked in it (no gap is told of these two: counted only)
 
 Counted for the machine explored; its children have their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.decide import Decision
@@ -54,6 +56,10 @@ class Coverage:
     visited: set[str] = field(default_factory=set)
     faults: set[Fault] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+    contracts: set[tuple[Transition, str]] = field(default_factory=set)
+    judgements: int = 0
+    oracles: set[tuple[str, str]] = field(default_factory=set)
+    answers: int = 0
 
     def __post_init__(self) -> None:
         self.all_faults = list(self._faults())
@@ -63,14 +69,24 @@ class Coverage:
         """A transition of any machine."""
         entry = decision.entry
         if decision.after.machine == self.table.name:
-            self.transitions.add((entry.source, entry.event, entry.target))
+            transition = (entry.source, entry.event, entry.target)
+            self.transitions.add(transition)
             self.cells.add((entry.source, entry.event))
             self.visited.add(entry.target)
+            judged = [one.clause for one in entry.verdicts if one.kind != "guard"]
+            self.judgements += len(judged)
+            self.contracts.update((transition, clause) for clause in judged)
 
     def refused(self, machine: str, state: str, event: str) -> None:
         """An event that a run did not take."""
         if machine == self.table.name:
             self.cells.add((state, event))
+
+    def asked(self, state: str, oracles: Iterable[str]) -> None:
+        """Oracles that were asked while a run was in a state."""
+        asked = [(oracle, state) for oracle in oracles]
+        self.answers += len(asked)
+        self.oracles.update(asked)
 
     def failed(self, transition: Transition, fault: str) -> None:
         """Something went wrong at a transition."""

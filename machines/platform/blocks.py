@@ -41,6 +41,11 @@ class BlockClock:
             for currency in CURRENCIES:
                 self._mine(sql, currency, 1)
 
+    def judge(self, sql: Session) -> None:
+        """Judge the invoices of all chains, one of which has changed other than by a block."""
+        for currency in CURRENCIES:
+            invoices.evaluate_open(sql, self._config, currency, self._clock_ms())
+
     async def run(self) -> None:
         """Mine every chain each `block_seconds` until cancelled; at once over when that is 0.
 

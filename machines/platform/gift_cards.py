@@ -71,11 +71,13 @@ class GiftCard(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
 
     def standing(self, invoice: Invoice) -> str:
-        """`unpaid`, `active`, `exhausted` or `expired`."""
+        """`unpaid`, `active`, `exhausted`, `expired` or `reversed` (its payment was lost)."""
         if invoice.state in _UNPAID:
             return "unpaid"
         if invoice.state != "completed":
             return "expired"
+        if not invoice.is_sound:
+            return "reversed"
         return "active" if self.balance_cents else "exhausted"
 
 
@@ -114,7 +116,7 @@ def create(
     The code cannot be had again.
     """
     card_id = "gift_" + secrets.token_urlsafe(24)
-    code = "-".join(secrets.choice(WORDS) for _ in range(_WORDS_IN_A_CODE))
+    code = new_code()
     sql.run(
         """
         INSERT INTO gift_card (card_id, invoice_id, code_digest, amount_cents, balance_cents,
@@ -132,6 +134,11 @@ def create(
     terms = GiftTerms(amount_cents=invoice.price_cents, balance_cents=invoice.price_cents)
     lives.begin(sql, GiftCardLife, card_id, terms, now_ms)
     return of_invoice(sql, invoice), code
+
+
+def new_code() -> str:
+    """A code that nobody can guess: four words."""
+    return "-".join(secrets.choice(WORDS) for _ in range(_WORDS_IN_A_CODE))
 
 
 def of_invoice(sql: Session, invoice: Invoice) -> GiftCard:
@@ -259,7 +266,8 @@ def decide(sql: Session, token: str, approve: bool, now_ms: int) -> Redemption:
     """What the buyer says.  Said again it changes nothing; the first word stands.
 
     Raises:
-        Problem: 404 no such link, 409 the opposite was decided before.
+        Problem: 404 no such link, 409 the opposite was decided before, or the card's payment was
+            taken back.
     """
     redemption = find_by_token(sql, token)
     if redemption is None:
@@ -269,9 +277,13 @@ def decide(sql: Session, token: str, approve: bool, now_ms: int) -> Redemption:
         if redemption.state == decision:
             return redemption
         raise Problem(409, "already_decided", f"this redemption is {redemption.state} already.")
-    public_key = keys.issue(sql, redemption.tier, redemption.months, now_ms) if approve else None
     card = find(sql, redemption.card_id)
     assert card is not None  # a foreign key
+    if approve:
+        invoice = invoices.find(sql, card.invoice_id)
+        assert invoice is not None  # a foreign key
+        _require_paid(card, invoice)
+    public_key = keys.issue(sql, redemption.tier, redemption.months, now_ms) if approve else None
     _require_life(sql, card, now_ms)
     said = (Approve if approve else Deny)(price_cents=redemption.price_cents)
     lives.move(sql, GiftCardLife, card.card_id, said, now_ms)
@@ -358,6 +370,14 @@ def _require_paid(card: GiftCard, invoice: Invoice) -> None:
             409,
             "gift_card_unpaid",
             f"the card's invoice is {invoice.state}; redeem when it is completed.",
+            fields={"status": standing},
+        )
+    if standing == "reversed":
+        raise Problem(
+            409,
+            "gift_card_reversed",
+            "the card's payment was taken back by a reorganised chain; it works again when the "
+            "payment is mined again.",
             fields={"status": standing},
         )
     if standing == "expired":

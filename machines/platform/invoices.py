@@ -37,7 +37,7 @@ import msgspec
 import structlog
 
 from engine.errors import UsageError
-from machines.platform import extensions, keys, lives
+from machines.platform import extensions, keys, lives, soundness
 from machines.platform.context import PlatformConfig
 from machines.platform.extensions import Extension
 from machines.platform.ledger import chain, mempool, transaction, wallets
@@ -78,6 +78,11 @@ class Invoice(msgspec.Struct, frozen=True, kw_only=True):
     confirmations: int
     undercount_atomic: int
     public_key: str | None
+
+    @property
+    def is_sound(self) -> bool:
+        """Completed, with its payment in the chain as far as was last seen."""
+        return self.state == "completed" and self.confirmations > 0
 
     @property
     def amount(self) -> str:
@@ -329,6 +334,8 @@ def evaluate(sql: Session, config: PlatformConfig, invoice: Invoice, now_ms: int
     if judged != invoice:
         _move(sql, judged)
         _live(sql, config, judged, sum(refund.paid_atomic for refund in returned), now_ms)
+        if invoice.state == "completed" and invoice.is_sound != judged.is_sound:
+            soundness.changed(sql, judged.invoice_id, judged.number, sound=judged.is_sound)
     return judged
 
 
@@ -397,6 +404,8 @@ def evaluate_open(sql: Session, config: PlatformConfig, currency: str, now_ms: i
     )
     for row in rows:
         evaluate(sql, config, Invoice(**row), now_ms)
+    for suspect in soundness.suspects(sql, currency):
+        evaluate(sql, config, Invoice(**suspect), now_ms)  # type: ignore[arg-type]
 
 
 def _send_refund(sql: Session, invoice: Invoice, paid_atomic: int, now_ms: int) -> None:

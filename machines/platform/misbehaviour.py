@@ -241,7 +241,9 @@ def _integer(arguments: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def fault_routes(database: Database, clock_ms: Callable[[], int]) -> list[Route]:
+def fault_routes(
+    database: Database, clock_ms: Callable[[], int], chain_changed: Callable[[Session], None]
+) -> list[Route]:
     """`POST /_test/faults` `{name, count?, ...}`, `GET` lists the plans, `DELETE` forgets them."""
 
     async def faults(request: Request) -> Response:
@@ -249,7 +251,10 @@ def fault_routes(database: Database, clock_ms: Callable[[], int]) -> list[Route]
             if request.method == "POST":
                 body = {"now_ms": clock_ms(), **parse_object(await request.body())}
                 with database.transaction() as sql:
-                    inject(sql, str(body.pop("name", "")), **body)
+                    name = str(body.pop("name", ""))
+                    inject(sql, name, **body)
+                    if name == "reorg":
+                        chain_changed(sql)
         except Problem as problem:
             return problem.response()
         except (UsageError, wallets.NotEnough, mempool.Refusal) as error:

@@ -62,7 +62,7 @@ def build_money_routes(context: PlatformContext) -> list[BaseRoute]:
     routes: list[BaseRoute] = [UnsignedRoute(each) for each in described]
     routes += [*monero_routes(context), *bitcoind_routes(context)]
     if context.config.allow_faults:
-        routes += fault_routes(context.database, context.clock_ms)
+        routes += fault_routes(context.database, context.clock_ms, context.blocks.judge)
     return routes
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,12 +19,20 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from engine.secret import Secret
 from engine.secrets import SecretsCodec
+from engine.testing import CrashPlan, Harness, ManualClock
+from machines.clients import clients_for
+from machines.clients.ports import Credentials
+from machines.platform import keys
+from machines.platform.app import build_app
 from machines.platform.context import PlatformConfig, open_money
 from machines.platform.database import open_platform_database
 from machines.platform.ledger.report import ledger_report
 from machines.platform.misbehaviour import FaultMiddleware, inject
 from machines.platform.portal import build_money_routes
+from machines.platform.sandbox.fake import FakeBackend
+from persistence.store import open_store
 
 CONFIG = PlatformConfig(
     payer_outputs=20,
@@ -87,6 +98,8 @@ class World:
     def fault(self, name: str, *, count: int = 1, **arguments: Any) -> None:
         with self.database.transaction() as sql:
             inject(sql, name, count=count, **({"now_ms": self.now_ms} | arguments))
+            if name == "reorg":
+                self.context.blocks.judge(sql)
 
     def reply(self, coin: str, method: str, *params: Any, wallet: str | None = "payer") -> Any:
         """The HTTP reply of a bitcoin-like node; a dict as the only parameter names them."""
@@ -228,3 +241,119 @@ def worlds() -> Iterator[Any]:
     yield make
     for each in made:
         each.close()
+
+
+# -- machines against a whole platform ----------------------------------------------------------
+
+
+class Embedded:
+    """A platform in this process, its clients over ASGI, and machines that run against it.
+
+    Platform and machines share one clock, which the harness moves to whatever is due next.
+    """
+
+    def __init__(self, data_dir: Path, backend: Any, app: Any, context: Any, clock: Any) -> None:
+        self.data_dir, self.backend, self.app, self.context = data_dir, backend, app, context
+        self.clock = clock
+        self.store = open_store("sqlite://")
+        self.codec = SecretsCodec(b"c" * 32)
+        self.clients = clients_for(
+            "http://platform",
+            rpc_username=CONFIG.rpc_user,
+            rpc_password=Secret(CONFIG.rpc_password or ""),
+            clock_ms=clock.now_ms,
+            network=httpx.ASGITransport(app=app),
+        )
+
+    def key(self, tier: int = 8, months: int = 1) -> Credentials:
+        """A key that is paid for in no ledger: the platform's own gift."""
+        with self.context.database.transaction() as sql:
+            public_key = keys.issue(sql, tier, months, self.clock.now_ms())
+            return Credentials(
+                public_key=public_key, secret_key=Secret(keys.secret(sql, public_key))
+            )
+
+    def harness(self, plan: CrashPlan | None = None, instead: Any = None) -> Harness:
+        """An app with every machine over this platform; some resources may be others."""
+        from machines.app import MACHINES, resources_of
+
+        return Harness(
+            MACHINES,
+            store=self.store,
+            resources=resources_of(self.clients) | (instead or {}),
+            clock=self.clock,
+            plan=plan,
+            secrets=self.codec,
+        )
+
+    async def run(
+        self, machine: Any, context: Any, *, key: str = "the run", instead: Any = None
+    ) -> Any:
+        """Run a machine until nothing moves it any more; the outcome, `passed` with its states."""
+        async with self.harness(instead=instead) as harness:
+            run_id = (await harness.app.start(machine, context, key=key)).run_id
+            await harness.until_idle(horizon_ms=7 * 24 * 3_600_000)
+            outcome = await harness.app.outcome(run_id)
+            journal = await harness.app.journal(run_id)
+        passed = [e.target for i, e in enumerate(journal) if i == 0 or e.target != e.source]
+        return SimpleNamespace(
+            run_id=run_id,
+            state=outcome.state,
+            status=outcome.status,
+            context=outcome.context,
+            output=outcome.output,
+            passed=passed,
+        )
+
+    def left(self) -> dict[str, int]:
+        """What lives in the platform, by kind, of all keys; empty when nothing was left behind."""
+        with self.context.database.reading() as sql:
+            counted = {name: int(sql.scalar(statement)) for name, statement in _LIVING.items()}
+        return {name: number for name, number in counted.items() if number}
+
+    def spends(self) -> int:
+        """Transactions on any chain that anybody made; what blocks brought is none."""
+        with self.context.database.reading() as sql:
+            return int(sql.scalar(_SPENT))
+
+
+_LIVING = {
+    "sessions": "SELECT count(*) FROM session WHERE state <> 'terminated'",
+    "executions": "SELECT count(*) FROM execution WHERE state IN ('pending', 'running')",
+    "services": "SELECT count(*) FROM service WHERE state <> 'deleted'",
+    "snapshots": "SELECT count(*) FROM snapshot WHERE status <> 'deleted'",
+    "images": "SELECT count(*) FROM image WHERE status <> 'deleted'",
+}
+_SPENT = "SELECT count(*) FROM ledger_tx WHERE NOT coinbase AND state IN ('mempool', 'mined')"
+
+
+@pytest.fixture
+async def embed(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """`await embed(backend)`: a started platform; a fake backend unless another is given."""
+    numbers = itertools.count()
+    async with AsyncExitStack() as stack:
+
+        async def start(backend: Any = None, **settings: Any) -> Embedded:
+            data_dir = tmp_path / f"platform-{next(numbers)}"
+            data_dir.mkdir(mode=0o700)
+            clock = ManualClock(1_700_000_000_000)
+            database = open_platform_database(data_dir)
+            stack.callback(database.close)
+            config = replace(CONFIG, **settings)
+            codec = SecretsCodec(b"k" * 32)
+            context = open_money(database, codec, clock.now_ms, config)
+            backend = FakeBackend() if backend is None else backend
+            app = build_app(context, backend, allow_faults=True)
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            made = Embedded(data_dir, backend, app, context, clock)
+            stack.callback(made.store.close)
+            stack.push_async_callback(made.clients.aclose)
+            return made
+
+        yield start
+
+
+@pytest.fixture
+def new_world() -> Callable[[], World]:
+    """Make platforms in memory that their user closes."""
+    return lambda: World(None)
