@@ -86,6 +86,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "snapshots_start": ("failed_snapshots", "swept_files"),
     "stopped": (),
     "sweep_failed": ("error",),
+    "toolbox.made": ("modules", "wheel", "sha256"),
     "unexpected_error": ("route", "error", "where"),
     "wrong_gift_code": ("client",),
 }

@@ -13,12 +13,31 @@ from engine.app import App
 from engine.definition import Machine
 from engine.ports import Query
 from machines.clients.ports import Currency, Platform, Portal
+from machines.clients.ports.executions import Executions
+from machines.clients.ports.gift_cards import GiftCards
+from machines.clients.ports.images import Images
+from machines.clients.ports.introspection import Facilities
+from machines.clients.ports.sessions import Sessions
+from machines.clients.ports.services import Services
+from machines.clients.ports.snapshots import Snapshots
+from machines.clients.ports.tools import Tools
+from machines.clients.tools import OwnTools
+from machines.flows.canaries import Canaries, LocalCanaries
 from machines.flows.f01_discovery import Discovery, LocalSurroundings, Surroundings
 from machines.flows.f03_payment import Payment
+from machines.flows.f03b_gift_card import GiftCard, Redemption
 from machines.flows.f03c_confirmation import Confirmation
 from machines.flows.f03w_wallet import Spend
 from machines.flows.f04_authentication import Authentication
+from machines.flows.f06_execution import Execution
+from machines.flows.f05_tool_install import ToolInstall
+from machines.flows.f11_introspection import Introspection
+from machines.flows.f08_service import Service
+from machines.flows.f09_snapshot import Snapshot
+from machines.flows.f10_image import Image
+from machines.flows.f12_trust import Trust
 from machines.flows.f13_inception import Inception
+from machines.flows.f14_agent import Agent
 from machines.flows.money import Wallets
 
 if TYPE_CHECKING:
@@ -28,12 +47,22 @@ if TYPE_CHECKING:
     from machines.clients.ports import SignedTransaction
 
 MACHINES: tuple[type[Machine[Any]], ...] = (
+    Agent,
     Authentication,
     Confirmation,
     Discovery,
+    Execution,
+    GiftCard,
+    Image,
     Inception,
+    Introspection,
     Payment,
+    Redemption,
+    Service,
+    Snapshot,
     Spend,
+    ToolInstall,
+    Trust,
 )
 
 
@@ -41,9 +70,18 @@ def resources_of(clients: Clients) -> dict[Any, Any]:
     """What the effects of our machines may ask for."""
     return {
         Portal: clients.portal,
+        GiftCards: clients.gift_cards,
         Platform: clients.platform,
+        Sessions: clients.sessions,
         Wallets: Wallets(clients.wallets),
         Surroundings: LocalSurroundings(),
+        Facilities: clients.facilities,
+        Executions: clients.executions,
+        Images: clients.images,
+        Services: clients.services,
+        Snapshots: clients.snapshots,
+        Canaries: LocalCanaries(),
+        Tools: OwnTools(),
     }
 
 

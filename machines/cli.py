@@ -13,6 +13,7 @@ Everything heavy is imported when a command is called: `turtles --help` has to b
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -23,7 +24,15 @@ import typer
 
 from engine.cli import Place, build_cli, output
 from engine.cli.exits import FAILED, OK, EnvironmentUnusable, NotEnded, code_of_status
-from engine.cli.front import DEFAULT_DATA_DIR, AsJson, DataDir, Front, answering, say_stopped
+from engine.cli.front import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    Front,
+    RunName,
+    answering,
+    say_stopped,
+)
 from engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,11 +143,22 @@ def inception(
     currency: Annotated[str, typer.Option(help="XMR, BTC, LTC or DOGE.")] = "XMR",
     run: Annotated[str, typer.Option("--run", metavar="KEY", help="Names the chain.")] = "default",
     tier: Annotated[
-        int | None, typer.Option(help="Tier of every key, 1 to 32; default: the lowest that does.")
+        int | None, typer.Option(help="Tier of every key, 1 to 32; default: 1.")
     ] = None,
     trust: Annotated[
-        str, typer.Option(help="zerotrust, or semitrusted: code inside may use the platform.")
-    ] = "zerotrust",
+        str | None,
+        typer.Option(
+            help="semitrusted (default): each layer is an engine inside the sandbox above it; "
+            "zerotrust: nothing inside reaches anything, all layers are built from here."
+        ),
+    ] = None,
+    one_key: Annotated[
+        bool,
+        typer.Option("--one-key", help="All layers on the first one's key (with --tier)."),
+    ] = False,
+    latency_ms_max: Annotated[
+        int, typer.Option(help="What all layers may add to an operation; 0: no bound.")
+    ] = 0,
     months: Annotated[int, typer.Option(help="1, 3, 6, 12 or 24.")] = 1,
     budget_cents: Annotated[
         int | None, typer.Option(help="Money for all layers; default: the list price.")
@@ -153,15 +173,17 @@ def inception(
     as_json: AsJson = False,
 ) -> int:
     """Buy a key, prove it, open a sandbox, run in it, and go one layer deeper; go on if stopped."""
-    from machines.inception import InceptionOptions, lowest_tier
+    from machines.inception import InceptionOptions, usual_trust
 
     options = InceptionOptions(
         data_dir=data_dir,
         depth=depth,
         currency=currency,
         key=run,
-        tier=tier if tier is not None else lowest_tier(trust),
-        trust=trust,
+        tier=tier,
+        trust=usual_trust(one_key) if trust is None else trust,
+        one_key=one_key,
+        latency_ms_max=latency_ms_max,
         months=months,
         budget_cents=budget_cents,
         poll_seconds=poll_seconds,
@@ -234,8 +256,10 @@ def _print_result(result: InceptionResult) -> None:
             f"{', '.join(layer.txids)}, sandbox {layer.session_id}, {layer.latency_ms} ms"
         )
         output.write(f"         {layer.stdout.rstrip()}")
-        told = f"made {layer.sibling}" if layer.sibling else f"none ({layer.no_sibling})"
-        output.write(f"         sibling from inside: {told}")
+        if layer.journal:
+            output.write(f"         {len(layer.journal)} steps in the journal from inside")
+        if layer.no_sibling:
+            output.write(f"         sibling from inside: none ({layer.no_sibling})")
     output.write(
         f"{result.state} ({result.status}): {len(result.layers)} of {result.depth} layers, "
         f"spent {dollars(result.spent_cents)}, {result.transitions} transitions, "
@@ -243,6 +267,119 @@ def _print_result(result: InceptionResult) -> None:
     )
     if result.refusal:
         output.write(f"refused: {result.refusal}")
+
+
+@cli.command("tree")
+@answering
+def tree(
+    run: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Draw it again when it changes, until it is over.")
+    ] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> int:
+    """Draw a run and all runs below it, those of the engines inside sandboxes too."""
+    from engine.cli.looking import look
+    from machines.family import Relative, follow_family, lines_of
+
+    def show(one: Relative) -> None:
+        if as_json:
+            output.emit(one)
+        else:
+            output.write("\n".join(lines_of(one)))
+
+    look(make_app, data_dir, lambda app: follow_family(app, run, show, follow=follow))
+    return OK
+
+
+# -- one layer, from inside -----------------------------------------------------------------------
+
+layer = typer.Typer(cls=Front, no_args_is_help=True, rich_markup_mode=None, hidden=True,
+                    help="What a nested layer runs inside a sandbox.")  # fmt: skip
+cli.add_typer(layer, name="layer")
+
+BeganMs = Annotated[int, typer.Option("--began-ms", help="When the caller began, Unix ms.")]
+LayerPlace = Annotated[Path | None, typer.Option("--place", help="Default: ~/.turtles/layer.")]
+
+
+@layer.command("attend")
+@answering
+def attend(
+    began_ms: BeganMs = 0,
+    seconds: Annotated[float, typer.Option(help="How long to wait.")] = 45.0,
+    place: LayerPlace = None,
+) -> int:
+    """See that the engine works, and print its report or its progress."""
+    import msgspec
+
+    from machines.layer_attendant import attend as wait
+
+    told = wait(_layer_place(place), sys.stdin.read(), began_ms or _now_ms(), seconds)
+    output.write(msgspec.json.encode(told).decode())
+    return OK
+
+
+@layer.command("serve")
+@answering
+def serve_layer(began_ms: BeganMs = 0, place: LayerPlace = None) -> int:
+    """Be the engine: build the layer that standard input asks for, or go on with it."""
+    from engine.cli.signals import run
+    from machines.layer_process import serve as build
+
+    run(build(_layer_place(place), sys.stdin.read(), began_ms or _now_ms()))
+    return OK
+
+
+@layer.command("stop")
+@answering
+def stop_layer(
+    seconds: Annotated[float, typer.Option(help="How long to wait.")] = 40.0,
+    place: LayerPlace = None,
+) -> int:
+    """Let the engine end what it has made."""
+    from machines.layer_attendant import stop
+
+    stop(_layer_place(place), seconds)
+    return OK
+
+
+def _layer_place(directory: Path | None) -> Any:
+    from machines.layer_process import PLACE, Place
+
+    return Place(directory or Path.home() / PLACE)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+# -- the paper ------------------------------------------------------------------------------------
+
+
+@cli.command("paper")
+@answering
+def paper(
+    budget: Annotated[float, typer.Option(min=1, help="Seconds for all machines.")] = 240.0,
+    as_json: AsJson = False,
+) -> int:
+    """Check every flow, and print the paper's table with our counts beside its own."""
+    from machines.paper import report
+    from machines.paper.count import count_all
+    from machines.paper.figures import check_all
+    from machines.paper.rows import ROWS
+
+    counted = count_all([name for row in ROWS for name in row.machines], budget)
+    lines = report.lines_of(counted, check_all())
+    if as_json:
+        output.emit(report.as_json(lines))
+    else:
+        output.table(report.HEADS, report.cells_of(lines))
+        for line in lines:
+            if not line.good:
+                said = "; ".join(line.failed) or f"{line.ours} checks, the paper has {line.paper}"
+                output.write(f"{line.title}: {said}")
+    return OK if all(line.good for line in lines) else FAILED
 
 
 # -- platform -------------------------------------------------------------------------------------
@@ -363,6 +500,75 @@ def _print_ledger(report: Mapping[str, Any]) -> None:
         for name, coin in report["currencies"].items()
     ]
     output.table(("COIN", "HEIGHT", "FEES", "BALANCED"), coins)
+
+
+# -- agents ---------------------------------------------------------------------------------------
+
+
+@cli.command("tools")
+@answering
+def tools(
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="The capability manifest, in JSON.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """List what an agent may call: the 59 tools of the platform, and runs of our machines."""
+    from machines.agents.capabilities import CAPABILITIES, catalogue
+    from machines.agents.tools import TOOLS
+
+    if manifest:
+        from machines.agents.manifest import manifest as make_manifest
+
+        output.emit(make_manifest())
+    elif as_json:
+        output.emit(catalogue())
+    else:
+        rows = [(one.name, one.machine or "-", one.description) for one in CAPABILITIES]
+        output.table(("CAPABILITY", "MACHINE", "DOES"), rows)
+        output.write()
+        calls = [(one.name, f"{one.method} {one.path}", one.description) for one in TOOLS]
+        output.table(("TOOL", "CALLS", "DOES"), calls)
+    return OK
+
+
+@cli.command("mcp")
+@answering
+def mcp(
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve /mcp (streamable HTTP) and /call (signed) on a loopback address; "
+            "default: stdio.",
+        ),
+    ] = None,
+    conversation: Annotated[
+        str, typer.Option(help="Names what is going on: the same call in it is the same run.")
+    ] = "mcp",
+    block_seconds: Annotated[
+        float, typer.Option(min=0.001, help="Time between two blocks of our own platform.")
+    ] = 0.25,
+    platform_url: Annotated[
+        str | None, typer.Option(help="A platform that runs; default: one of our own.")
+    ] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> int:
+    """Serve every tool and capability to an MCP client, until it hangs up."""
+    from engine.cli.signals import run
+    from machines.agents.host import HostOptions, serve
+
+    options = HostOptions(
+        data_dir=data_dir,
+        conversation=conversation,
+        block_seconds=block_seconds,
+        platform_url=platform_url,
+        http=http,
+    )
+    options.check()
+    with translated():
+        return run(serve(options, say=output.complain))
 
 
 def main() -> None:

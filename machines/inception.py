@@ -1,5 +1,8 @@
 """`turtles inception`: the embedded platform, an app, and one chain of layers, resumed by its key.
 
+The app here builds the first layer.  In a nested chain (`semitrusted`) the second one is built by
+an engine inside the first one's sandbox (machines.layer_process), and so on down.
+
 ::
 
     data directory
@@ -30,16 +33,15 @@ from machines.platform_keeper import BLOCK_SECONDS, PlatformKeeper, kept_platfor
 if TYPE_CHECKING:
     from engine.app import App, Outcome
     from engine.decide import Decision
-    from machines.flows.layer import Layer
+    from machines.flows.layer import Layer, LayerReport
 
 CURRENCIES = ("XMR", "BTC", "LTC", "DOGE")
 DEPTH_MAX = 8
 TIER_MAX = 32
 TRUSTS = ("zerotrust", "semitrusted")
-SIBLING_TIER = 5
-"""The lowest tier with two sandboxes at once."""
 MONTHS = (1, 3, 6, 12, 24)
 SECONDS_MAX = 365 * 86_400
+LATENCY_MS_MAX = 3_600_000
 
 
 __all__ = [
@@ -49,7 +51,7 @@ __all__ = [
     "LayerResult",
     "PlatformKeeper",
     "incept",
-    "lowest_tier",
+    "usual_trust",
 ]
 
 
@@ -64,8 +66,10 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
     depth: int = 2
     currency: str = "XMR"
     key: str = "default"
-    tier: int = 1
-    trust: str = "zerotrust"
+    tier: int | None = None
+    trust: str = "semitrusted"
+    one_key: bool = False
+    latency_ms_max: int = 0
     months: int = 1
     budget_cents: int | None = None
     poll_seconds: float = 0.5
@@ -83,14 +87,12 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"depth {self.depth}: expected 1 to {DEPTH_MAX}")
         if self.currency not in CURRENCIES:
             raise UsageError(f"currency {self.currency!r}: expected one of {', '.join(CURRENCIES)}")
-        if not 1 <= self.tier <= TIER_MAX:
+        if self.tier is not None and not 1 <= self.tier <= TIER_MAX:
             raise UsageError(f"tier {self.tier}: expected 1 to {TIER_MAX}")
-        if self.trust not in TRUSTS:
-            raise UsageError(f"trust {self.trust!r}: expected one of {', '.join(TRUSTS)}")
-        if self.trust == "semitrusted" and self.tier < SIBLING_TIER:
+        self._check_kind()
+        if not 0 <= self.latency_ms_max <= LATENCY_MS_MAX:
             raise UsageError(
-                f"tier {self.tier}: --trust semitrusted makes a sandbox beside a sandbox, and two "
-                f"at once need tier {SIBLING_TIER} or more"
+                f"latency {self.latency_ms_max} ms: expected 0 (no bound) to {LATENCY_MS_MAX}"
             )
         if self.months not in MONTHS:
             months = ", ".join(str(m) for m in MONTHS)
@@ -108,20 +110,54 @@ class InceptionOptions(msgspec.Struct, frozen=True, kw_only=True):
             )
         check_key("key of the run", self.key)
 
+    def _check_kind(self) -> None:
+        if self.trust not in TRUSTS:
+            raise UsageError(f"trust {self.trust!r}: expected one of {', '.join(TRUSTS)}")
+        if not self.one_key:
+            return
+        if self.trust != "zerotrust":
+            raise UsageError(
+                f"trust {self.trust!r}: --one-key builds zerotrust sandboxes, because no key may "
+                "go where the network leads. Leave --trust out, or --one-key."
+            )
+        if self.tier is None:
+            raise UsageError(
+                "tier: --one-key needs --tier, 1 to 32; a key holds one sandbox for each four "
+                "tiers, rounded up, and every layer takes one"
+            )
+
+    @property
+    def key_tier(self) -> int:
+        """The tier of every key: the lowest, unless told otherwise."""
+        return 1 if self.tier is None else self.tier
+
     def budget(self) -> int:
-        """The whole chain's money: 7 USD per tier, month and layer, unless told otherwise."""
-        list_price = 700 * self.tier * self.months
-        return list_price * self.depth if self.budget_cents is None else self.budget_cents
+        """The whole chain's money: 7 USD per tier, month and key, unless told otherwise."""
+        list_price = 700 * self.key_tier * self.months
+        keys = 1 if self.one_key else self.depth
+        return list_price * keys if self.budget_cents is None else self.budget_cents
 
 
-def lowest_tier(trust: str) -> int:
-    """The cheapest tier of whose keys a chain can be built."""
-    return SIBLING_TIER if trust == "semitrusted" else 1
+def usual_trust(one_key: bool) -> str:
+    """What a chain's sandboxes may reach unless told otherwise."""
+    return "zerotrust" if one_key else "semitrusted"
 
 
 def _is_duration(value: float) -> bool:
     """Nothing can wait for no time, for ever, or for a time that is no number."""
     return 0.001 <= value <= SECONDS_MAX
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One transition in the journal of the engine inside a layer's sandbox."""
+
+    run: str
+    machine: str
+    seq: int
+    event: str
+    source: str
+    target: str
+    at_ms: int
 
 
 class LayerResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +174,7 @@ class LayerResult(msgspec.Struct, frozen=True, kw_only=True):
     profile: str | None
     sibling: str = ""
     no_sibling: str = ""
+    journal: tuple[Step, ...] = ()
 
 
 class InceptionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +185,7 @@ class InceptionResult(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     depth: int
     spent_cents: int
+    card_left_cents: int
     layers: tuple[LayerResult, ...]
     transitions: int
     refusal: str | None
@@ -199,8 +237,8 @@ async def _run(
 ) -> InceptionResult:
     from machines.app import restore_reservations, turtles_app
     from machines.clients import clients_for
-    from machines.flows.f13_inception import Inception
     from machines.flows.layer import Layer
+    from machines.wheel import own_wheel
     from persistence import open_store
 
     clock = SystemClock()
@@ -225,8 +263,11 @@ async def _run(
             max_depth=options.depth,
             currency=options.currency,
             budget_cents=options.budget(),
-            tier=options.tier,
+            tier=options.key_tier,
             network_mode=options.trust,
+            one_key=options.one_key,
+            latency_ms_max=options.latency_ms_max,
+            tool_digest=own_wheel().sha256 if options.trust == "semitrusted" else "",
             months=options.months,
             poll_ms=seconds(options.poll_seconds),
         )
@@ -234,31 +275,40 @@ async def _run(
         await app.open()
         await restore_reservations(app, clients)
         async with app:
-            try:
-                run = await app.start(Inception, layer, key=options.key)
-            except KeyConflict as error:
-                raise KeyConflict(await _conflict(app, options.key, layer)) from error
-            started(run.run_id)
-            outcome = await app.wait(run.run_id, timeout_seconds=options.timeout_seconds)
+            run_id = await _begun(app, options.key, layer)
+            started(run_id)
+            outcome = await app.wait(run_id, timeout_seconds=options.timeout_seconds)
             return await _result(app, options, outcome)
     finally:
         store.close()
         await clients.aclose()
 
 
-async def _conflict(app: App, key: str, asked: Layer) -> str:
-    """Which options of a chain differ from those it was begun with."""
-    run_id = await app.find("Inception", key)
-    begun = asked if run_id is None else (await app.get(run_id)).context
+async def _begun(app: App, key: str, asked: Layer) -> str:
+    """The chain's first run: a new one, or the one that has this key.
+
+    What goes into the sandboxes may differ: a newer version of this program goes on with a chain.
+
+    Raises:
+        KeyConflict: it was begun with other options; says which.
+    """
+    from machines.flows.f13_inception import Inception
+
+    known = await app.find(Inception, key)
+    if known is None:
+        return (await app.start(Inception, asked, key=key)).run_id
+    begun = (await app.get(known)).context
     differing = [
         f"{option} {getattr(begun, field)}, now {getattr(asked, field)}"
         for option, field in _FIXED.items()
         if getattr(begun, field) != getattr(asked, field)
     ]
-    return (
-        f"chain {key!r}: begun with other options ({'; '.join(differing)}). "
-        "Give the same ones to go on with it, or another --run KEY for a new chain."
-    )
+    if differing:
+        raise KeyConflict(
+            f"chain {key!r}: begun with other options ({'; '.join(differing)}). "
+            "Give the same ones to go on with it, or another --run KEY for a new chain."
+        )
+    return known
 
 
 _FIXED = {
@@ -266,6 +316,8 @@ _FIXED = {
     "--currency": "currency",
     "--tier": "tier",
     "--trust": "network_mode",
+    "--one-key": "one_key",
+    "--latency-ms-max": "latency_ms_max",
     "--months": "months",
     "--budget-cents": "budget_cents",
     "poll milliseconds": "poll_ms",
@@ -275,17 +327,25 @@ _FIXED = {
 
 async def _result(app: App, options: InceptionOptions, outcome: Outcome) -> InceptionResult:
     layers = outcome.output.layers if outcome.output is not None else ()
-    results = tuple(msgspec.convert(msgspec.to_builtins(one), LayerResult) for one in layers)
+    results = tuple(_layer_result(one) for one in layers)
     return InceptionResult(
         run_id=outcome.run_id,
         state=outcome.state,
         status=outcome.status,
         depth=options.depth,
         spent_cents=sum(one.paid_cents for one in results),
+        card_left_cents=outcome.context.card_left_cents,
         layers=results,
         transitions=await _transitions(app, outcome.run_id, outcome.seq),
         refusal=outcome.last_error or outcome.context.refusal or None,
     )
+
+
+def _layer_result(report: LayerReport) -> LayerResult:
+    """A layer's report, its journal by name."""
+    steps = [msgspec.structs.asdict(step) for step in report.journal]
+    fields = {**msgspec.structs.asdict(report), "journal": steps}
+    return msgspec.convert(fields, LayerResult)
 
 
 async def _transitions(app: App, run_id: str, seq: int) -> int:

@@ -15,10 +15,17 @@ from typing import TYPE_CHECKING
 
 from engine.secrets import Secret
 from machines.clients.bitcoind import BitcoindWallet
+from machines.clients.executions import REPLY_BYTES_MAX, HttpExecutions
+from machines.clients.gift_cards import HttpGiftCards
+from machines.clients.images import HttpImages
+from machines.clients.introspection import HttpFacilities
 from machines.clients.monero import MoneroWallet
 from machines.clients.platform import HttpPlatform
 from machines.clients.portal import HttpPortal
 from machines.clients.ports import Currency, Wallet
+from machines.clients.services import HttpServices
+from machines.clients.sessions import HttpSessions
+from machines.clients.snapshots import HttpSnapshots
 from machines.clients.transport import Transport, base_of
 
 if TYPE_CHECKING:
@@ -32,7 +39,14 @@ class Clients:
     """Everything the flows reach the outside through, over one transport."""
 
     portal: HttpPortal
+    gift_cards: HttpGiftCards
     platform: HttpPlatform
+    facilities: HttpFacilities
+    executions: HttpExecutions
+    sessions: HttpSessions
+    services: HttpServices
+    snapshots: HttpSnapshots
+    images: HttpImages
     wallets: Mapping[Currency, Wallet]
     transport: Transport
 
@@ -48,6 +62,7 @@ def clients_for(
     rpc_password: Secret[str],
     clock_ms: Callable[[], int],
     network: httpx.AsyncBaseTransport | None = None,
+    proxy: str | None = None,
 ) -> Clients:
     """Clients of an embedded platform.
 
@@ -57,9 +72,12 @@ def clients_for(
         rpc_password: its password.
         clock_ms: our time, milliseconds since 1970; it also signs.
         network: an httpx transport instead of sockets, e.g. `httpx.ASGITransport(app)`.
+        proxy: the one way out of a semitrusted sandbox.
     """
     base = base_of(base_url)
-    transport = Transport(clock_ms, network=network)
+    transport = Transport(
+        clock_ms, network=network, proxy=proxy, response_bytes_max=REPLY_BYTES_MAX
+    )
 
     def bitcoind(currency: Currency, wallet_name: str | None) -> BitcoindWallet:
         return BitcoindWallet(
@@ -86,4 +104,17 @@ def clients_for(
         Currency.XMR: monero,
     }
     portal, platform = HttpPortal(base, transport), HttpPlatform(base, transport)
-    return Clients(portal=portal, platform=platform, wallets=wallets, transport=transport)
+    facilities = HttpFacilities(base, transport)
+    return Clients(
+        portal=portal,
+        gift_cards=HttpGiftCards(base, transport),
+        platform=platform,
+        facilities=facilities,
+        executions=HttpExecutions(base, transport),
+        sessions=HttpSessions(base, transport),
+        services=HttpServices(base, transport),
+        snapshots=HttpSnapshots(base, transport),
+        images=HttpImages(base, transport),
+        wallets=wallets,
+        transport=transport,
+    )

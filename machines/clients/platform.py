@@ -20,6 +20,8 @@ from machines.clients.signed import Signed
 from machines.clients.transport import Transport, base_of, parsed, segment
 
 HEALTH_SECONDS = 10.0
+DATE_MS = 2_000
+"""Below this, two clocks may be the same: a `Date` is up to a second old, and then travels."""
 EXECUTE_SECONDS = 120.0
 
 
@@ -52,6 +54,19 @@ class HttpPlatform:
         )
         return Fields(parsed(reply, call), call).optional_text("sandbox_problem")
 
+    async def clock_offset_ms(self) -> int:
+        """The server's time less ours, as far as `Date`, which counts seconds, can tell."""
+        reply = await self._transport.request(
+            "GET",
+            f"{self._base_url}/health",
+            call="platform.clock_offset",
+            read_seconds=HEALTH_SECONDS,
+        )
+        if reply.server_ms is None:
+            return 0
+        offset_ms = reply.server_ms - self._transport.clock_ms()
+        return offset_ms if abs(offset_ms) > DATE_MS else 0
+
     async def validate_key(self, credentials: Credentials, *, offset_ms: int = 0) -> KeyInfo:
         """What the platform says of this key; a wrong secret is `Unauthorized`."""
         call = "platform.validate_key"
@@ -67,11 +82,20 @@ class HttpPlatform:
         return _key_info(Fields(parsed(reply, call), call), credentials, reply.server_ms)
 
     async def create_session(
-        self, credentials: Credentials, *, shell: str, network_mode: str, ttl_seconds: int, key: str
+        self,
+        credentials: Credentials,
+        *,
+        shell: str,
+        network_mode: str,
+        ttl_seconds: int,
+        key: str,
+        toolbox: bool = False,
     ) -> SessionInfo:
         """Create a sandbox, or get again the one this key created."""
         call = "platform.create_session"
         wanted = {"shell": shell, "network_mode": network_mode, "ttl": ttl_seconds}
+        if toolbox:
+            wanted["toolbox"] = True
         data = await self._signed.json(credentials, "POST", "/sessions", call, body=wanted, key=key)
         return _session(Fields(data, call))
 

@@ -71,28 +71,12 @@ class HttpPortal:
             body=json.dumps(wanted, separators=(",", ":")).encode(),
             headers={"Idempotency-Key": key},
         )
-        ahead_ms = self._ahead_ms(call, reply.server_ms)
-        invoice = _invoice(Fields(parsed(reply, call), call), currency, ahead_ms)
+        ahead_ms = clock_ahead_ms(call, self._transport.clock_ms(), reply.server_ms)
+        invoice = read_invoice(Fields(parsed(reply, call), call), currency, ahead_ms)
         _require(call, "tier_level", tier, invoice.tier)
         _require(call, "months", months, invoice.months)
         self._currencies[invoice.invoice_id] = invoice.currency
         return invoice
-
-    def _ahead_ms(self, call: str, server_ms: int | None) -> int:
-        """How far our clock is ahead of the server's; below a second it is not known to be.
-
-        Raises:
-            Rejected: further than a day; nothing should be paid on such a clock.
-        """
-        if server_ms is None:
-            return 0
-        ahead_ms = self._transport.clock_ms() - server_ms
-        if abs(ahead_ms) > CLOCK_MS_MAX:
-            raise Rejected(
-                f"{call}: our clock is {ahead_ms // 1000} s ahead of the server's, at most "
-                f"{CLOCK_MS_MAX // 1000} s can be corrected. Set the clock of this machine."
-            )
-        return ahead_ms if abs(ahead_ms) > DATE_MS else 0
 
     async def payment_status(self, invoice_id: str) -> PaymentStatus:
         """Read the status.  A lost reply may have been the one that held the secret."""
@@ -142,6 +126,23 @@ class HttpPortal:
         return _currency(fields)
 
 
+def clock_ahead_ms(call: str, local_ms: int, server_ms: int | None) -> int:
+    """How far our clock is ahead of the server's; below a second it is not known to be.
+
+    Raises:
+        Rejected: further than a day; nothing should be paid on such a clock.
+    """
+    if server_ms is None:
+        return 0
+    ahead_ms = local_ms - server_ms
+    if abs(ahead_ms) > CLOCK_MS_MAX:
+        raise Rejected(
+            f"{call}: our clock is {ahead_ms // 1000} s ahead of the server's, at most "
+            f"{CLOCK_MS_MAX // 1000} s can be corrected. Set the clock of this machine."
+        )
+    return ahead_ms if abs(ahead_ms) > DATE_MS else 0
+
+
 def _quote(fields: Fields) -> Quote:
     return Quote(
         tier=fields.integer("tier"),
@@ -152,8 +153,19 @@ def _quote(fields: Fields) -> Quote:
     )
 
 
-def _invoice(fields: Fields, currency: Currency, ahead_ms: int) -> Invoice:
-    _require("portal.create_invoice", "currency", currency, _currency(fields))
+def read_invoice(
+    fields: Fields, currency: Currency, ahead_ms: int, *, for_key: bool = True
+) -> Invoice:
+    """An invoice as the portal shows it, in the coin that was asked for.
+
+    Args:
+        ahead_ms: how far our clock is ahead of the server's.
+        for_key: otherwise tier and months may be missing, and are 0.
+
+    Raises:
+        Rejected: something in it is missing or odd.
+    """
+    _require("invoice", "currency", currency, _currency(fields))
     amount_atomic = fields.amount("amount", currency=currency)
     if amount_atomic == 0:
         raise fields.refusal(("amount",), "expected more than zero")
@@ -164,8 +176,8 @@ def _invoice(fields: Fields, currency: Currency, ahead_ms: int) -> Invoice:
         address=fields.text("address", "payment_address"),
         amount_atomic=amount_atomic,
         price_cents=fields.integer("price_cents") if in_cents else fields.cents("amount_usd"),
-        tier=fields.integer("tier_level", "tier"),
-        months=fields.integer("months"),
+        tier=fields.integer("tier_level", "tier", default=None if for_key else 0),
+        months=fields.integer("months", default=None if for_key else 0),
         expires_ms=fields.moment_ms("expires_ms", "expires_at") + ahead_ms,
         confirmations_required=fields.integer(
             "confirmations_required", default=currency.confirmations

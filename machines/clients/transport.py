@@ -49,6 +49,7 @@ class Transport:
     Args:
         clock_ms: our time, for elapsed times and `Retry-After` dates.
         network: an httpx transport to use instead of sockets, e.g. `httpx.ASGITransport`.
+        proxy: the one way out of a semitrusted sandbox, ``http://127.0.0.1:3128``.
         connect_seconds: how long a connection may take.
         read_seconds: how long the whole exchange may take after that, unless a call says otherwise.
     """
@@ -58,6 +59,7 @@ class Transport:
         clock_ms: Callable[[], int],
         *,
         network: httpx.AsyncBaseTransport | None = None,
+        proxy: str | None = None,
         connect_seconds: float = CONNECT_SECONDS,
         read_seconds: float = READ_SECONDS,
         response_bytes_max: int = RESPONSE_BYTES_MAX,
@@ -66,7 +68,7 @@ class Transport:
         self._connect_seconds = connect_seconds
         self._read_seconds = read_seconds
         self._response_bytes_max = response_bytes_max
-        self._client = _client(network)
+        self._client = _client(network, proxy)
         _quieten_foreign_loggers()
 
     async def aclose(self) -> None:
@@ -214,9 +216,10 @@ def segment(identifier: str) -> str:
     return quote(identifier, safe="")
 
 
-def _client(network: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+def _client(network: httpx.AsyncBaseTransport | None, proxy: str | None) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         transport=network,
+        proxy=proxy,
         follow_redirects=False,
         trust_env=False,
         limits=httpx.Limits(max_connections=100, keepalive_expiry=2.0),

@@ -2,8 +2,8 @@
 
 Three blocks are required, and the time is over at the second look.  The chain grows by a block, or
 to the depth required at once.  One trouble comes: an eviction, a reversal (two blocks are lost, or
-one is replaced by another of the same height), or a standstill; a second one only where it meets
-the first: a standstill while a reversal lasts, and, while there is time, a reversal of what was
+one is replaced by another of the same height), a rival, or a standstill; a second one only where it
+meets the first: a rival in the place of what was reversed, a standstill while a reversal lasts, and, while there is time, a reversal of what was
 replaced or stands still.  How long nothing moved is the node's to say, so a standstill may be told
 at any look.
 """
@@ -11,6 +11,8 @@ at any look.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from engine.secret import Secret
 from engine.verification.environment import (
@@ -28,6 +30,8 @@ from machines.flows.f03c_confirmation import (
     Following,
     Mined,
     Pooled,
+    RivalGone,
+    RivalSeen,
     RivalWon,
     Sank,
     StalledFor,
@@ -36,17 +40,19 @@ from machines.flows.f03c_confirmation import (
 POLL_MS = 1
 """Shorter than any pause after a failure, so that whoever failed finds every timer due."""
 GIVE_UP_MS = 1
+WATCHED = 4
+"""The depth to which a payment is watched on that counted at a depth of two."""
 
 
 class OfConfirmation(Environment):
     """A chain that grows, reorganises, forgets, stands still, or takes a rival."""
 
     machine = Confirmation
-    scope = Scope(contexts=1, messages=1, cancels=True)
+    scope = Scope(contexts=2, messages=1, cancels=True)
 
     def contexts(self) -> Iterator[Following]:
-        """One transaction, just handed out."""
-        yield Following(
+        """One transaction, just handed out; and one that was deep enough, watched on."""
+        following = Following(
             currency=Currency.BTC,
             transaction=SignedTransaction(
                 txid="tx-1",
@@ -62,11 +68,14 @@ class OfConfirmation(Environment):
             since_ms=0,
             give_up_ms=GIVE_UP_MS,
         )
+        yield following
+        yield msgspec.structs.replace(following, required=WATCHED, depth=2, depth_max=2)
 
     @payloads("pooled")
-    def arrivals(self, now_ms: int) -> Iterator[Pooled]:
+    def arrivals(self, context: Following, now_ms: int) -> Iterator[Pooled]:
         """In the mempool."""
-        yield Pooled(at_ms=now_ms)
+        if context.depth == 0:
+            yield Pooled(at_ms=now_ms)
 
     @payloads("evicted")
     def evictions(self, context: Following, now_ms: int) -> Iterator[Evicted]:
@@ -79,7 +88,9 @@ class OfConfirmation(Environment):
         """A block more, one too few, enough; after trouble the first one, or enough."""
         depth, required = context.depth, context.required
         found = {required}
-        if _troubles(context) == 0:
+        if context.required == WATCHED:
+            found = {required}
+        elif _troubles(context) == 0:
             found |= {depth + 1, max(depth + 1, required - 1)}
         elif _troubles(context) == 1 and now_ms < GIVE_UP_MS and not context.evictions:
             found |= {1} if depth == 0 or state == "reversed" else set()
@@ -102,8 +113,23 @@ class OfConfirmation(Environment):
     def standstills(self, context: Following, state: str) -> Iterator[StalledFor]:
         """No block for the shortest time that counts."""
         first = _troubles(context) == 0 and context.depth <= 1
-        if first or (_troubles(context) == 1 and state == "reversed"):
+        second = _troubles(context) == 1 and state == "reversed" and context.required != WATCHED
+        if first or second:
             yield StalledFor(duration_ms=context.stall_ms)
+
+    @payloads("rival_seen")
+    def rivals_seen(self, context: Following, state: str, now_ms: int) -> Iterator[RivalSeen]:
+        """In the mempool, as the first trouble or in the place of what was reversed."""
+        after = state == "reversed" and _troubles(context) == 1
+        if context.depth or context.required == WATCHED:
+            return
+        if _troubles(context) == 0 or (after and now_ms < GIVE_UP_MS):
+            yield RivalSeen(at_ms=now_ms)
+
+    @payloads("rival_gone")
+    def rivals_gone(self, now_ms: int) -> Iterator[RivalGone]:
+        """It lost."""
+        yield RivalGone(at_ms=now_ms)
 
     @payloads("rival_won")
     def rivals(self, context: Following) -> Iterator[RivalWon]:
@@ -111,11 +137,14 @@ class OfConfirmation(Environment):
         yield RivalWon(confirmations=context.required)
 
     @always
-    def ends_only_on_what_the_node_said(self, state: str, done: Sequence[Done]) -> bool:
+    def ends_only_on_what_the_node_said(
+        self, state: str, context: Following, done: Sequence[Done]
+    ) -> bool:
         """Deep enough because of a block so deep, replaced because of a rival so deep."""
         told = [one.event for one in done]
         if state == "deep_enough":
-            return any(isinstance(one, Mined) and one.confirmations >= 3 for one in told)
+            required = context.required
+            return any(isinstance(one, Mined) and one.confirmations >= required for one in told)
         if state == "replaced":
             return any(isinstance(one, RivalWon) for one in told)
         return True
@@ -129,7 +158,8 @@ class OfConfirmation(Environment):
     def greatest_depth_is_kept(self, context: Following, done: Sequence[Done]) -> bool:
         """The report's `depth_max` was seen."""
         seen = [one.event.confirmations for one in done if isinstance(one.event, Mined)]
-        return context.depth <= context.depth_max <= max(seen, default=0)
+        begun = 2 if context.required == WATCHED else 0
+        return context.depth <= context.depth_max <= max([begun, *seen])
 
     @sometimes
     def is_deep_after_two_reversals(self, state: str, context: Following) -> bool:
@@ -142,10 +172,20 @@ class OfConfirmation(Environment):
         return state == "deep_enough" and now_ms >= GIVE_UP_MS
 
     @sometimes
+    def is_deep_although_a_rival_was_first(self, state: str, context: Following) -> bool:
+        """A rival that is not buried may still lose."""
+        return state == "deep_enough" and context.rivals == 1
+
+    @sometimes
+    def sinks_after_it_was_deep(self, context: Following) -> bool:
+        """A payment that counted is watched on, and a reorganisation is seen."""
+        return context.required == WATCHED and context.reversals == 1
+
+    @sometimes
     def is_found_again_after_an_eviction(self, state: str, context: Following) -> bool:
         """The same bytes, handed out again."""
         return state == "deep_enough" and context.evictions == 1
 
 
 def _troubles(context: Following) -> int:
-    return context.evictions + context.reversals + context.stalls
+    return context.evictions + context.reversals + context.stalls + context.rivals

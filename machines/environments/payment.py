@@ -10,6 +10,9 @@ short pause (`PAUSE_MS`; four and five of them, for which the portal may be late
 one long duration (`LONG_MS`), in which any number of pauses looks alike.  The price comes only
 after the first pause, so that there are few states before it.
 
+A card is bought the plain way alone, once everybody has answered at once: what differs is how it
+comes.
+
 Everything is tried on the plain way, with one leg.  Where another leg was opened, the portal has
 only the answers that a further leg can make differ.
 """
@@ -30,6 +33,7 @@ from machines.flows.f03c_confirmation import Confirmation, Following, FollowRepo
 from machines.flows.f03w_wallet import Spend, SpendOrder, SpendReport
 from machines.flows.money import restocking_fee_atomic
 from machines.flows.purchase import (
+    Activated,
     Declined,
     Denied,
     FellShort,
@@ -65,12 +69,15 @@ class OfPayment(Environment):
     """One purchase; spending and following are stand-ins."""
 
     machine = Payment
-    scope = Scope(contexts=1, messages=0)
+    scope = Scope(contexts=2, messages=0)
     stand_ins = (Spend, Confirmation)
 
     def contexts(self) -> Iterator[Purchase]:
-        """Small money, short times; as if all but one of the new secrets had been tried."""
-        yield Purchase(
+        """Small money, short times; as if all but one of the new secrets had been tried.
+
+        Then a card.
+        """
+        key = Purchase(
             tier=1,
             months=1,
             currency=Currency.BTC,
@@ -87,12 +94,19 @@ class OfPayment(Environment):
             fee_atomic_max=1,
             generation=GENERATIONS_MAX - SECRETS,
         )
+        yield key
+        card: dict[str, object] = {"goods": "card", "tier": 0, "months": 0, "price_cents": 2}
+        card |= {"refund_address": "ours", "passphrase": None, "silence_ms": PAUSE_MS}
+        yield msgspec.structs.replace(key, **card)
 
     # -- before anything is paid ------------------------------------------------------------------
 
     @payloads("priced")
     def prices(self, context: Purchase, now_ms: int) -> Iterator[Priced]:
         """Not at once; then what the budget just allows, a cent more, and a gift."""
+        if context.goods == "card":
+            yield Priced(price_cents=context.price_cents)
+            return
         if is_in_time(now_ms) and now_ms >= PAUSE_MS:
             yield Priced(price_cents=context.budget_cents + 1)
             yield Priced(price_cents=0)
@@ -100,9 +114,10 @@ class OfPayment(Environment):
             yield Priced(price_cents=context.budget_cents)
 
     @payloads("no_such_quote")
-    def other_quotes(self) -> Iterator[NotOffered]:
+    def other_quotes(self, context: Purchase) -> Iterator[NotOffered]:
         """An empty table."""
-        yield NotOffered(offers=0)
+        if context.goods == "key":
+            yield NotOffered(offers=0)
 
     @payloads("invoiced")
     def invoices(self, context: Purchase, now_ms: int) -> Iterator[Invoiced]:
@@ -119,7 +134,7 @@ class OfPayment(Environment):
             confirmations_required=0,
         )
         yield Invoiced(invoice=good, refund_address="ours")
-        if not is_in_time(now_ms):
+        if context.goods == "card" or not is_in_time(now_ms):
             return  # that one is too late
         wrong: list[dict[str, object]] = [
             {"price_cents": context.price_cents + 1},
@@ -134,15 +149,19 @@ class OfPayment(Environment):
             yield Invoiced(invoice=invoice, refund_address="ours")
 
     @payloads("declined")
-    def refusals(self) -> Iterator[Declined]:
+    def refusals(self, context: Purchase) -> Iterator[Declined]:
         """The portal does not say more."""
-        yield Declined(reason="declined")
+        if context.goods == "key":
+            yield Declined(reason="declined")
 
     # -- paying -----------------------------------------------------------------------------------
 
     @ends(Spend)
     def spends(self, context: SpendOrder) -> Iterator[tuple[str, SpendReport]]:
-        """Every end of the first spend, two of another; the bytes pay what was ordered."""
+        """Every end of the first spend, two of another; the bytes pay what was ordered.
+
+        For a card (nobody has locked its wallet): it is sent.
+        """
         signed = SignedTransaction(
             txid=f"txid-{context.amount_atomic}",
             payload=Secret("bytes"),
@@ -152,7 +171,7 @@ class OfPayment(Environment):
             address=context.address,
         )
         yield "broadcast", SpendReport(transaction=signed, reason="")
-        if context.amount_atomic == INSTEAD_ATOMIC:
+        if context.amount_atomic == INSTEAD_ATOMIC or context.passphrase is None:
             return
         yield "abandoned", SpendReport(transaction=None, reason="not sent")
         if context.amount_atomic == DUE_ATOMIC:
@@ -164,14 +183,14 @@ class OfPayment(Environment):
     def follows(self, context: Following) -> Iterator[tuple[str, FollowReport]]:
         """Just deep enough; the first also buried under a rival, or not deep when time is up."""
         yield "deep_enough", followed(context.required)
-        if context.transaction.amount_atomic == DUE_ATOMIC:
+        if context.passphrase is not None and context.transaction.amount_atomic == DUE_ATOMIC:
             yield "replaced", followed(0, rival_depth=context.required)
             yield "given_up", followed(context.required - 1)
 
     @payloads("sank")
     def reorganisations(self, context: Purchase, now_ms: int) -> Iterator[SankAgain]:
         """The first leg is one block short of what counts."""
-        if is_plain(context) and is_in_time(now_ms):
+        if is_plain(context) and is_in_time(now_ms) and context.goods == "key":
             yield SankAgain(number=1, confirmations=context.required - 1)
 
     @payloads("fell_short")
@@ -180,6 +199,8 @@ class OfPayment(Environment):
 
         The latter also too late: the portal was asked in time.
         """
+        if context.goods == "card":
+            return
         if is_plain(context):
             if is_in_time(now_ms):
                 yield FellShort(received_atomic=DUE_ATOMIC - 1)
@@ -197,7 +218,7 @@ class OfPayment(Environment):
             delivered = not is_plain(context) and now_ms < AT_LAST_MS
         else:
             delivered = now_ms < AT_LAST_MS
-        if delivered and counted_atomic(context) >= DUE_ATOMIC:
+        if delivered and context.goods == "key" and counted_atomic(context) >= DUE_ATOMIC:
             yield Issued(
                 public_key=KEY,
                 secret_key=Secret("secret"),
@@ -212,8 +233,16 @@ class OfPayment(Environment):
         first_ms, end_ms = AT_LAST_MS, now_ms + 1
         if state == "settling":
             first_ms, end_ms = LONG_MS, LATEST_MS
-        if first_ms <= now_ms < end_ms and is_plain(context):
+        plain = is_plain(context) and context.goods == "key"
+        if plain and first_ms <= now_ms < end_ms:
             yield SecretGone(public_key=None, received_atomic=DUE_ATOMIC)
+
+    @payloads("activated")
+    def cards(self, context: Purchase, state: str, now_ms: int) -> Iterator[Activated]:
+        """In time, or at last, for the whole of it."""
+        in_time = is_in_time(now_ms) if state == "settling" else now_ms < AT_LAST_MS
+        if context.goods == "card" and in_time:
+            yield Activated(received_atomic=DUE_ATOMIC)
 
     @payloads("regenerated")
     def new_secrets(self, context: Purchase) -> Iterator[Regenerated]:
@@ -248,7 +277,7 @@ class OfPayment(Environment):
     @payloads("refunding")
     def refunds(self, context: Purchase, now_ms: int) -> Iterator[Refunding]:
         """Of what it has counted, or counts at last."""
-        if is_plain(context) and now_ms < AT_LAST_MS:
+        if is_plain(context) and now_ms < AT_LAST_MS and context.goods == "key":
             yield Refunding(received_atomic=DUE_ATOMIC - 1)
 
     @payloads("refund_seen")
@@ -317,6 +346,11 @@ class OfPayment(Environment):
     def no_secret_works(self, context: Purchase, state: str) -> bool:
         """Every new secret was refused."""
         return state == "key_refused" and context.generation == GENERATIONS_MAX
+
+    @sometimes
+    def card_delivered_late(self, context: Purchase, state: str) -> bool:
+        """The portal had counted too little at first."""
+        return state == "delivered" and context.passphrase is None and context.sent_ms < LONG_MS
 
     @sometimes
     def cancelled_while_pricing(self, state: str, status: str) -> bool:

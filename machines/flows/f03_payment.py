@@ -1,4 +1,4 @@
-"""Flow 3: buy a key with one of four coins.
+"""Flow 3: buy a key with one of four coins, or pay for a gift card that a parent has ordered.
 
 ::
 
@@ -18,6 +18,8 @@
                         refund_disputed ◄── refund_pending ◄────────────┘
                                                  └─► refunded
 
+    delivered ◄── activated ── settling, expired_partial, late      (goods="card")
+
 States that a parent is told of: `invoicing` (priced), `paying` (invoiced), `confirming`
 (broadcast), `settling` (deep enough), `key_stored`.
 
@@ -31,8 +33,11 @@ effect of one owned run, after our own node has confirmed the depth; the event t
 committed before anything else happens (`key_stored`).  If that reply was lost, the next one has no
 secret, and a new one is asked for (`secret_lost`).
 
-Money at the end: `completed` paid what was due, exactly; `refunded` got back 91 % (the fee is
-rounded up, to the unit), seen in our own wallet at our own address.
+A card has no key and no secret: its invoice comes with the order, is looked at like any other, and
+its completion is all there is to wait for (`delivered`).
+
+Money at the end: `completed` and `delivered` paid what was due, exactly; `refunded` got back 91 %
+(the fee is rounded up, to the unit), seen in our own wallet at our own address.
 
 Source: payments.md 4.2 and 5, platform-api.md 14, 15, 18.
 """
@@ -44,10 +49,12 @@ import msgspec
 from engine.contracts import ensures, invariant, requires
 from engine.definition import Machine, State
 from engine.table import Child
-from machines.clients.ports import SignedTransaction
+from machines.clients.ports import Invoice, SignedTransaction
 from machines.flows.money import STALL_MS, Leg, restocking_fee_atomic
 from machines.flows.purchase import (
+    Activated,
     Declined,
+    Delivery,
     Denied,
     FellShort,
     Followed,
@@ -90,7 +97,7 @@ GRACE_POLLS = 5
 
 
 class Payment(Machine[Purchase]):
-    """Buy one key: price, invoice, pay once, wait, keep the secret."""
+    """Buy one key: price, invoice, pay once, wait, keep the secret.  Or pay for one card."""
 
     payloads = (NoWallet, Unproven)
 
@@ -154,6 +161,7 @@ class Payment(Machine[Purchase]):
         invariant="holds_the_secret",
     )
     completed = State(final=True, invariant="is_bought")
+    delivered = State(final=True, invariant="is_delivered")
     refunded = State(final=True, failure=True, invariant="is_paid_back")
     over_budget = State(final=True, failure=True, invariant="paid_nothing")
     not_offered = State(final=True, failure=True, invariant="paid_nothing")
@@ -207,6 +215,7 @@ class Payment(Machine[Purchase]):
         | topping_up.to(settling, on=["leg_unsent", "close_top_ups"])
     )
     issued = settling.to(key_stored) | late.to(key_stored) | expired_partial.to(key_stored)
+    activated = settling.to(delivered) | late.to(delivered) | expired_partial.to(delivered)
     secret_gone = settling.to(secret_lost) | late.to(secret_lost) | expired_partial.to(secret_lost)
     ran_out = (
         settling.to(expired_unpaid, cond="sent_nothing")
@@ -442,6 +451,9 @@ class Payment(Machine[Purchase]):
             secret_key=event.secret_key,
         )
 
+    def on_activated(self, context: Purchase, event: Activated) -> Purchase:
+        return _counted(context, event.received_atomic)
+
     def on_secret_gone(self, context: Purchase, event: SecretGone) -> Purchase:
         return self.but(_counted(context, event.received_atomic), public_key=event.public_key)
 
@@ -471,8 +483,11 @@ class Payment(Machine[Purchase]):
 
     def on_enter_completed(self, context: Purchase) -> Purchase:
         """From here on the key's secret is the only secret there is."""
-        legs = tuple(_leg(leg, transaction=None) for leg in context.legs)
-        return self.but(context, legs=legs, passphrase=None, reason="")
+        return _without_means(context)
+
+    def on_enter_delivered(self, context: Purchase) -> Purchase:
+        """From here on there is no secret."""
+        return _without_means(context)
 
     # -- contracts ------------------------------------------------------------------------------
 
@@ -510,10 +525,20 @@ class Payment(Machine[Purchase]):
         txids = [leg.txid for leg in context.legs if leg.txid is not None]
         return len(set(inputs)) == len(inputs) and len(set(txids)) == len(txids)
 
-    @requires(issued, secret_gone)
+    @requires(issued, secret_gone, activated)
     def payment_is_deep(self, context: Purchase) -> bool:
-        """A key before the chain has the payment, deep enough and whole, is not taken."""
+        """Goods before the chain has the payment, deep enough and whole, are not taken."""
         return context.all_deep and _is_paid_exactly(context)
+
+    @requires(activated)
+    def card_was_ordered(self, context: Purchase) -> bool:
+        """Whoever pays for a key is not content without."""
+        return context.goods == "card"
+
+    @requires(issued, secret_gone)
+    def key_was_ordered(self, context: Purchase) -> bool:
+        """A card's invoice gives no key."""
+        return context.goods == "key"
 
     @requires(sank)
     def leg_is_ours(self, context: Purchase, event: SankAgain) -> bool:
@@ -568,13 +593,11 @@ class Payment(Machine[Purchase]):
 
     def is_bought(self, context: Purchase) -> bool:
         """Paid to the unit, at depth, and the key's secret is the one secret that is kept."""
-        return (
-            _is_paid_exactly(context)
-            and context.all_deep
-            and context.secret_key is not None
-            and context.passphrase is None
-            and all(leg.transaction is None for leg in context.legs)
-        )
+        return _is_paid_and_clean(context) and context.secret_key is not None
+
+    def is_delivered(self, context: Purchase) -> bool:
+        """Paid to the unit, at depth, for a card; no secret is kept."""
+        return _is_paid_and_clean(context) and (context.goods, context.secret_key) == ("card", None)
 
     def is_paid_back(self, context: Purchase) -> bool:
         fee = restocking_fee_atomic(context.refund_base_atomic)
@@ -583,23 +606,57 @@ class Payment(Machine[Purchase]):
     def paid_nothing(self, context: Purchase) -> bool:
         return context.pledged_atomic == 0
 
-    def output(self, context: Purchase) -> Receipt | None:
-        invoice = context.invoice
-        if invoice is None or context.secret_key is None or context.public_key is None:
+    def output(self, context: Purchase) -> Receipt | Delivery | None:
+        if context.invoice is None:
             return None
-        paying = [leg for leg in context.legs if leg.live]
-        return Receipt(
-            public_key=context.public_key,
-            secret_key=context.secret_key,
-            paid_cents=invoice.price_cents,
-            paid_atomic=context.pledged_atomic,
-            fee_atomic=sum(leg.fee_atomic for leg in paying),
-            currency=context.currency,
-            txids=tuple(leg.txid for leg in paying if leg.txid is not None),
-            tier=invoice.tier,
-            months=invoice.months,
-            invoice_id=invoice.invoice_id,
-        )
+        if context.goods == "card":
+            return _delivery(context, context.invoice) if self.is_delivered(context) else None
+        return _receipt(context, context.invoice)
+
+
+def _delivery(context: Purchase, invoice: Invoice) -> Delivery:
+    paying = [leg for leg in context.legs if leg.live]
+    return Delivery(
+        paid_cents=invoice.price_cents,
+        paid_atomic=context.pledged_atomic,
+        fee_atomic=sum(leg.fee_atomic for leg in paying),
+        currency=context.currency,
+        txids=tuple(leg.txid for leg in paying if leg.txid is not None),
+        invoice_id=invoice.invoice_id,
+    )
+
+
+def _receipt(context: Purchase, invoice: Invoice) -> Receipt | None:
+    if context.secret_key is None or context.public_key is None:
+        return None
+    cost = _delivery(context, invoice)
+    return Receipt(
+        public_key=context.public_key,
+        secret_key=context.secret_key,
+        paid_cents=cost.paid_cents,
+        paid_atomic=cost.paid_atomic,
+        fee_atomic=cost.fee_atomic,
+        currency=cost.currency,
+        txids=cost.txids,
+        tier=invoice.tier,
+        months=invoice.months,
+        invoice_id=cost.invoice_id,
+    )
+
+
+def _is_paid_and_clean(context: Purchase) -> bool:
+    return (
+        _is_paid_exactly(context)
+        and context.all_deep
+        and context.passphrase is None
+        and all(leg.transaction is None for leg in context.legs)
+    )
+
+
+def _without_means(context: Purchase) -> Purchase:
+    """No more bytes and no passphrase: everything is paid."""
+    legs = tuple(_leg(leg, transaction=None) for leg in context.legs)
+    return Payment.but(context, legs=legs, passphrase=None, reason="")
 
 
 def _is_paid_exactly(context: Purchase) -> bool:

@@ -18,11 +18,19 @@
 Promise: the depth told is never above what the node says at that moment, a fall of it is always
 named (`reversed`, counted, goes on following), and a transaction that vanished is broadcast again:
 the same bytes, so following can never pay twice.  `stalled` is a name for no progress in
-`stall_ms`; it keeps polling and resending.  `replaced` needs the rival to be buried as deep as a
-payment must be; a shallower rival may still lose.  `give_up_ms` bounds all of it, but nothing is
-given up without a last look: a program that was stopped for days first sees what happened.
+`stall_ms`; it keeps polling and resending.  `contested` (from unseen, mempool and reversed) is a
+rival that is not buried: it may still lose, then ours is looked for and sent again.  `replaced`
+needs the rival to be buried as deep as a payment must be.  `give_up_ms` bounds all of it, but
+nothing is given up without a last look: a program that was stopped for days first sees what
+happened.
 
-Source: payments.md 4.1 (SEEN to CONFLICTED), paper Flow 3 (poll every 14 s).
+A payment that was deep enough is watched on by a second run, whose context begins at that depth
+(`depth`, `depth_max`, `block_hash` of the first) and whose `required` is the depth to watch to, by
+default twice the coin's: a reorganisation after completion is then `reversed`, too, and followed.
+
+Source: payments.md 4.1 (SEEN mempool, CONFIRMING confirming, REORGED reversed, STALLED stalled,
+CONFLICTED contested, DEAD replaced, FINAL and DONE deep_enough, MANUAL given_up), paper Flow 3 (poll
+every 14 s).
 """
 
 from __future__ import annotations
@@ -56,6 +64,7 @@ class Following(Context):
         since_ms: when following began, and later the time of the last progress.
         give_up_ms: the moment after which a person must look.
         depth: the last depth the node reported; `depth_max` the greatest ever.
+        rivals: how often another transaction was seen to spend an input of it.
         rebroadcasts: how often the node had lost the bytes and was given them again, at least.
     """
 
@@ -73,6 +82,7 @@ class Following(Context):
     reversals: int = 0
     evictions: int = 0
     stalls: int = 0
+    rivals: int = 0
     rival_depth: int = 0
 
 
@@ -119,18 +129,31 @@ class StalledFor(Event, tag="stalled_for"):
     duration_ms: int
 
 
+class RivalSeen(Event, tag="rival_seen"):
+    """Another transaction spends an input; it is not buried yet."""
+
+    at_ms: int
+
+
+class RivalGone(Event, tag="rival_gone"):
+    """The rival lost, so far as the node knows."""
+
+    at_ms: int
+
+
 class RivalWon(Event, tag="rival_won"):
     """Another transaction spent an input and is buried."""
 
     confirmations: int
 
 
-Found = Pooled | Evicted | Mined | Sank | StalledFor | RivalWon
+Found = Pooled | Evicted | Mined | Sank | StalledFor | RivalSeen | RivalWon
 """All that a sighting can mean.  Each effect says which of it can be in its state; if ever it is
 something else, the effect looks again: what is known then does not fit, and may soon."""
-FromUnseen = Pooled | Mined | StalledFor | RivalWon
-FromPool = Evicted | Mined | StalledFor | RivalWon
+FromUnseen = Pooled | Mined | Sank | StalledFor | RivalSeen | RivalWon
+FromPool = Evicted | Mined | StalledFor | RivalSeen | RivalWon
 FromBlocks = Mined | Sank | StalledFor | RivalWon
+FromReversal = Mined | Sank | StalledFor | RivalSeen | RivalWon
 FromStall = Mined | Sank | RivalWon
 
 
@@ -150,7 +173,9 @@ def judge(context: Following, sighting: Sighting, now_ms: int, *, pooled: bool) 
         return Mined(confirmations=depth, block_hash=sighting.block_hash, at_ms=now_ms)
     if sighting.where == "mempool" and not pooled:
         return Pooled(at_ms=now_ms)
-    if sighting.where in ("unseen", "conflicted") and pooled:
+    if sighting.where == "conflicted" and context.depth == 0:
+        return RivalSeen(at_ms=now_ms)
+    if sighting.where == "unseen" and pooled:
         return Evicted(at_ms=now_ms)
     if now_ms - context.since_ms >= context.stall_ms:
         return StalledFor(duration_ms=now_ms - context.since_ms)
@@ -204,7 +229,7 @@ async def count(context: Following, call: Call) -> FromBlocks | Again:
 
 
 @effect(idempotent=True, retry=PATIENT)
-async def find_again(context: Following, call: Call) -> FromBlocks | Again:
+async def find_again(context: Following, call: Call) -> FromReversal | Again:
     """After a reversal: resend what is lost, and wait until a block holds it."""
     sighting = await _look(context, call)
     if sighting.where == "unseen":
@@ -216,7 +241,17 @@ async def find_again(context: Following, call: Call) -> FromBlocks | Again:
             at_ms=call.now_ms,
         )
     found = judge(context, sighting, call.now_ms, pooled=False)
-    return found if isinstance(found, FromBlocks) else Again()
+    return found if isinstance(found, FromReversal) else Again()
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def watch_rival(context: Following, call: Call) -> Mined | RivalGone | RivalWon | Again:
+    """Wait until the rival is buried, or has lost.  Nothing is sent meanwhile."""
+    sighting = await _look(context, call)
+    if sighting.where in ("unseen", "mempool"):
+        return RivalGone(at_ms=call.now_ms)
+    found = judge(context, sighting, call.now_ms, pooled=False)
+    return found if isinstance(found, Mined | RivalWon) else Again()
 
 
 @effect(idempotent=True, retry=PATIENT)
@@ -237,6 +272,7 @@ class Confirmation(Machine[Following]):
     )
     mempool = State(effect=watch_pool, every="poll", timeout="time_left", on_timeout="time_up")
     confirming = State(effect=count, every="poll", timeout="time_left", on_timeout="time_up")
+    contested = State(effect=watch_rival, every="poll", timeout="time_left", on_timeout="time_up")
     reversed = State(effect=find_again, every="poll", timeout="time_left", on_timeout="time_up")
     stalled = State(effect=nudge, every="poll", timeout="last_chance", on_timeout="time_up")
     deep_enough = State(final=True, invariant="has_required_depth")
@@ -254,10 +290,14 @@ class Confirmation(Machine[Following]):
         | confirming.to(confirming)
         | reversed.to(deep_enough, cond="is_deep")
         | reversed.to(confirming)
+        | contested.to(deep_enough, cond="is_deep")
+        | contested.to(confirming)
         | stalled.to(deep_enough, cond="is_deep")
         | stalled.to(confirming)
     )
-    sank = confirming.to(reversed) | stalled.to(reversed) | reversed.to(reversed)
+    rival_seen = unseen.to(contested) | mempool.to(contested) | reversed.to(contested)
+    rival_gone = contested.to(unseen)
+    sank = unseen.to(reversed) | confirming.to(reversed) | stalled.to(reversed) | reversed.to(reversed)
     stalled_for = (
         unseen.to(stalled) | mempool.to(stalled) | confirming.to(stalled) | reversed.to(stalled)
     )
@@ -266,6 +306,7 @@ class Confirmation(Machine[Following]):
         | mempool.to(replaced)
         | confirming.to(replaced)
         | reversed.to(replaced)
+        | contested.to(replaced)
         | stalled.to(replaced)
     )
     time_up = (
@@ -273,6 +314,7 @@ class Confirmation(Machine[Following]):
         | mempool.to(stalled)
         | confirming.to(stalled)
         | reversed.to(stalled)
+        | contested.to(stalled)
         | stalled.to(given_up)
     )
 
@@ -316,6 +358,12 @@ class Confirmation(Machine[Following]):
     def on_enter_stalled(self, context: Following) -> Following:
         return self.but(context, stalls=context.stalls + 1)
 
+    def on_rival_seen(self, context: Following, event: RivalSeen) -> Following:
+        return self.but(context, since_ms=event.at_ms, rivals=context.rivals + 1)
+
+    def on_rival_gone(self, context: Following, event: RivalGone) -> Following:
+        return self.but(context, since_ms=event.at_ms)
+
     def on_rival_won(self, context: Following, event: RivalWon) -> Following:
         return self.but(context, rival_depth=event.confirmations, depth=0, block_hash=None)
 
@@ -331,6 +379,11 @@ class Confirmation(Machine[Following]):
     def rival_is_deep(self, context: Following, event: RivalWon) -> bool:
         """Before that, ours may still win."""
         return event.confirmations >= context.required
+
+    @requires(rival_seen)
+    def nothing_of_ours_is_in_a_block(self, context: Following) -> bool:
+        """A rival takes the place of blocks that were lost first: that is a reversal."""
+        return context.depth == 0
 
     @ensures(mined)
     def depth_is_the_nodes(self, old: Following, new: Following, event: Mined) -> bool:

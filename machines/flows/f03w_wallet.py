@@ -5,34 +5,53 @@
                  ┌────────► wallet_locked ──(pay_by)──► abandoned
                  │   ◄── unlocked, try_again                ▲
     building ────┤                                          │ too late
-      │  │  │    │   ◄── funded                             │
+      ▲  │  │    │   ◄── funded                             │
       │  │  │    └────────► underfunded ──(pay_by)──► unfunded
       │  │  └── refused ──► rejected                        │
-      │  └── signed, but too late or not what was ordered ──► releasing ──► abandoned, rejected
-      │ signed: the bytes are committed before anybody sees them   ▲ │
-      ▼                                                            │ ▼
-    broadcasting ── rival buried ──────────────────────────────────┘ conflicted
-          └── seen ──► broadcast
+      │  ├── not what was ordered ──► releasing ──► rejected │
+      │  │ signed_bytes: committed before anybody sees them  │
+      │  ▼                                                   │
+      │ signed ── pay_by ──► releasing ──────────────────────┘
+      ├── robbed ──► releasing: somebody took an input of bytes that nobody was ever given
+         │ cleared: from here on nobody can take them back
+         ▼
+    broadcasting ── held_back ──► repairing ──┐
+      │      ▲ ── unheard ──► stuck ◄─────────┤ unheard for `stuck_ms`
+      │ rival_seen │ rival_gone               │    (repairing, stuck: rival_seen too)
+      │      ▼     │                          │
+      │    contested ── rival buried ──► releasing ──► conflicted
+      └── seen (from each of them) ──► broadcast
 
 Promise: the address receives the amount at most once, whatever dies and however often.  Two phases
 make it so: `building` builds, signs and verifies, and nothing is sent before the transition that
-carries the signed transaction is committed; `broadcasting` hands out those bytes and no others.  It
-looks before it sends, and looks again afterwards: a return code says neither "sent" nor "not sent".
-It is retried for ever and has no way to `abandoned`: once bytes may have been handed out, nobody
-can take them back, and a node that rejects them does not know who else has them.  A first broadcast
-is not begun at or after `pay_by_ms`.
+carries the signed transaction is committed (`signed`, in which no node has the bytes); it is
+another commit that says that they may be handed out (`broadcasting`), and from then on those bytes
+and no others are.  It looks before it sends, and looks again afterwards: a return code says neither
+"sent" nor "not sent".  It is retried for ever and has no way to `abandoned`: once bytes may have
+been handed out, nobody can take them back, and a node that rejects them does not know who else has
+them.  A first broadcast is not begun at or after `pay_by_ms`, not even by a program that was
+stopped in `signed` and came back later.
+
+`repairing` is a node that would not take the bytes now (its minimum fee, 25 transactions in a
+row): a block or a calmer mempool helps.  `stuck` is the name for an hour without being heard; the
+same bytes are offered on, and a person should look.  `contested` is a rival that is not buried: it
+may still lose, and nothing is built in the place of ours.
 
 A build that died before its commit was never seen by a node, so building again is harmless; the
-inputs it had reserved are the wallet's to give back (see the clients).  On monero two legs built at
-once may share an input: then one of them is `conflicted`, never both paid.
+inputs it had reserved are the wallet's to give back (see the clients).  So it is when an input is
+stolen before the first broadcast: `tombstones` names what was signed and will never be sent.  On
+monero two legs built at once may share an input: then one of them is `conflicted`, never both paid.
 
-Source: payments.md 2.2 and 4.1.
+Source: payments.md 2.2 and 4.1 (INTENT building, WAIT_UNLOCK wallet_locked, WAIT_FUNDS underfunded,
+SENDING broadcasting, SEEN broadcast and from there the machine Confirmation, REPAIR repairing,
+MANUAL stuck, CONFLICTED contested, DEAD conflicted).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+from engine.clock import hours
 from engine.contracts import ensures, invariant
 from engine.definition import Machine, State
 from engine.effects import Again, Call, NotDone, effect
@@ -65,7 +84,10 @@ class SpendOrder(Context):
         fee_atomic_max: a transaction that costs more in network fees is not used.
         passphrase: opens the wallet; without it somebody else must.
         short_atomic: the balance with which building failed for lack of funds.
+        stuck_ms: bytes that nobody has heard of for so long need a person.
         fate: what `releasing` leads to.
+        tombstones: transactions that were signed and will never be sent.
+        rivals: how often another transaction was seen to spend an input of ours.
     """
 
     currency: Currency
@@ -76,10 +98,13 @@ class SpendOrder(Context):
     poll_ms: int
     fee_atomic_max: int
     passphrase: Secret[str] | None = None
+    stuck_ms: int = hours(1)
     transaction: SignedTransaction | None = None
     short_atomic: int = 0
     unlocks: int = 0
-    fate: Literal["", "abandoned", "rejected", "conflicted"] = ""
+    fate: Literal["", "abandoned", "rejected", "conflicted", "anew"] = ""
+    tombstones: tuple[str, ...] = ()
+    rivals: int = 0
     reason: str = ""
 
 
@@ -90,10 +115,34 @@ class SpendReport(Record):
     reason: str
 
 
-class Signed(Event, tag="signed"):
+class Signed(Event, tag="signed_bytes"):
     """The bytes that will be broadcast, and no others."""
 
     transaction: SignedTransaction
+
+
+class Cleared(Event, tag="cleared"):
+    """Nothing stands in the way of the first broadcast."""
+
+
+class Robbed(Event, tag="robbed"):
+    """Somebody spent an input of bytes that were never handed out."""
+
+
+class HeldBack(Event, tag="held_back"):
+    """The node would not take the bytes now; they stay valid."""
+
+    reason: str
+
+
+class RivalSeen(Event, tag="rival_seen"):
+    """Another transaction spends an input; it is not buried yet."""
+
+    confirmations: int
+
+
+class RivalGone(Event, tag="rival_gone"):
+    """The inputs are unspent again, so far as the node knows."""
 
 
 class Locked(Event, tag="locked"):
@@ -192,31 +241,75 @@ async def watch_balance(context: SpendOrder, call: Call) -> Funded | Again:
     return Again(after_ms=context.poll_ms)
 
 
+@effect(idempotent=True, retry=PATIENT)
+async def clear(context: SpendOrder, call: Call) -> Cleared | Robbed:
+    """A last look before the bytes leave this program: are the inputs still there?"""
+    wallet = call.resource(Wallets)[context.currency]
+    sighting = await _look(wallet, _ours(context))
+    return Robbed() if sighting.where == "conflicted" else Cleared()
+
+
 @effect(retry=FOREVER)
-async def hand_out(context: SpendOrder, call: Call) -> Seen | RivalBuried | Again:
+async def hand_out(context: SpendOrder, call: Call) -> Seen | RivalSeen | HeldBack | Again:
     """LOOK, SEND, LOOK: truth is where the node sees it, never a return code."""
     transaction, wallet = _ours(context), call.resource(Wallets)[context.currency]
-    found = _told(context, await _look(wallet, transaction))
+    found = _told(await _look(wallet, transaction))
     if found is not None:
         return found
+    held_back = await _send(context, wallet, transaction)
+    found = _told(await _look(wallet, transaction))
+    if found is None and held_back is not None:
+        return HeldBack(reason=str(held_back))
+    return found or Again(after_ms=context.poll_ms)
+
+
+@hand_out.reconcile
+async def look_for_it(
+    context: SpendOrder, call: Call
+) -> Seen | RivalSeen | HeldBack | Again | NotDone:
+    """What became of an attempt whose end nobody knows.  `NotDone` sends the same bytes again."""
+    wallet = call.resource(Wallets)[context.currency]
+    return _told(await _look(wallet, _ours(context))) or NotDone()
+
+
+@effect(idempotent=True, retry=PATIENT)  # the same bytes: handing them out again is harmless
+async def offer_again(context: SpendOrder, call: Call) -> Seen | RivalSeen | Again:
+    """While the node does not take them: offer the same bytes at every poll, and look."""
+    transaction, wallet = _ours(context), call.resource(Wallets)[context.currency]
+    found = _told(await _look(wallet, transaction))
+    if found is None:
+        await _send(context, wallet, transaction)
+        found = _told(await _look(wallet, transaction))
+    return found or Again()
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def watch_rival(context: SpendOrder, call: Call) -> Seen | RivalGone | RivalBuried | Again:
+    """Wait until the rival is buried, or has lost.  Nothing is sent meanwhile."""
+    wallet = call.resource(Wallets)[context.currency]
+    found = _told(await _look(wallet, _ours(context)))
+    if not isinstance(found, RivalSeen):
+        return found or RivalGone()
+    if found.confirmations >= context.confirmations:
+        return RivalBuried(confirmations=found.confirmations)
+    return Again()
+
+
+async def _send(
+    context: SpendOrder, wallet: Wallet, transaction: SignedTransaction
+) -> BroadcastRefused | None:
+    """Hand the bytes to the node: the refusal that only says "not now", if it was one."""
     try:
         with asking("broadcast", repeatable=False):
             await wallet.broadcast(transaction)
-    except BroadcastRefused:
-        pass  # not the same as "not sent"
+    except BroadcastRefused as error:
+        return error if error.policy else None  # a refusal is not the same as "not sent"
     except WalletLocked as error:
         await _open(wallet, context)
         raise Transient("broadcast: the wallet was closed; trying again") from error
     except Rejected as error:  # nor is this: another node may have them, so we go on looking
         raise Transient(f"broadcast: the node does not take these bytes: {error}") from error
-    return _told(context, await _look(wallet, transaction)) or Again(after_ms=context.poll_ms)
-
-
-@hand_out.reconcile
-async def look_for_it(context: SpendOrder, call: Call) -> Seen | RivalBuried | Again | NotDone:
-    """What became of an attempt whose end nobody knows.  `NotDone` sends the same bytes again."""
-    wallet = call.resource(Wallets)[context.currency]
-    return _told(context, await _look(wallet, _ours(context))) or NotDone()
+    return None
 
 
 def _ours(context: SpendOrder) -> SignedTransaction:
@@ -236,15 +329,13 @@ async def _open(wallet: Wallet, context: SpendOrder) -> None:
             await wallet.unlock(context.passphrase, seconds=UNLOCK_SECONDS)
 
 
-def _told(context: SpendOrder, sighting: Sighting) -> Seen | RivalBuried | Again | None:
+def _told(sighting: Sighting) -> Seen | RivalSeen | None:
     """What a sighting means; None when the bytes must be sent."""
     if sighting.where in ("mempool", "mined"):
         where: Literal["mempool", "mined"] = "mined" if sighting.confirmations else "mempool"
         return Seen(where=where, confirmations=sighting.confirmations)
     if sighting.where == "conflicted":
-        if sighting.confirmations >= context.confirmations:
-            return RivalBuried(confirmations=sighting.confirmations)
-        return Again(after_ms=context.poll_ms)  # a rival that is not buried may still lose
+        return RivalSeen(confirmations=sighting.confirmations)
     return None
 
 
@@ -260,8 +351,34 @@ class Spend(Machine[SpendOrder]):
     underfunded = State(
         effect=watch_balance, every="poll", timeout="until_pay_by", on_timeout="too_late"
     )
-    broadcasting = State(  # turtles: ignore[V009] handed-out bytes are never given up
-        effect=hand_out, every="poll", cancellable=False, invariant="holds_bytes"
+    signed = State(
+        effect=clear,
+        timeout="until_pay_by",
+        on_timeout="too_late",
+        cancellable=False,
+        invariant="holds_bytes",
+    )
+    broadcasting = State(
+        effect=hand_out,
+        every="poll",
+        timeout="patience",
+        on_timeout="unheard",
+        cancellable=False,
+        invariant="holds_bytes",
+    )
+    repairing = State(
+        effect=offer_again,
+        every="poll",
+        timeout="patience",
+        on_timeout="unheard",
+        cancellable=False,
+        invariant="holds_bytes",
+    )
+    stuck = State(  # turtles: ignore[V009] handed-out bytes are never given up
+        effect=offer_again, every="poll", cancellable=False, invariant="holds_bytes"
+    )
+    contested = State(  # turtles: ignore[V009] a rival is watched until it is buried or gone
+        effect=watch_rival, every="poll", cancellable=False, invariant="holds_bytes"
     )
     releasing = State(effect=release, on_exhausted="not_released", cancellable=False)
     broadcast = State(final=True, invariant="holds_bytes")
@@ -270,35 +387,53 @@ class Spend(Machine[SpendOrder]):
     conflicted = State(final=True, failure=True, invariant="holds_bytes")
     abandoned = State(final=True, failure=True)
 
-    signed = (
-        building.to(broadcasting, cond="as_ordered and in_time", on="keep_bytes")
-        | building.to(releasing, cond="as_ordered", on="keep_late_bytes")
-        | building.to(releasing, on="keep_wrong_bytes")
+    signed_bytes = building.to(signed, cond="as_ordered", on="keep_bytes") | building.to(
+        releasing, on="keep_wrong_bytes"
     )
+    cleared = signed.to(broadcasting, cond="in_time") | signed.to(releasing, on="give_up_late")
+    robbed = signed.to(releasing)
     locked = building.to(wallet_locked)
     unlocked = wallet_locked.to(building)
     try_again = wallet_locked.to(building, cond="in_time") | wallet_locked.to(abandoned)
     short = building.to(underfunded)
     funded = underfunded.to(building)
     refused = building.to(rejected) | wallet_locked.to(rejected)
-    too_late = building.to(abandoned) | underfunded.to(unfunded)
-    seen = broadcasting.to(broadcast)
-    rival_buried = broadcasting.to(  # turtles: ignore[V006] the effect tells of no other
+    too_late = (
+        building.to(abandoned)
+        | underfunded.to(unfunded)
+        | signed.to(releasing, on="give_up_late")
+    )
+    seen = (
+        broadcasting.to(broadcast)
+        | repairing.to(broadcast)
+        | stuck.to(broadcast)
+        | contested.to(broadcast)
+    )
+    held_back = broadcasting.to(repairing)
+    unheard = broadcasting.to(stuck) | repairing.to(stuck)
+    rival_seen = broadcasting.to(contested) | repairing.to(contested) | stuck.to(contested)
+    rival_gone = contested.to(broadcasting)
+    rival_buried = contested.to(  # turtles: ignore[V006] the effect tells of no other
         releasing, cond="deep_enough"
     )
     released = (
         releasing.to(conflicted, cond="was_handed_out")
         | releasing.to(rejected, cond="is_wrong")
+        | releasing.to(building, cond="is_to_be_built_anew")
         | releasing.to(abandoned)
     )
     not_released = (
         releasing.to(conflicted, cond="was_handed_out")
         | releasing.to(rejected, cond="is_wrong")
+        | releasing.to(building, cond="is_to_be_built_anew")
         | releasing.to(abandoned)
     )
 
     def until_pay_by(self, context: SpendOrder, now_ms: int) -> int:
         return context.pay_by_ms - now_ms
+
+    def patience(self, context: SpendOrder) -> int:
+        return context.stuck_ms
 
     def until_next_try(self, context: SpendOrder, now_ms: int) -> int:
         return min(context.poll_ms, context.pay_by_ms - now_ms)
@@ -319,6 +454,9 @@ class Spend(Machine[SpendOrder]):
     def was_handed_out(self, context: SpendOrder) -> bool:
         return context.fate == "conflicted"
 
+    def is_to_be_built_anew(self, context: SpendOrder) -> bool:
+        return context.fate == "anew"
+
     def is_wrong(self, context: SpendOrder) -> bool:
         return context.fate == "rejected"
 
@@ -328,9 +466,37 @@ class Spend(Machine[SpendOrder]):
             context, transaction=event.transaction, short_atomic=0, unlocks=0, reason=""
         )
 
-    def keep_late_bytes(self, context: SpendOrder, event: Signed) -> SpendOrder:
+    def give_up_late(self, context: SpendOrder) -> SpendOrder:
+        """No node has the bytes, and it is too late to give them to one."""
         reason = "signed too late to be sent before the invoice expires"
-        return self.but(context, transaction=event.transaction, fate="abandoned", reason=reason)
+        return self.but(context, fate="abandoned", reason=reason)
+
+    def on_robbed(self, context: SpendOrder) -> SpendOrder:
+        return self.but(context, fate="anew", reason="an input was spent before anything was sent")
+
+    def on_released(self, context: SpendOrder) -> SpendOrder:
+        return self._buried(context)
+
+    def _buried(self, context: SpendOrder) -> SpendOrder:
+        """Bytes that no node ever had: their name is kept, and others may take their place."""
+        if context.fate != "anew" or context.transaction is None:
+            return context
+        tombstones = (*context.tombstones, context.transaction.txid)
+        return self.but(context, transaction=None, tombstones=tombstones, fate="")
+
+    def on_held_back(self, context: SpendOrder, event: HeldBack) -> SpendOrder:
+        return self.but(context, reason=event.reason)
+
+    def on_rival_seen(self, context: SpendOrder, event: RivalSeen) -> SpendOrder:
+        reason = f"another transaction spends an input, {event.confirmations} deep"
+        return self.but(context, rivals=context.rivals + 1, reason=reason)
+
+    def on_rival_gone(self, context: SpendOrder) -> SpendOrder:
+        return self.but(context, reason="")
+
+    def on_unheard(self, context: SpendOrder) -> SpendOrder:
+        reason = f"the node has not shown the bytes for {context.stuck_ms} ms; {context.reason}"
+        return self.but(context, reason=reason)
 
     def keep_wrong_bytes(self, context: SpendOrder, event: Signed) -> SpendOrder:
         reason = (
@@ -357,7 +523,8 @@ class Spend(Machine[SpendOrder]):
         return self.but(context, reason=event.reason)
 
     def on_not_released(self, context: SpendOrder, event: NotReleased) -> SpendOrder:
-        return self.but(context, reason=f"{context.reason}; inputs stay reserved: {event.reason}")
+        reason = f"{context.reason}; inputs stay reserved: {event.reason}"
+        return self.but(self._buried(context), reason=reason)
 
     def on_seen(self, context: SpendOrder, event: Seen) -> SpendOrder:
         return self.but(context, reason="")
@@ -373,14 +540,19 @@ class Spend(Machine[SpendOrder]):
     def holds_nothing(self, context: SpendOrder) -> bool:
         return context.transaction is None
 
-    @ensures(signed)
+    @ensures(signed_bytes)
     def signed_once(self, old: SpendOrder) -> bool:
         """A second signature would be a second payment in waiting."""
         return old.transaction is None
 
-    @ensures(seen, rival_buried, released, not_released)
+    @ensures(cleared, seen, held_back, unheard, rival_seen, rival_gone, rival_buried)
     def same_bytes(self, old: SpendOrder, new: SpendOrder) -> bool:
         return new.transaction == old.transaction
+
+    @ensures(released, not_released)
+    def only_unsent_bytes_are_buried(self, old: SpendOrder, new: SpendOrder) -> bool:
+        """Bytes make room for others only where no node was ever given them."""
+        return new.transaction == old.transaction or old.fate == "anew"
 
     @invariant
     def amount_is_positive(self, context: SpendOrder) -> bool:
@@ -389,7 +561,8 @@ class Spend(Machine[SpendOrder]):
     @invariant
     def order_is_complete(self, context: SpendOrder) -> bool:
         """A rival counts as buried at one block at least; polling is no busy loop."""
-        return context.confirmations > 0 and context.poll_ms > 0
+        times = context.poll_ms > 0 and context.stuck_ms > 0
+        return context.confirmations > 0 and times
 
     def output(self, context: SpendOrder) -> SpendReport:
         return SpendReport(transaction=context.transaction, reason=context.reason)

@@ -1,4 +1,4 @@
-"""What a layer of flow 13 asks of the platform; each call is harmless to repeat."""
+"""What a layer of flow 13 asks of portal and platform; each call is harmless to repeat."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ import msgspec
 
 from engine.clock import minutes
 from engine.effects import Call, effect
-from engine.errors import OutcomeUnknown, Permanent, Transient
-from engine.retry import Retry
+from engine.errors import Permanent
 from machines.clients.ports import (
     ClientError,
     Credentials,
+    Execution,
     NotFound,
     Platform,
     Record,
-    ReplyLost,
-    Unavailable,
+    Rejected,
 )
-from machines.flows import evidence, recursion
-from machines.flows.layer import (
-    SEMITRUSTED,
-    STDOUT_CHARACTERS_MAX,
+from machines.clients.ports.gift_cards import GiftCards
+from machines.flows import evidence, layer_wire, recursion
+from machines.flows.keyed import PATIENT, later
+from machines.flows.layer import STDOUT_CHARACTERS_MAX, Layer, line_of
+from machines.flows.layer_events import (
     ChildLost,
     ClearedUp,
     Created,
     Equipped,
     Executed,
     ExecutionFailed,
-    Layer,
+    InnerMoved,
+    InnerOdd,
+    InnerTold,
+    Priced,
     Released,
+    Settled,
 )
+from machines.flows.money import asking, platform_of, portal_of
 
 SAID_CHARACTERS_MAX = 300
-PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
 
 
 def _credentials(context: Layer) -> Credentials:
@@ -46,109 +50,167 @@ def _credentials(context: Layer) -> Credentials:
     )
 
 
-def _later(error: ClientError) -> Exception:
-    """What a failed call means when performing it again with its key is harmless."""
-    if isinstance(error, Unavailable):
-        return Transient(str(error), retry_after_ms=error.retry_after_ms)
-    if isinstance(error, ReplyLost):
-        return OutcomeUnknown(str(error))
-    return Permanent(str(error))
+# -- money ------------------------------------------------------------------------------------
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def fetch_prices(context: Layer, call: Call) -> Priced:
+    """What the portal asks for one key of this layer's kind."""
+    try:
+        with asking("prices"):
+            quotes = await portal_of(call).quotes()
+    except ClientError as error:
+        raise Permanent(str(error)) from error
+    wanted = (context.tier, context.months)
+    for quote in quotes:
+        if (quote.tier, quote.months) == wanted:
+            return Priced(price_cents=quote.price_cents, concurrency=quote.concurrency)
+    raise Permanent(f"the portal sells no key of tier {wanted[0]} for {wanted[1]} months")
+
+
+@effect(idempotent=True, retry=PATIENT)
+async def read_balance(context: Layer, call: Call) -> Settled:
+    """What is left on the card of the layers below."""
+    cards = call.resource(GiftCards)  # type: ignore[type-abstract]
+    try:
+        with asking("what is left on the card"):
+            status = await cards.card(context.card_id)
+    except ClientError as error:
+        raise Permanent(str(error)) from error
+    return Settled(left_cents=status.balance_cents)
+
+
+# -- the sandbox ------------------------------------------------------------------------------
 
 
 @effect(idempotent=True, retry=PATIENT)
 async def equip(context: Layer, call: Call) -> Equipped:
-    """Take the scripts along, if the platform can run them."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    """Take along what goes into the child: this product, or scripts that need only python3."""
+    if context.nested:
+        if not context.tool_digest:
+            raise Permanent("nobody said which wheel of this product goes into the child")
+        return Equipped(digest=context.tool_digest, offset_ms=await _clock_offset(call))
     try:
-        languages = await platform.languages(_credentials(context))
+        languages = await platform_of(call).languages(_credentials(context))
     except ClientError as error:
-        raise _later(error) from error
+        raise later(error) from error
     if "python" not in languages:
         raise Permanent(f"the platform has no python; it has {', '.join(languages)}")
     tools = evidence.source() + recursion.source()
-    return Equipped(digest=hashlib.sha256(tools.encode()).hexdigest())
+    digest = hashlib.sha256(tools.encode()).hexdigest()
+    return Equipped(digest=digest, offset_ms=context.offset_ms)
+
+
+async def _clock_offset(call: Call) -> int:
+    """What our clock lacks, by a reply that needs no key and counts for none."""
+    try:
+        with asking("the platform's clock"):
+            return await platform_of(call).clock_offset_ms()
+    except ClientError as error:
+        raise Permanent(str(error)) from error
 
 
 @effect(idempotent=True, retry=PATIENT)
 async def create_session(context: Layer, call: Call) -> Created:
     """Create the child sandbox; the same key gives the same one."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    toolbox = {"toolbox": True} if context.nested else {}
     try:
-        session = await platform.create_session(  # noqa: S604 - the name of a shell, not a flag
+        session = await platform_of(call).create_session(  # noqa: S604 - the name of a shell
             _credentials(context),
             shell="bash",
             network_mode=context.network_mode,
             ttl_seconds=context.session_ttl_seconds,
             key=call.key,
+            **toolbox,
         )
     except ClientError as error:
-        raise _later(error) from error
+        raise later(error) from error
     return Created(session_id=session.session_id)
 
 
-@effect(idempotent=True, retry=PATIENT)
+@effect(idempotent=True, retry=PATIENT, timeout_ms=minutes(3))
 async def delete_session(context: Layer, call: Call) -> Released:
-    """End the child sandbox, and what it may have made beside it; no error when they are gone."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    """End the child sandbox, after what was made from inside it; no error when it is gone."""
+    platform, credentials = platform_of(call), _credentials(context)
     try:
-        await platform.delete_session(_credentials(context), context.session_id)
-        if context.network_mode == SEMITRUSTED:
-            await _end_all(platform, context)
+        if context.nested and not context.told:
+            await _stop_engine(platform, credentials, context, call.key)
+        await platform.delete_session(credentials, context.session_id)
     except ClientError as error:
-        raise _later(error) from error
+        raise later(error) from error
     return Released()
 
 
-@effect(idempotent=True, retry=PATIENT, timeout_ms=minutes(3))
-async def inspect_child(context: Layer, call: Call) -> Executed | ChildLost | ExecutionFailed:
-    """Look around inside the child; the same key runs the command once."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
+async def _stop_engine(
+    platform: Platform, credentials: Credentials, context: Layer, key: str
+) -> None:
+    """The engine inside ends what is below it: nobody else has the keys to do so."""
+    command = layer_wire.stop_command()
     try:
-        done = await platform.execute(
-            _credentials(context), context.session_id, greeting(context), key=call.key
-        )
-    except NotFound:
-        return ChildLost()
-    except ClientError as error:
-        raise _later(error) from error
-    if done.exit_code != 0:
-        return ExecutionFailed(exit_code=done.exit_code)
-    return Executed(stdout=done.stdout[:STDOUT_CHARACTERS_MAX], latency_ms=done.duration_ms)
+        await platform.execute(credentials, context.session_id, command, key=f"{key}-stop")
+    except (NotFound, Rejected):
+        return  # there is no engine, and whatever it had made ends with its time
 
 
 @effect(idempotent=True, retry=PATIENT)
 async def clear_sessions(context: Layer, call: Call) -> ClearedUp:
-    """End every sandbox of this layer's key; there is at most the one nobody told us of."""
-    platform = call.resource(Platform)  # type: ignore[type-abstract]
+    """End every sandbox of this layer's key but those of the layers above that share it."""
+    platform, credentials = platform_of(call), _credentials(context)
     try:
-        await _end_all(platform, context)
+        for session in await platform.sessions(credentials):
+            if session.session_id not in context.above:
+                await platform.delete_session(credentials, session.session_id)
     except ClientError as error:
-        raise _later(error) from error
+        raise later(error) from error
     return ClearedUp()
 
 
-async def _end_all(platform: Platform, context: Layer) -> None:
-    """End every sandbox of this layer's key, which is its own alone."""
-    for session in await platform.sessions(_credentials(context)):
-        await platform.delete_session(_credentials(context), session.session_id)
+# -- inside it --------------------------------------------------------------------------------
+
+
+@effect(idempotent=True, retry=PATIENT, timeout_ms=minutes(3))
+async def run_in_child(
+    context: Layer, call: Call
+) -> Executed | InnerMoved | InnerTold | InnerOdd | ChildLost | ExecutionFailed:
+    """Look around inside, or attend the engine there; the same key runs the command once."""
+    if context.nested:
+        command = layer_wire.attend_command(layer_wire.ask_of(context, call.run_id))
+    else:
+        command = greeting(context)
+    try:
+        done = await platform_of(call).execute(
+            _credentials(context), context.session_id, command, key=call.key
+        )
+    except NotFound:
+        return ChildLost()
+    except ClientError as error:
+        raise later(error) from error
+    if done.exit_code != 0:
+        return ExecutionFailed(exit_code=done.exit_code)
+    return _attended(context, done) if context.nested else _inspected(done)
+
+
+def _inspected(done: Execution) -> Executed:
+    return Executed(stdout=done.stdout[:STDOUT_CHARACTERS_MAX], latency_ms=done.duration_ms)
+
+
+def _attended(context: Layer, done: Execution) -> InnerMoved | InnerTold | InnerOdd:
+    found = layer_wire.attended_of(done.stdout)
+    if isinstance(found, str):
+        return InnerOdd(reason=found)
+    if found.told is None:
+        return InnerMoved(latency_ms=found.latency_ms, twigs=found.twigs)
+    oddity = layer_wire.oddity_of(context, found.told)
+    if oddity:
+        return InnerOdd(reason=oddity)
+    return InnerTold(latency_ms=found.latency_ms, twigs=found.twigs, told=found.told)
 
 
 def greeting(context: Layer) -> str:
-    """The command of a layer: a line for people, the evidence, and what came of a try to recurse.
-
-    The secret stands in what bash reads, and goes by a pipe to the one script that needs it.
-    """
-    ask = {"url": recursion.INSIDE_URL}
-    if context.network_mode == SEMITRUSTED:
-        credentials = _credentials(context)
-        ask["public_key"] = credentials.public_key
-        ask["secret_key"] = credentials.secret_key.reveal()
+    """The command of a flat layer: a line for people, the evidence, and a try to recurse."""
     line = shlex.quote(line_of(context))
+    ask = {"url": layer_wire.INSIDE_URL}
     return f"echo {line}; {evidence.command()} && {recursion.command(ask)}"
-
-
-def line_of(context: Layer) -> str:
-    return f"turtle {context.depth} of {context.max_depth} was here"
 
 
 def split_answer(stdout: str) -> tuple[str, str]:
@@ -179,23 +241,6 @@ def _shown(text: str) -> str:
 
 
 def is_answer(context: Layer, stdout: str) -> bool:
-    """Whether this is what a greeting gives: its line, with evidence behind it.
-
-    Where the network leads to the platform, a sibling belongs to it, made and ended.
-    """
-    if not _is_greeted(context, stdout):
-        return False
-    told = sibling_of(stdout)
-    return context.network_mode != SEMITRUSTED or (bool(told.sibling) and not told.reason)
-
-
-def why_not_answered(context: Layer, stdout: str) -> str:
-    """What is wrong with an output that is no answer."""
-    if not _is_greeted(context, stdout):
-        return "the child did not answer the greeting"
-    return f"the child could not make a sibling: {sibling_of(stdout).reason}"
-
-
-def _is_greeted(context: Layer, stdout: str) -> bool:
+    """Whether this is what a greeting gives: its line, with evidence behind it."""
     line, inspection = split_answer(stdout)
     return line == line_of(context) and inspection.startswith("{")

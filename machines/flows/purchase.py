@@ -6,6 +6,8 @@ units of the coin (`_atomic`) or US cents (`_cents`); moments and durations are 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from engine.clock import hours
 from engine.events import ChildEnded, Context, Event, GaveUp
 from engine.secret import Secret
@@ -16,7 +18,14 @@ from machines.flows.money import CUT_MS, FEE_ATOMIC_MAX, POLL_MS, Leg
 class Purchase(Context):
     """What to buy, with what, for how much; and what has happened so far.
 
+    A key is ordered by `tier` and `months`.  A card has been ordered by the parent, who gives the
+    portal's `offer`, the `price_cents` it agreed to and its own `refund_address`; tier and months
+    are 0 then, as they are in the offer.
+
     Args:
+        goods: what a completed invoice gives: a key with its secret, or a card that works from
+            then on and of which nothing is left to be told.
+        offer: the invoice to pay; None: one is opened.
         budget_cents: a dearer key is not bought.
         amount_atomic_max: an invoice that asks for more coin is not paid, whatever its cents say.
         tolerance_percent: how much of the amount due may be sent on top when the portal counts
@@ -53,6 +62,8 @@ class Purchase(Context):
     refund_ms: int = hours(72)
     silence_ms: int = hours(1)
     fee_atomic_max: int | None = None
+    goods: Literal["key", "card"] = "key"
+    offer: Invoice | None = None
     price_cents: int = 0
     invoice: Invoice | None = None
     refund_address: str = ""
@@ -128,7 +139,7 @@ class FollowResult(Record):
     depth: int
 
 
-class Receipt(Record):
+class Receipt(Record, tag="key"):
     """What was bought, and what it cost."""
 
     public_key: str
@@ -140,6 +151,17 @@ class Receipt(Record):
     txids: tuple[str, ...]
     tier: int
     months: int
+    invoice_id: str
+
+
+class Delivery(Record, tag="card"):
+    """What paying for a card cost."""
+
+    paid_cents: int
+    paid_atomic: int
+    fee_atomic: int
+    currency: Currency
+    txids: tuple[str, ...]
     invoice_id: str
 
 
@@ -209,6 +231,12 @@ class SecretGone(Event, tag="secret_gone"):
     """The key exists, but its secret was shown before, and nobody here has it."""
 
     public_key: str | None
+    received_atomic: int
+
+
+class Activated(Event, tag="activated"):
+    """The invoice is completed and gave what was ordered: the card works."""
+
     received_atomic: int
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from engine.effects import Again, Call, effect
 from engine.errors import Transient
 from engine.retry import Retry
+from engine.secret import Secret
 from machines.clients.ports import (
     Credentials,
     KeyInfo,
@@ -35,6 +36,7 @@ from machines.flows.money import (
     watching,
 )
 from machines.flows.purchase import (
+    Activated,
     Declined,
     Denied,
     FellShort,
@@ -55,7 +57,9 @@ from machines.flows.purchase import (
 
 @effect(idempotent=True, retry=PATIENT)
 async def fetch_price(context: Purchase, call: Call) -> Priced | NotOffered:
-    """The price of one tier and duration."""
+    """The price of one tier and duration; of what is offered already, the one agreed to."""
+    if context.offer is not None:
+        return Priced(price_cents=context.price_cents)
     with watching("pricing"):
         quotes = await portal_of(call).quotes()
     for quote in quotes:
@@ -66,9 +70,11 @@ async def fetch_price(context: Purchase, call: Call) -> Priced | NotOffered:
 
 @effect(idempotent=True, retry=PATIENT)  # the same key gives the same invoice
 async def open_invoice(context: Purchase, call: Call) -> Invoiced | Declined:
-    """Open an invoice that would be refunded to a fresh address of our own wallet."""
+    """Open an invoice that would be refunded to a fresh address of our own wallet; or the offer."""
     wallet = call.resource(Wallets)[context.currency]
-    refund_address = await _refund_address(wallet, context, f"refund-{call.key}")
+    if context.offer is not None:
+        return Invoiced(invoice=context.offer, refund_address=context.refund_address)
+    refund_address = await refund_address_of(wallet, context.passphrase, f"refund-{call.key}")
     with asking("invoice"):
         try:
             invoice = await portal_of(call).create_invoice(
@@ -83,18 +89,23 @@ async def open_invoice(context: Purchase, call: Call) -> Invoiced | Declined:
     return Invoiced(invoice=invoice, refund_address=refund_address)
 
 
-async def _refund_address(wallet: Wallet, context: Purchase, label: str) -> str:
+async def refund_address_of(wallet: Wallet, passphrase: Secret[str] | None, label: str) -> str:
+    """An address of our own wallet, the same one for the same label; unlocks it if it must.
+
+    Raises:
+        Transient: the wallet does not answer, or is locked and nobody said how to open it.
+    """
     with watching("refund address"):
         try:
             return await wallet.new_address(label)
         except WalletLocked:
-            if context.passphrase is None:
+            if passphrase is None:
                 raise
-            await wallet.unlock(context.passphrase, seconds=UNLOCK_SECONDS)
+            await wallet.unlock(passphrase, seconds=UNLOCK_SECONDS)
             return await wallet.new_address(label)
 
 
-Settlement = Issued | SecretGone | FellShort | RanOut
+Settlement = Issued | SecretGone | Activated | FellShort | RanOut
 
 
 # Reading twice is not the same as reading once, hence not `idempotent`; but a lost secret is asked
@@ -117,12 +128,12 @@ async def claim_again(context: Purchase, call: Call) -> Settlement | SankAgain |
 @effect(retry=PATIENT)
 async def claim_after_expiry(
     context: Purchase, call: Call
-) -> Issued | SecretGone | Refunding | Again:
+) -> Issued | SecretGone | Activated | Refunding | Again:
     """Read the status of an invoice that has expired with our money in it."""
     status = await _status(context, call)
-    key = _key(status)
-    if key is not None:
-        return key
+    goods = _goods(context, status)
+    if goods is not None:
+        return goods
     if status.status in ("refund_pending", "refunded") and status.received_atomic > 0:
         return Refunding(received_atomic=status.received_atomic)
     return Again()
@@ -131,7 +142,7 @@ async def claim_after_expiry(
 @claim_after_expiry.reconcile
 async def claim_after_expiry_again(
     context: Purchase, call: Call
-) -> Issued | SecretGone | Refunding | Again:
+) -> Issued | SecretGone | Activated | Refunding | Again:
     """The same read."""
     return await claim_after_expiry.perform(context, call)  # type: ignore[return-value]
 
@@ -155,10 +166,12 @@ async def _status(context: Purchase, call: Call) -> PaymentStatus:
         return await portal_of(call).payment_status(context.invoice.invoice_id)
 
 
-def _key(status: PaymentStatus) -> Issued | SecretGone | None:
+def _goods(context: Purchase, status: PaymentStatus) -> Issued | SecretGone | Activated | None:
     if status.status != "completed":
         return None
     received = status.received_atomic
+    if context.goods == "card":
+        return Activated(received_atomic=received)
     if status.secret_key is None or status.public_key is None:
         return SecretGone(public_key=status.public_key, received_atomic=received)
     return Issued(
@@ -168,9 +181,9 @@ def _key(status: PaymentStatus) -> Issued | SecretGone | None:
 
 def _settlement(context: Purchase, status: PaymentStatus, now_ms: int) -> Settlement | None:
     """What a status means while the invoice may still be paid; None for nothing.  Pure."""
-    key = _key(status)
-    if key is not None:
-        return key
+    goods = _goods(context, status)
+    if goods is not None:
+        return goods
     received = status.received_atomic
     if status.status in ("expired", "refund_pending", "refunded"):
         return RanOut(received_atomic=received)
@@ -215,9 +228,20 @@ async def regenerate(context: Purchase, call: Call) -> Regenerated:
 @effect(idempotent=True, retry=Retry(attempts=8, max_ms=15_000))
 async def prove_key(context: Purchase, call: Call) -> Proven | Denied:
     """Sign one call with the stored secret.  Our clock may be wrong: then by the server's."""
-    if context.public_key is None or context.secret_key is None:
+    return await proof_of(context.public_key, context.secret_key, call)
+
+
+async def proof_of(
+    public_key: str | None, secret_key: Secret[str] | None, call: Call
+) -> Proven | Denied:
+    """What the platform says to one call signed with this key.
+
+    Raises:
+        Transient: nothing that counts; to be asked again.
+    """
+    if public_key is None or secret_key is None:
         return Denied(reason="no secret is stored")
-    credentials = Credentials(public_key=context.public_key, secret_key=context.secret_key)
+    credentials = Credentials(public_key=public_key, secret_key=secret_key)
     with asking("key test"):
         try:
             known = await _validated(platform_of(call), credentials, call.now_ms)

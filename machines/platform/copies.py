@@ -18,7 +18,7 @@ from machines.platform.replies import bad_field
 from machines.platform.sandbox.backend import Network
 from machines.platform.service_orders import Bootstrap, ServiceOrder
 from machines.platform.session_orders import SESSION_TTL_SECONDS_MAX, SessionOrder
-from machines.platform.wire import INTEGER, TEXT, Schema, an_object, integer, one_of
+from machines.platform.wire import BOOLEAN, INTEGER, TEXT, Schema, an_object, integer, one_of
 from persistence.database import Row
 
 Kind = Literal["session", "service"]
@@ -31,6 +31,7 @@ COPY_SCHEMA: Schema = an_object(
     network_mode=one_of("zerotrust", "semitrusted"),
     vcpu=integer(1, VCPUS_MAX),
     ttl=integer(0, SESSION_TTL_SECONDS_MAX),
+    toolbox=BOOLEAN,
     ports={"anyOf": [{"type": "array", "items": INTEGER}, {"type": "string"}]},
     bootstrap=TEXT,
     bootstrap_content=TEXT,
@@ -45,6 +46,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     network_mode: Network
     vcpu: int
     shell: str = "bash"
+    toolbox: bool = False
     ports: tuple[int, ...] = ()
     service_type: str | None = None
     bootstrap: Bootstrap | None = None
@@ -66,6 +68,7 @@ def recipe_of_session(row: Row) -> Recipe:
         network_mode=row["network_mode"],
         vcpu=row["base_vcpu"],
         shell=row["shell"],
+        toolbox=bool(row["toolbox"]),
     )
 
 
@@ -106,8 +109,9 @@ def parse_session_copy(
         "shell": recipe.shell,
         "network_mode": recipe.network_mode,
         "vcpu": recipe.vcpu,
+        "toolbox": recipe.toolbox,
     }
-    names = ("shell", "network_mode", "vcpu", "ttl", "multiplexer", "tmux", "screen")
+    names = ("shell", "network_mode", "vcpu", "ttl", "multiplexer", "tmux", "screen", "toolbox")
     said = {name: body[name] for name in names if body.get(name) is not None}
     return session_orders.parse_session(known | said, shells)
 

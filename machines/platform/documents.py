@@ -50,6 +50,7 @@ def session_document(row: Row, now_ms: int, base_url: str = "") -> dict[str, Any
         "memory_mb": vcpu * MEMORY_MIB_PER_VCPU,
         "locked": bool(row["locked"]),
         "audit": bool(row["audited"]),
+        "toolbox": bool(row["toolbox"]),
         "remaining_ttl": _seconds_left(row, now_ms),
         "created_at": iso(row["created_ms"]),
         "expires_at": iso(row["expires_ms"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from machines.platform.replies import Problem
 from machines.platform.sandbox.errors import FreezeFailed, SandboxLimit, SandboxUnavailable
+from machines.platform.toolbox import ToolboxUnavailable
 from persistence.database import Row
 from persistence.database import Session as Sql
 
@@ -20,6 +21,8 @@ def sandbox_refusals() -> Iterator[None]:
     """Translate what a backend refuses before anything ran: 503 with the remedy, or 400."""
     try:
         yield
+    except ToolboxUnavailable as error:
+        raise Problem(503, "toolbox_unavailable", f"{error}.", fields={"fix": error.fix}) from error
     except SandboxUnavailable as error:
         raise unavailable(error.reason, error.fix) from error
     except SandboxLimit as error:

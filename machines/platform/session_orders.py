@@ -30,7 +30,7 @@ class SessionOrder(msgspec.Struct, frozen=True, kw_only=True):
     """A checked `POST /sessions`.
 
     `image` is the id of a base image, `audited` whether the terminal is recorded; `files` by
-    their path inside.
+    their path inside; `toolbox` whether this product is shown inside.
     """
 
     shell: str
@@ -41,6 +41,7 @@ class SessionOrder(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes] = msgspec.field(default_factory=dict)
     image: str | None = None
     audited: bool = False
+    toolbox: bool = False
 
 
 def parse_session(
@@ -65,6 +66,7 @@ def parse_session(
         files=parse_files(body.get("input_files")),
         image=None if image is None else text_field(body, "image", limit=100),
         audited=parse_audit(query or {}),
+        toolbox=_toolbox(body),
     )
 
 
@@ -124,6 +126,13 @@ def _shell(body: dict[str, Any], shells: Callable[[], frozenset[str]]) -> str:
     if shell not in offered:
         raise bad_field(name, wanted, "one of " + ", ".join(sorted(offered)))
     return shell
+
+
+def _toolbox(body: dict[str, Any]) -> bool:
+    wanted = body.get("toolbox")
+    if wanted is None or isinstance(wanted, bool):
+        return bool(wanted)
+    raise bad_field("toolbox", wanted, "true or false")
 
 
 def _multiplexer(body: dict[str, Any]) -> str | None:

@@ -49,6 +49,8 @@ def spec_for(
     vcpu: int,
     environment: dict[str, str] | None = None,
     network: Network = "zerotrust",
+    *,
+    toolbox: bool = False,
 ) -> Spec:
     """What to build for a session or a one-off execution: 2 GiB per vCPU."""
     return Spec(
@@ -57,6 +59,7 @@ def spec_for(
         memory_bytes=memory_bytes(vcpu),
         environment=environment or {},
         network=network,
+        toolbox=toolbox,
     )
 
 
@@ -133,9 +136,9 @@ class Sessions(SessionChanges):
             sql.run(
                 "INSERT INTO session (session_id, public_key, shell, network_mode, vcpu, state, "
                 "created_ms, expires_ms, last_active_ms, idempotency_key, digest, base_vcpu, "
-                "multiplexer, audited, image_id) VALUES "
+                "multiplexer, audited, image_id, toolbox) VALUES "
                 "(:id, :key, :shell, :mode, :vcpu, 'starting', :now, :expires, :now, :once, "
-                ":digest, :vcpu, :multiplexer, :audited, :image)",
+                ":digest, :vcpu, :multiplexer, :audited, :image, :toolbox)",
                 id=session_id,
                 key=caller.public_key,
                 shell=order.shell,
@@ -148,6 +151,7 @@ class Sessions(SessionChanges):
                 multiplexer=order.multiplexer,
                 audited=int(order.audited),
                 image=order.image,
+                toolbox=int(order.toolbox),
             )
             terms = SessionTerms(vcpu=order.vcpu, base_vcpu=order.vcpu)
             lives.begin(sql, SessionLife, session_id, terms, now_ms)
@@ -159,7 +163,12 @@ class Sessions(SessionChanges):
         try:
             with sandbox_refusals():
                 handle = self._backend.create(
-                    spec_for(session_id, order.vcpu, network=order.network_mode)
+                    spec_for(
+                        session_id,
+                        order.vcpu,
+                        network=order.network_mode,
+                        toolbox=order.toolbox,
+                    )
                 )
                 if prepare is not None:
                     prepare(handle)

@@ -1,6 +1,7 @@
 """Kill it anywhere: `turtles inception`, SIGKILLed at random moments, until it is done.
 
     python -m tests.acceptance.kill_storm --rounds 50
+    python -m tests.acceptance.kill_storm --nested --depth 4 --rounds 25
 
 Each round starts the command in a fresh directory, kills it 1 to 5 times (in every second round
 the platform too), starts it again until it is done, and then looks at what cannot lie:
@@ -9,6 +10,11 @@ the platform too), starts it again until it is done, and then looks at what cann
 - `turtles doctor`: clean;
 - no sandbox process and no sandbox directory is left;
 - no secret in plain text in any file of the directory, nor in anything that was printed.
+
+With `--nested` each layer is an engine inside the sandbox above it (tests/acceptance/
+nested_rounds.py): the victims are then the command, the platform, and the engines, found on the
+host by /proc.  Two invoices are paid, the first key and the card, whatever died; every further
+layer has one redemption; nothing is left on the card.
 """
 
 from __future__ import annotations
@@ -53,7 +59,8 @@ class Round:
     def command(self) -> list[str]:
         """The one command that is killed and repeated."""
         return self.turtles(
-            "inception", "--depth", str(self.depth), "--currency", self.currency,
+            "inception", "--trust", "zerotrust", "--depth", str(self.depth),
+            "--currency", self.currency,
             "--data-dir", str(self.data_dir), "--json",
         )  # fmt: skip
 
@@ -61,6 +68,10 @@ class Round:
 def main() -> int:
     """Run the rounds; 0 when all of them hold."""
     options = _options()
+    if options.nested:
+        from tests.acceptance import nested_rounds
+
+        return nested_rounds.run_all(options)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     print(f"seed {seed}, {options.rounds} rounds", flush=True)
     chance = random.Random(seed)
@@ -92,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--nested", action="store_true", help="layers inside sandboxes")
     parser.add_argument("--typical-seconds", type=float, default=5.0)
     return parser.parse_args()
 

@@ -246,6 +246,26 @@ def worlds() -> Iterator[Any]:
 # -- machines against a whole platform ----------------------------------------------------------
 
 
+class Wire(httpx.AsyncBaseTransport):
+    """The way to a platform, on which somebody may change answers: `changes[path](body)`."""
+
+    def __init__(self, app: Any) -> None:
+        self.changes: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+        self.is_cut = False
+        self._inner = httpx.ASGITransport(app=app)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.is_cut:
+            raise httpx.ConnectError("the wire is cut", request=request)
+        answer = await self._inner.handle_async_request(request)
+        change = self.changes.get(request.url.path)
+        if change is None or answer.status_code >= 300:
+            return answer
+        body = change(json.loads(await answer.aread()))
+        headers = {name: value for name, value in answer.headers.items() if name == "date"}
+        return httpx.Response(answer.status_code, headers=headers, json=body)
+
+
 class Embedded:
     """A platform in this process, its clients over ASGI, and machines that run against it.
 
@@ -257,12 +277,13 @@ class Embedded:
         self.clock = clock
         self.store = open_store("sqlite://")
         self.codec = SecretsCodec(b"c" * 32)
+        self.wire = Wire(app)
         self.clients = clients_for(
             "http://platform",
             rpc_username=CONFIG.rpc_user,
             rpc_password=Secret(CONFIG.rpc_password or ""),
             clock_ms=clock.now_ms,
-            network=httpx.ASGITransport(app=app),
+            network=self.wire,
         )
 
     def key(self, tier: int = 8, months: int = 1) -> Credentials:

@@ -81,7 +81,16 @@ class InsufficientFunds(ClientError):
 
 
 class BroadcastRefused(ClientError):
-    """The node refused the bytes.  That is not "not sent": look before concluding anything."""
+    """The node refused the bytes.  That is not "not sent": look before concluding anything.
+
+    Args:
+        policy: the bytes are valid, but this node would not take them now: the fee is under its
+            minimum, or too many unconfirmed transactions hang together.
+    """
+
+    def __init__(self, message: str, *, policy: bool = False) -> None:
+        super().__init__(message)
+        self.policy = policy
 
 
 class Currency(Enum):
@@ -283,13 +292,26 @@ class Platform(Protocol):
     async def healthy(self) -> bool:
         """Whether `/health` answers 200."""
 
+    async def clock_offset_ms(self) -> int:
+        """The server's time less ours, by the `Date` of `/health`; 0 when it is about the same."""
+
     async def validate_key(self, credentials: Credentials, *, offset_ms: int = 0) -> KeyInfo:
         """Prove a key.  `offset_ms` corrects our clock by what the server's `Date` showed."""
 
     async def create_session(
-        self, credentials: Credentials, *, shell: str, network_mode: str, ttl_seconds: int, key: str
+        self,
+        credentials: Credentials,
+        *,
+        shell: str,
+        network_mode: str,
+        ttl_seconds: int,
+        key: str,
+        toolbox: bool = False,
     ) -> SessionInfo:
-        """Create a sandbox; the same `key` always gives the same session."""
+        """Create a sandbox; the same `key` always gives the same session.
+
+        `toolbox`: with what this product needs to run inside it.
+        """
 
     async def sessions(self, credentials: Credentials) -> tuple[SessionInfo, ...]:
         """The caller's live sessions."""

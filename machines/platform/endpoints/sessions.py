@@ -60,6 +60,7 @@ _SESSION: dict[str, Schema] = {
     "memory_mb": INTEGER,
     "locked": BOOLEAN,
     "audit": BOOLEAN,
+    "toolbox": BOOLEAN,
     "multiplexer": one_of(*MULTIPLEXERS),
     "image": TEXT,
     "remaining_ttl": {"type": "integer", "minimum": 0},
@@ -94,6 +95,11 @@ _CREATE = an_object(
     screen=BOOLEAN,
     input_files=array(_FILE),
     image=TEXT,
+    toolbox={
+        **BOOLEAN,
+        "description": "Show this product inside, read-only, below /opt/turtles: an interpreter, "
+        "its libraries and its wheel.  (Ours: the published API has no such field.)",
+    },
 )
 _COMMAND = an_object(command=TEXT, code=TEXT, timeout=integer(1, orders.COMMAND_TIMEOUT_MS_MAX))
 _ARTIFACT = an_object(

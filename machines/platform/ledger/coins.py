@@ -114,13 +114,16 @@ def parse_coins(currency: str, value: object) -> int:
     """Atomic units from a decimal string, a `Decimal` or an integer number of coins.
 
     Raises:
-        UsageError: not a number, or more places than the coin has, even if they are zero.
+        UsageError: not a number, or more places than the coin has.  Zeros behind them do not count
+            (seen on litecoin 0.21).
     """
     text = str(value) if isinstance(value, Decimal | int | str) else ""
     if isinstance(value, bool) or not _PLAIN.fullmatch(text):
         raise UsageError(f"amount: got {value!r}, expected a number of {currency} such as '0.5'")
     exponent = COINS[currency].exponent
     sign, digits, places = Decimal(text).as_tuple()
+    while isinstance(places, int) and -places > exponent and digits[-1] == 0 and len(digits) > 1:
+        digits, places = digits[:-1], places + 1
     if not isinstance(places, int) or -places > exponent or places > 12:
         raise UsageError(f"amount: got {text}, expected at most {exponent} decimal places")
     magnitude = int("".join(map(str, digits))) * int(10 ** (exponent + places))

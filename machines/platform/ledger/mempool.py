@@ -64,6 +64,18 @@ def accept(sql: Session, transaction: Transaction, now_ms: int) -> str:
     return txid
 
 
+def refusal_of(sql: Session, transaction: Transaction) -> Reason | None:
+    """Why a transaction that does not wait already would be refused; None when it would be taken."""
+    known = chain.find(sql, transaction.currency, transaction.txid)
+    try:
+        if known is not None and known["state"] == "mined":
+            raise _already_mined(sql, transaction)
+        _check(sql, transaction)
+    except Refusal as refusal:
+        return refusal.reason
+    return None
+
+
 def insert_coinbase(sql: Session, transaction: Transaction, now_ms: int) -> None:
     """Put newly made money into the mempool; it is mined with the next block."""
     _insert(sql, transaction, 0, now_ms, coinbase=1)

@@ -81,7 +81,8 @@ class Spec:
 
     Files live in memory, so `disk_bytes` (/root, /tmp and /dev/shm together) is part of
     `memory_bytes`. `environment` is seen by commands inside, not by other host processes, and its
-    values are not shown by repr.
+    values are not shown by repr.  `toolbox`: show this product inside, read-only
+    (machines/platform/toolbox.py).
     """
 
     sandbox_id: str
@@ -91,6 +92,7 @@ class Spec:
     vcpus: int = 1
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     network: Network = "zerotrust"
+    toolbox: bool = False
 
     def __post_init__(self) -> None:
         if not _SANDBOX_ID.fullmatch(self.sandbox_id):
@@ -211,7 +213,10 @@ class Backend(Protocol):
         """Really build one sandbox and look at its walls from inside. Never raises."""
 
     def create(self, spec: Spec) -> Handle:
-        """Build a sandbox. SandboxUnavailable: no isolation here; SandboxLimit: id in use."""
+        """Build a sandbox. SandboxUnavailable: no isolation here; SandboxLimit: id in use.
+
+        ToolboxUnavailable, a kind of the first: one with a toolbox cannot be had.
+        """
 
     def execute(
         self,

@@ -21,6 +21,7 @@ What passes descriptors passes real ones, behind which stands as little:
                     `stty size`, or `exit`
     egress          a real socket listening on a free port of 127.0.0.1
 
+Of a toolbox its files are there for `collect`, and nothing to bind.
 `save` writes files and variables as JSON; `freeze`, `unfreeze` and `resize` only note it down.
 """
 
@@ -71,6 +72,7 @@ from machines.platform.sandbox.fake_doors import (
     shut,
 )
 from machines.platform.sandbox.fake_statements import interpret, python, shell
+from machines.platform.toolbox import load_toolbox
 
 __all__ = ["FakeBackend"]
 
@@ -82,6 +84,7 @@ _PIPE_BYTES = 60_000  # fits an empty pipe
 @dataclass(slots=True)
 class _Sandbox:
     spec: Spec
+    shown: dict[str, bytes] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     variables: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {language: {} for language in CELL_LANGUAGES}
@@ -122,10 +125,11 @@ class FakeBackend:
         """Note down a sandbox. SandboxUnavailable by `refusal`; SandboxLimit: id in use."""
         if self._refusal is not None:
             raise SandboxUnavailable(self._refusal.reason, self._refusal.fix)
+        shown = dict(load_toolbox().files) if spec.toolbox else {}
         with self._lock:
             if spec.sandbox_id in self._sandboxes:
                 raise SandboxLimit(f"sandbox_id {spec.sandbox_id!r} is in use; choose another")
-            sandbox = self._sandboxes[spec.sandbox_id] = _Sandbox(spec)
+            sandbox = self._sandboxes[spec.sandbox_id] = _Sandbox(spec, shown)
             if spec.network == "semitrusted":
                 sandbox.listening = socket.create_server(("127.0.0.1", 0)).detach()
         return Handle(spec.sandbox_id)
@@ -195,7 +199,7 @@ class FakeBackend:
         sandbox = self._awake(handle)
         found: dict[str, bytes] = {}
         for directory in directories:
-            for path, content in sorted(sandbox.files.items()):
+            for path, content in sorted({**sandbox.shown, **sandbox.files}.items()):
                 if path == directory or not PurePosixPath(path).is_relative_to(directory):
                     continue
                 room = bytes_max - sum(map(len, found.values()))

@@ -50,6 +50,7 @@ from machines.platform.sandbox.layout import find_interpreter
 from machines.platform.sandbox.live import Live
 from machines.platform.sandbox.program import Bubblewrap
 from machines.platform.sandbox.selection import Ready
+from machines.platform.toolbox import ToolboxUnavailable
 
 __all__ = ["GvisorBackend"]
 
@@ -132,7 +133,14 @@ class GvisorBackend(BubblewrapBackend):
         cgroup: Cgroup | None,
         user_id: int | None,
     ) -> Live:
-        """Start it and meet its agent; when it does not answer, say what runsc said."""
+        """Start it and meet its agent; when it does not answer, say what runsc said.
+
+        A toolbox is refused: all sandboxes share a root file system without a place for it.
+        """
+        if spec.toolbox:
+            raise ToolboxUnavailable(
+                "the backend gvisor has none", "serve the platform with --backend bubblewrap"
+            )
         if self._runsc is None:
             self._runsc = find_runsc()
         place = Place(directory, self._me(), cgroup, user_id)

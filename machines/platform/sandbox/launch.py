@@ -23,6 +23,7 @@ from machines.platform.sandbox.processes import Identity
 from machines.platform.sandbox.records import Record, write_record
 from machines.platform.sandbox.selection import Ready
 from machines.platform.sandbox.start import Plan, Started, start_behind_gate
+from machines.platform.toolbox import load_toolbox
 
 __all__ = ["START_SECONDS", "Place", "launch", "set_up"]
 
@@ -45,8 +46,17 @@ class Place:
 
 
 def launch(spec: Spec, ready: Ready, place: Place) -> Live:
-    """Start it. SandboxUnavailable with what bubblewrap said; OSError, SubprocessError."""
-    plan = Plan(ready.interpreter, spec.disk_bytes, ready.can_disable_userns, place.user_id)
+    """Start it. SandboxUnavailable with what bubblewrap said; OSError, SubprocessError.
+
+    ToolboxUnavailable when it is to have a toolbox and there is none to show.
+    """
+    plan = Plan(
+        ready.interpreter,
+        spec.disk_bytes,
+        ready.can_disable_userns,
+        place.user_id,
+        load_toolbox() if spec.toolbox else None,
+    )
     with ready.program.opened() as program:
         started = start_behind_gate(plan, program)
         _admit(started, place)

@@ -4,6 +4,7 @@
     /etc                           a few files, made up or public  /dev   null, zero, random, tty
     /root /tmp /dev/shm            empty, in memory, of limited size: the only places to write
     /run/turtles/agent*.py         our agent, read-only
+    /opt/turtles                   in one with a toolbox, what machines/platform/toolbox.py tells
 
 The base `/` and /dev are memory file systems without a limit, hence the two --remount-ro at the
 end. Namespaces are named one by one because `--unshare-all` silently does without a user namespace.
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from machines.platform.sandbox.backend import EGRESS_PORT, Spec
 from machines.platform.sandbox.errors import SandboxUnavailable
@@ -32,6 +33,7 @@ __all__ = [
     "file_system",
     "find_interpreter",
     "namespaces",
+    "toolbox_mounts",
 ]
 
 AGENT_DIRECTORY = "/run/turtles"
@@ -152,9 +154,16 @@ def namespaces(*, can_disable_userns: bool) -> list[str]:
 
 
 def file_system(
-    disk_bytes: int, interpreter: Interpreter, agent_fd: int, etc_fds: dict[str, int]
+    disk_bytes: int,
+    interpreter: Interpreter,
+    agent_fd: int,
+    etc_fds: dict[str, int],
+    more: Iterable[str] = (),
 ) -> list[str]:
-    """Mounts, in order. `agent_fd` and `etc_fds` hold the content of files made for the sandbox."""
+    """Mounts, in order. `agent_fd` and `etc_fds` hold the content of files made for the sandbox.
+
+    `more`: further mounts (`toolbox_mounts`).
+    """
     arguments = ["--ro-bind", "/usr", "/usr"]
     for name in _BESIDE_USR:
         arguments += _beside_usr(Path("/") / name)
@@ -169,7 +178,30 @@ def file_system(
         arguments += ["--ro-bind", interpreter.prefix, interpreter.prefix]
     arguments += ["--dir", "/var", "--symlink", "/tmp", "/var/tmp"]  # noqa: S108
     arguments += ["--perms", "0444", "--ro-bind-data", str(agent_fd), AGENT_PATH]
-    return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/root"]
+    return [*arguments, *more, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/root"]
+
+
+def toolbox_mounts(
+    binds: Iterable[tuple[str, str]], hidden: Iterable[str], files: Iterable[tuple[str, int]]
+) -> list[str]:
+    """Mounts of a toolbox, in order: `files` are paths with the descriptors of their contents.
+
+    The files lie in the base, which --remount-ro closes at the end; programs are those in bin/.
+    """
+    binds, files = list(binds), list(files)
+    paths = [path for _, path in binds] + [path for path, _ in files]
+    above = {str(each) for path in paths for each in PurePosixPath(path).parents if each.name}
+    arguments: list[str] = []
+    for directory in sorted(above):
+        arguments += ["--perms", "0755", "--dir", directory]
+    for source, path in binds:
+        arguments += ["--ro-bind", source, path]
+    for path in hidden:
+        arguments += ["--perms", "0555", "--size", "4096", "--tmpfs", path, "--remount-ro", path]
+    for path, descriptor in files:
+        mode = "0555" if "/bin/" in path else "0444"
+        arguments += ["--perms", mode, "--file", str(descriptor), path]
+    return arguments
 
 
 def made_up_files() -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from machines.platform.sandbox import layout
 from machines.platform.sandbox.program import Opened
 from machines.platform.sandbox.seccomp import build_filter
+from machines.platform.toolbox import Toolbox
 
 __all__ = ["Plan", "Started", "start_behind_gate"]
 
@@ -38,12 +39,16 @@ _AGENT_PARTS = sorted(_AGENT_SOURCE.parent.glob("agent_*.py"))
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to start: which Python for the agent, file sizes, the user to become (None: stay)."""
+    """How to start: which Python for the agent, file sizes, the user to become (None: stay).
+
+    `toolbox`: what is shown besides.
+    """
 
     interpreter: layout.Interpreter
     disk_bytes: int
     can_disable_userns: bool
     user_id: int | None
+    toolbox: Toolbox | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +162,13 @@ def _passed_files(plan: Plan) -> Iterator[tuple[int, tuple[int, ...]]]:
         etc_fds = {path: memory_file(text) for path, text in layout.made_up_files().items()}
         for path in _AGENT_PARTS:
             etc_fds[f"{layout.AGENT_DIRECTORY}/{path.name}"] = memory_file(path.read_bytes())
+        more: list[str] = []
+        if (box := plan.toolbox) is not None:
+            files = [(path, memory_file(content)) for path, content in box.files]
+            more = layout.toolbox_mounts(box.binds, box.hidden, files)
         arguments = [
             *layout.namespaces(can_disable_userns=plan.can_disable_userns),
-            *layout.file_system(plan.disk_bytes, plan.interpreter, agent_fd, etc_fds),
+            *layout.file_system(plan.disk_bytes, plan.interpreter, agent_fd, etc_fds, more),
         ]
         arguments += ["--seccomp", str(memory_file(build_filter()))]
         arguments_fd = memory_file(b"".join(word.encode() + b"\0" for word in arguments))

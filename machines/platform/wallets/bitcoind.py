@@ -6,7 +6,8 @@
     POST /rpc/{btc,ltc,doge}/wallet/{name}     a wallet
 
 HTTP basic authentication; a wrong password is 401 with an empty body.  An error travels as
-HTTP 500 (404 for an unknown method) with `{"result":null,"error":{code,message},"id":...}`.
+HTTP 500 (404 for an unknown method) with `{"result":null,"error":{code,message},"id":...}`; a node
+that knows JSON-RPC 2.0 answers a call of that version with HTTP 200 and without null members.
 Each call is one transaction: an error leaves nothing behind.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -24,17 +26,19 @@ from starlette.routing import Route
 
 from machines.platform.context import PlatformContext
 from machines.platform.ledger import wallets
-from machines.platform.wallets.bitcoind_node import DIALECTS, NodeRpc, method_names
+from machines.platform.wallets.bitcoind_node import DIALECTS, Dialect, NodeRpc, method_names
 from machines.platform.wallets.bitcoind_wallet import WalletRpc
-from machines.platform.wallets.rpc import Call, RpcError, bind, parse_call
+from machines.platform.wallets.rpc import Call, RpcError, bind, parse_call, says_version_two
 from persistence.database import Session
 
 _DEFAULT_WALLET = "payer"
 
 
-def bitcoind_routes(context: PlatformContext) -> list[Route]:
-    """The nodes and wallets of the three bitcoin-like coins."""
-    daemon = Bitcoind(context)
+def bitcoind_routes(
+    context: PlatformContext, dialects: Mapping[str, Dialect] = DIALECTS
+) -> list[Route]:
+    """The nodes and wallets of the three bitcoin-like coins, each in its dialect."""
+    daemon = Bitcoind(context, dialects)
     return [
         Route("/rpc/{coin:str}", daemon.handle, methods=["POST"]),
         Route("/rpc/{coin:str}/", daemon.handle, methods=["POST"]),
@@ -45,13 +49,16 @@ def bitcoind_routes(context: PlatformContext) -> list[Route]:
 class Bitcoind:
     """Handles the calls of every node; the path says which."""
 
-    def __init__(self, context: PlatformContext) -> None:
+    def __init__(
+        self, context: PlatformContext, dialects: Mapping[str, Dialect] = DIALECTS
+    ) -> None:
         self._context = context
+        self._dialects = dialects
 
     async def handle(self, request: Request) -> Response:
         """One JSON-RPC call."""
         currency = request.path_params["coin"].upper()
-        if currency not in DIALECTS:
+        if currency not in self._dialects:
             return Response(status_code=404)
         if not self._authorised(request):
             challenge = {"WWW-Authenticate": 'Basic realm="jsonrpc"'}
@@ -67,17 +74,24 @@ class Bitcoind:
                 result = _invoke(self._node(sql, currency, wallet), call)
         except RpcError as error:
             shown = {"code": error.code, "message": error.message}
+            if self._in_version_two(currency, body):
+                return _reply({"jsonrpc": "2.0", "error": shown, "id": call_id}, 200)
             return _reply({"result": None, "error": shown, "id": call_id}, error.status)
+        if self._in_version_two(currency, body):
+            return _reply({"jsonrpc": "2.0", "result": result, "id": call_id}, 200)
         return _reply({"result": result, "error": None, "id": call_id}, 200)
 
+    def _in_version_two(self, currency: str, body: bytes) -> bool:
+        return self._dialects[currency].json_rpc_two and says_version_two(body)
+
     def _node(self, sql: Session, currency: str, wallet: str | None) -> NodeRpc:
-        now_ms = self._context.clock_ms()
-        if wallet is None and DIALECTS[currency].wallet_paths:
-            return NodeRpc(sql, currency, now_ms)
+        now_ms, dialect = self._context.clock_ms(), self._dialects[currency]
+        if wallet is None and dialect.wallet_paths:
+            return NodeRpc(sql, currency, now_ms, dialect)
         row = wallets.find(sql, currency, wallet or _DEFAULT_WALLET)
         if row is None:
             raise RpcError(-18, "Requested wallet does not exist or is not loaded")
-        return WalletRpc(sql, currency, now_ms, row)
+        return WalletRpc(sql, currency, now_ms, row, dialect)
 
     def _authorised(self, request: Request) -> bool:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")

@@ -10,7 +10,7 @@ from typing import Any
 
 from machines.platform.ledger import chain, transaction, wallets
 from machines.platform.ledger.transaction import Transaction
-from machines.platform.wallets.bitcoind_node import NodeRpc
+from machines.platform.wallets.bitcoind_node import Dialect, NodeRpc
 from machines.platform.wallets.rpc import RpcError
 from persistence.database import Row, Session
 
@@ -18,8 +18,15 @@ from persistence.database import Row, Session
 class HistoryRpc(NodeRpc):
     """One call's view of a wallet's history."""
 
-    def __init__(self, sql: Session, currency: str, now_ms: int, wallet: Row) -> None:
-        super().__init__(sql, currency, now_ms)
+    def __init__(
+        self,
+        sql: Session,
+        currency: str,
+        now_ms: int,
+        wallet: Row,
+        dialect: Dialect | None = None,
+    ) -> None:
+        super().__init__(sql, currency, now_ms, dialect)
         self.wallet = wallet
         self.name: str = wallet["name"]
 
@@ -74,7 +81,17 @@ class HistoryRpc(NodeRpc):
         }
         if debit:
             answer["fee"] = self.coins(-fee)
-        return answer
+        if self.dialect.tells_mempool_conflicts:
+            rivals = chain.rivals(self.sql, self.currency, txid)
+            answer["mempoolconflicts"] = [r["txid"] for r in rivals if r["state"] == "mempool"]
+        return answer | self.processed_block()
+
+    def processed_block(self) -> dict[str, Any]:
+        """How far the wallet has read the chain, where the dialect says so."""
+        if not self.dialect.tells_processed_block:
+            return {}
+        tip = chain.tip(self.sql, self.currency)
+        return {"lastprocessedblock": {"hash": tip.hash, "height": tip.height}}
 
     def rpc_listsinceblock(
         self,

@@ -1,7 +1,8 @@
-"""What a bitcoin-like node answers about its chain, in three dialects.
+"""What a bitcoin-like node answers about its chain, in the dialect of one daemon.
 
-BTC speaks like Bitcoin Core 28, LTC like Litecoin Core 0.21, DOGE like Dogecoin Core 1.14
-(payments.md, section 1.7).  The differences that matter to a client are in `Dialect`.
+BTC speaks like Bitcoin Core 28 (or any from 22 on), LTC like Litecoin Core 0.21, DOGE like Dogecoin
+Core 1.14 (payments.md, section 1.7).  The differences that matter to a client are in `Dialect`;
+`NAMED` holds all of them, `DIALECTS` the one that each coin speaks unless it is told otherwise.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         wallet_paths: several wallets, chosen by `/wallet/<name>` (DOGE: one, at the root).
         array_outputs: `createrawtransaction` also takes a list of outputs.
+        json_rpc_two: a call that says "jsonrpc": "2.0" is answered so: errors with HTTP 200, and
+            no null members.
+        persistent_locks: `lockunspent` takes `persistent`.
+        burn_limit: `sendrawtransaction` takes `maxburnamount`.
+        tells_processed_block: wallet answers say `lastprocessedblock`.
+        tells_mempool_conflicts: `gettransaction` says `mempoolconflicts`.
+        overloaded_status: HTTP status of a full work queue.
         absent: methods of ours that this dialect lacks.
         refusals: code and message of each reason to refuse a transaction.
     """
@@ -36,6 +44,12 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     wallet_paths: bool
     array_outputs: bool
     single_address: bool
+    json_rpc_two: bool = False
+    persistent_locks: bool = False
+    burn_limit: bool = False
+    tells_processed_block: bool = False
+    tells_mempool_conflicts: bool = False
+    overloaded_status: int = 500
     absent: frozenset[str]
     refusals: dict[str, tuple[int, str]]
 
@@ -65,28 +79,50 @@ _DOGE_REFUSALS = {
 }
 
 _NOT_NEW = frozenset({"signrawtransaction", "getaddressesbyaccount"})
-_NOT_DOGE = frozenset({"signrawtransactionwithwallet", "getaddressesbylabel", "getaddressinfo"})
+_SINCE_24 = frozenset({"gettxspendingprevout"})
+_NOT_DOGE = frozenset(
+    {
+        "signrawtransactionwithwallet",
+        "getaddressesbylabel",
+        "getaddressinfo",
+        "testmempoolaccept",
+        *_SINCE_24,
+    }
+)
+_IN_UTXO_SET = {"already_mined": (-27, "Transaction outputs already in utxo set")}
 
-DIALECTS = {
-    "BTC": Dialect(
-        version=280000,
-        subversion="/Satoshi:28.0.0/",
+
+def _core(major: int) -> Dialect:
+    """Bitcoin Core of a major version."""
+    return Dialect(
+        version=major * 10_000,
+        subversion=f"/Satoshi:{major}.0.0/",
         wallet_paths=True,
         array_outputs=True,
         single_address=True,
-        absent=_NOT_NEW,
-        refusals=_REFUSALS | {"already_mined": (-27, "Transaction outputs already in utxo set")},
-    ),
-    "LTC": Dialect(
+        json_rpc_two=major >= 28,
+        persistent_locks=major >= 23,
+        burn_limit=major >= 25,
+        tells_processed_block=major >= 26,
+        tells_mempool_conflicts=major >= 28,
+        overloaded_status=503,
+        absent=_NOT_NEW if major >= 24 else _NOT_NEW | _SINCE_24,
+        refusals=_REFUSALS | _IN_UTXO_SET if major >= 28 else _REFUSALS,
+    )
+
+
+NAMED = {
+    **{f"core{major}": _core(major) for major in range(22, 29)},
+    "ltc0.21": Dialect(
         version=210201,
         subversion="/LitecoinCore:0.21.2.1/",
         wallet_paths=True,
         array_outputs=True,
         single_address=False,
-        absent=_NOT_NEW,
+        absent=_NOT_NEW | _SINCE_24,
         refusals=_REFUSALS,
     ),
-    "DOGE": Dialect(
+    "doge1.14": Dialect(
         version=1140600,
         subversion="/Shibetoshi:1.14.6/",
         wallet_paths=False,
@@ -96,6 +132,7 @@ DIALECTS = {
         refusals=_DOGE_REFUSALS,
     ),
 }
+DIALECTS = {"BTC": NAMED["core28"], "LTC": NAMED["ltc0.21"], "DOGE": NAMED["doge1.14"]}
 
 
 def method_names(kind: type[NodeRpc], dialect: Dialect) -> list[str]:
@@ -107,11 +144,13 @@ def method_names(kind: type[NodeRpc], dialect: Dialect) -> list[str]:
 class NodeRpc:
     """One call's view of a node: methods `rpc_<name>`, parameters named as in the protocol."""
 
-    def __init__(self, sql: Session, currency: str, now_ms: int) -> None:
+    def __init__(
+        self, sql: Session, currency: str, now_ms: int, dialect: Dialect | None = None
+    ) -> None:
         self.sql = sql
         self.currency = currency
         self.now_ms = now_ms
-        self.dialect = DIALECTS[currency]
+        self.dialect = dialect or DIALECTS[currency]
 
     def method_names(self) -> list[str]:
         """The methods this dialect has."""
@@ -231,9 +270,40 @@ class NodeRpc:
             "vout": vout,
         }
 
-    def rpc_sendrawtransaction(self, hexstring: str, maxfeerate: Any = None) -> str:
+    def rpc_gettxspendingprevout(self, outputs: list[Any]) -> list[dict[str, Any]]:
+        """Which transaction of the mempool spends each output, if one does."""
+        answer = []
+        for place in map(self.outpoint, outputs):
+            rival = chain.spender(self.sql, self.currency, place)
+            waits = rival is not None and rival["state"] == "mempool"
+            spender = {"spendingtxid": rival["txid"]} if rival is not None and waits else {}
+            answer.append({"txid": place.txid, "vout": place.vout} | spender)
+        return answer
+
+    def rpc_testmempoolaccept(
+        self, rawtxs: list[Any], maxfeerate: Any = None
+    ) -> list[dict[str, Any]]:
+        """Whether one transaction would be taken; one that waits already is said to be so."""
+        del maxfeerate
+        if len(rawtxs) != 1:
+            raise RpcError(-8, "Array must contain exactly one raw transaction for now")
+        parsed = self.parse_transaction(rawtxs[0])
+        known = chain.find(self.sql, self.currency, parsed.txid)
+        if known is not None and known["state"] == "mempool":
+            refused = "txn-already-in-mempool"
+        else:
+            reason = mempool.refusal_of(self.sql, parsed)
+            refused = self.dialect.refusals[reason][1] if reason else ""
+        told = {"reject-reason": refused} if refused else {}
+        return [{"txid": parsed.txid, "allowed": not refused} | told]
+
+    def rpc_sendrawtransaction(
+        self, hexstring: str, maxfeerate: Any = None, maxburnamount: Any = None
+    ) -> str:
         """Hand a signed transaction to the network; harmless to repeat while it is waiting."""
         del maxfeerate
+        if maxburnamount is not None and not self.dialect.burn_limit:
+            raise RpcError(-1, "sendrawtransaction hexstring ( maxfeerate )")
         return self.broadcast(self.parse_transaction(hexstring))
 
     def broadcast(self, signed: Transaction) -> str:

@@ -1,6 +1,7 @@
 """What a bitcoin-like wallet answers: addresses, funding, signing, history.
 
-`fundrawtransaction` works while the wallet is locked; signing does not (-13).  Reservations made
+`fundrawtransaction` works while the wallet is locked; signing does not (-13).  It names its refusals
+-4 where `sendtoaddress` says -6 (seen on litecoin 0.21), in the same words.  Reservations made
 by `lockUnspents` and `lockunspent` last until the output is spent or the platform restarts.
 """
 
@@ -34,7 +35,7 @@ class WalletRpc(HistoryRpc):
         if self.wallet["passphrase_hash"] is not None:
             locked = wallets.is_locked(self.wallet, self.now_ms)
             info["unlocked_until"] = 0 if locked else self.wallet["unlocked_until_ms"] // 1000
-        return info
+        return info | self.processed_block()
 
     def rpc_getbalance(self, dummy: str = "*", minconf: int = 0) -> Any:
         """What can be spent now."""
@@ -87,7 +88,7 @@ class WalletRpc(HistoryRpc):
         if not unsigned.outputs:
             raise RpcError(-8, "TX must have at least one output")
         if any(out.amount_atomic < dust for out in unsigned.outputs):
-            raise RpcError(-6, "Transaction amount too small")
+            raise RpcError(-4, "Transaction amount too small")
         funded, fee, changepos = self._fund(unsigned, wanted)
         if wanted.get("lockUnspents") is True:
             for outpoint in funded.inputs:
@@ -158,8 +159,12 @@ class WalletRpc(HistoryRpc):
             and (not addresses or coin.address in addresses)
         ]
 
-    def rpc_lockunspent(self, unlock: bool, transactions: list[Any] | None = None) -> bool:
+    def rpc_lockunspent(
+        self, unlock: bool, transactions: list[Any] | None = None, persistent: bool | None = None
+    ) -> bool:
         """Reserve outputs, or give them back; without a list, give all back."""
+        if persistent is not None and not self.dialect.persistent_locks:
+            raise RpcError(-1, "lockunspent unlock ( [{\"txid\":\"hex\",\"vout\":n},...] )")
         if transactions is None:
             if unlock:
                 self._release_all()
@@ -207,7 +212,7 @@ class WalletRpc(HistoryRpc):
         try:
             funding = wallets.select(self.currency, coins, paid, len(unsigned.outputs))
         except wallets.NotEnough as error:
-            raise RpcError(-6, "Insufficient funds") from error
+            raise RpcError(-4, "Insufficient funds") from error
         outputs, changepos = list(unsigned.outputs), -1
         if funding.change_atomic:
             changepos = len(outputs)

@@ -66,6 +66,15 @@ def parse_call(body: bytes) -> Call:
     return Call(method, params, value.get("id"))
 
 
+def says_version_two(body: bytes) -> bool:
+    """Whether a request names JSON-RPC 2.0; what cannot be read names nothing."""
+    try:
+        value = parse_json(body)
+    except RpcError:
+        return False
+    return isinstance(value, dict) and value.get("jsonrpc") == "2.0"
+
+
 def bind(method: Method, params: list[Any] | dict[str, Any]) -> Callable[[], Any]:
     """The method with its arguments; names of parameters are those of the protocol.
 

@@ -17,6 +17,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from machines.clients.ports import Currency
+from tests.acceptance.nodes.conformance import PASSPHRASE
 from tests.acceptance.nodes.daemon import Daemon, NodeError, free_port, need, rpc
 
 BINARY = "/usr/lib/litecoin/litecoind"  # /usr/bin/litecoind is a wrapper that writes ~/.litecoin
@@ -24,17 +28,25 @@ NEVER = 9_223_372_036_854_775_807
 LOGIN = "u:p"
 MATURE_BLOCKS = 110
 ATOMIC = 10**8
-PASSPHRASE = "correct horse"
-RESEND_BLOCKS = 20
+LOCKED_KEYS = 20
+BANK_OUTPUTS = 40
+BANK_COINS = 10
+FUNDED_BLOCKS = 4
+"""One more than the deepest reorganisation of the suites."""
 
 
 class Litecoin:
-    """One litecoind, started and ready.
+    """One litecoind, started and ready; a side of the wallet conformance suite.
 
     Args:
         directory: an empty one of ours; the caller removes it.
         extra: further options of the daemon.
     """
+
+    currency = Currency.LTC
+    network: httpx.AsyncBaseTransport | None = None
+    segwit = True
+    wallet_paths = True
 
     def __init__(self, directory: Path, *extra: str) -> None:
         self.port = free_port()
@@ -52,11 +64,12 @@ class Litecoin:
             ],
             directory / "litecoind.log",
         )  # fmt: skip
-        self._loaded = ["payer", "shop"]
+        self._loaded = ["payer", "shop", "bank"]
         self._start()
         for wallet in self._loaded:
             self.call("createwallet", wallet)
         self.mine(MATURE_BLOCKS, to=self.fresh("payer"))
+        self._open_bank()
 
     def call(self, method: str, *params: Any, wallet: str | None = None) -> Any:
         """One RPC call, to the node or to a wallet."""
@@ -80,12 +93,31 @@ class Litecoin:
         self._loaded.append(name)
         if passphrase:
             self.call("encryptwallet", passphrase, wallet=name)
+            self.call("walletpassphrase", passphrase, 600, wallet=name)
+            self.call("keypoolrefill", LOCKED_KEYS, wallet=name)  # a locked wallet makes none
+            self.call("walletlock", wallet=name)
 
-    def fund(self, wallet: str, coins: int, *, outputs: int = 1) -> None:
-        """Give a wallet coins, in that many outputs, one block deep."""
+    def lock_wallet(self) -> str:
+        """The name of a locked wallet with some coins."""
+        self.create_wallet("safe", PASSPHRASE)
+        self.fund("safe", "1")
+        return "safe"
+
+    def forget(self, name: str) -> None:
+        """A wallet that was unloaded is not loaded again after a restart."""
+        self._loaded.remove(name)
+
+    def fund(self, wallet: str, coins: str, *, outputs: int = 1) -> None:
+        """Give a wallet coins, in that many outputs, deeper than any reorganisation here."""
         targets = {self.fresh(wallet): str(Decimal(coins) / outputs) for _ in range(outputs)}
+        self.call("sendmany", "", targets, wallet="bank")
+        self.mine(FUNDED_BLOCKS)
+
+    def _open_bank(self) -> None:
+        """Coins that no reorganisation makes immature: those of a miner may become so."""
+        targets = {self.fresh("bank"): str(BANK_COINS) for _ in range(BANK_OUTPUTS)}
         self.call("sendmany", "", targets, wallet="payer")
-        self.mine(1)
+        self.mine(FUNDED_BLOCKS)
 
     def payments(self, address: str) -> list[int]:
         """What each transaction that the shop counts, unconfirmed ones too, pays the address.
@@ -152,15 +184,21 @@ class Litecoin:
 
     def double_spend(self, inputs: tuple[str, ...], wallet: str) -> str:
         """A signed transaction that gives the same inputs back to their wallet: its bytes."""
-        total = Decimal(0)
+        sources = []
         for outpoint in inputs:
             txid, vout = outpoint.split(":")
             raw = self.call("gettransaction", txid, wallet=wallet)["hex"]
-            total += self.call("decoderawtransaction", raw)["vout"][int(vout)]["value"]
-        sources = [{"txid": o.split(":")[0], "vout": int(o.split(":")[1])} for o in inputs]
+            spent = self.call("decoderawtransaction", raw)["vout"][int(vout)]
+            sources.append({
+                "txid": txid, "vout": int(vout), "amount": str(spent["value"]),
+                "scriptPubKey": spent["scriptPubKey"]["hex"],
+            })  # fmt: skip
+        total = sum(Decimal(source["amount"]) for source in sources)
         target = {self.fresh(wallet): str(total - Decimal("0.01"))}
-        raw = self.call("createrawtransaction", sources, [target])
-        signed = self.call("signrawtransactionwithwallet", raw, wallet=wallet)
+        places = [{"txid": source["txid"], "vout": source["vout"]} for source in sources]
+        raw = self.call("createrawtransaction", places, [target])
+        # With their outputs told: the node itself takes them for spent.
+        signed = self.call("signrawtransactionwithwallet", raw, sources, wallet=wallet)
         assert signed["complete"], signed
         rival: str = signed["hex"]
         return rival

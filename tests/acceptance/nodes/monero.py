@@ -113,7 +113,7 @@ class Monero:
 
     def payments(self, address: str) -> list[int]:
         """What each transaction that the shop counts, pooled ones too, pays the address."""
-        self.shop("refresh")
+        self._shop.wait_until(lambda: self.shop("refresh"))  # -38 until it has found a new daemon
         wanted = {"in": True, "pool": True, "account_index": 0}
         found = self.shop("get_transfers", **wanted)
         entries = [*found.get("in", []), *found.get("pool", [])]

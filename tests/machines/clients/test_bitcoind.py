@@ -189,6 +189,13 @@ async def test_signing_that_changes_the_inputs_is_refused(
     [
         ("fundrawtransaction", -6, "Insufficient funds", InsufficientFunds),
         ("fundrawtransaction", -4, "Insufficient funds", InsufficientFunds),
+        ("fundrawtransaction", -32603, "Insufficient funds", InsufficientFunds),
+        ("fundrawtransaction", -4, "Transaction amount too small", Rejected),
+        ("fundrawtransaction", -12, "Error: Keypool ran out, please call keypoolrefill first",
+         WalletLocked),
+        ("fundrawtransaction", -4, "Transaction needs a change address, but we can't generate it. "
+         "Please call keypoolrefill first.", WalletLocked),
+        ("fundrawtransaction", -4, "Insufficient funds", InsufficientFunds),
         ("fundrawtransaction", -6, "Transaction amount too small", Rejected),
         (
             "fundrawtransaction",
@@ -490,3 +497,27 @@ async def test_an_answer_of_another_shape_is_rejected(
     node.answers[method] = answer
     with pytest.raises(Rejected):
         await build(wallet)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "policy"),
+    [
+        (-26, "min relay fee not met, 100 < 282", True),
+        (-26, "66: min relay fee not met", True),
+        (-26, "mempool min fee not met", True),
+        (-26, "too-long-mempool-chain, too many descendants for tx [limit: 25]", True),
+        (-25, "Fee exceeds maximum configured by user (e.g. -maxtxfee, maxfeerate)", True),
+        (-26, "256: absurdly-high-fee", True),
+        (-26, "txn-mempool-conflict", False),
+        (-25, "bad-txns-inputs-missingorspent", False),
+        (-25, "Missing inputs", False),
+        (-26, "mandatory-script-verify-flag-failed (Signature must be valid)", False),
+    ],
+)
+async def test_a_refusal_says_whether_the_bytes_may_be_taken_later(
+    wallet: BitcoindWallet, node: Any, code: int, text: str, policy: bool
+) -> None:
+    node.error("sendrawtransaction", code, text)
+    with pytest.raises(BroadcastRefused) as caught:
+        await wallet.broadcast(PAYMENT)
+    assert caught.value.policy is policy

@@ -15,6 +15,8 @@ from machines.flows.f03c_confirmation import (
     FollowReport,
     Mined,
     Pooled,
+    RivalGone,
+    RivalSeen,
     RivalWon,
     Sank,
     StalledFor,
@@ -43,13 +45,14 @@ UNTIL_THE_END: dict[str, Any] = {
     "sends": {"on_timeout": "time_up"},
 }
 PLACES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("unseen", "mempool", "confirming", "reversed"), UNTIL_THE_END),
+    **dict.fromkeys(("unseen", "mempool", "confirming", "contested", "reversed"), UNTIL_THE_END),
     "stalled": {**UNTIL_THE_END, "due": lambda c, now_ms: max(12_000, now_ms + 10 * 14)},
     "deep_enough": {"status": "completed"},
     "replaced": {"status": "failed"},
     "given_up": {"status": "failed"},
 }
-LIVE = ("unseen", "mempool", "confirming", "reversed", "stalled")
+LIVE = ("unseen", "mempool", "confirming", "contested", "reversed", "stalled")
+SINKS = ("unseen", "confirming", "stalled", "reversed")
 
 
 def _mined(state: str, depth: int, *, depth_max: int = 0) -> dict[str, Any]:
@@ -80,8 +83,9 @@ def _from_any(state: str) -> list[dict[str, Any]]:
         {"event": "time_up", "to": "given_up"},
     ]  # fmt: skip
     if state != "stalled":
-        rows.append({"event": StalledFor(duration_ms=500), **stalls})
         rows.append({"event": "time_up", **stalls, "now_ms": 11_990})
+    if state not in ("stalled", "contested"):
+        rows.append({"event": StalledFor(duration_ms=500), **stalls})
     return [{"state": state, **row} for row in rows]
 
 
@@ -105,11 +109,17 @@ ROWS = [
      "gives": {"since_ms": 9_900}},
     {"state": "mempool", "event": Evicted(at_ms=9_900), "given": {"evictions": 1}, "to": "unseen",
      "gives": {"since_ms": 9_900, "evictions": 2}},
-    *(_sank(state, depth, 4) for state in ("confirming", "stalled", "reversed")
+    *({"state": state, "event": RivalSeen(at_ms=9_900), "given": {"rivals": 1}, "to": "contested",
+       "gives": {"since_ms": 9_900, "rivals": 2}} for state in ("unseen", "mempool", "reversed")),
+    *({"state": state, "event": RivalSeen(at_ms=9_900), "given": {"depth": 1, "depth_max": 1},
+       "refused": "nothing_of_ours_is_in_a_block"} for state in ("unseen", "mempool", "reversed")),
+    {"state": "contested", "event": RivalGone(at_ms=9_900), "to": "unseen",
+     "gives": {"since_ms": 9_900}},
+    *(_sank(state, depth, 4) for state in SINKS
       for depth in (0, 4)),
     *({"state": state, "event": Sank(confirmations=depth, at_ms=9_900), "refused":
        "depth_did_not_rise", "given": {"depth": 2, "depth_max": 2}}
-      for state in ("confirming", "stalled", "reversed") for depth in (-1, 3)),
+      for state in SINKS for depth in (-1, 3)),
 ]  # fmt: skip
 
 

@@ -13,7 +13,9 @@ from machines.clients.ports import Currency, Invoice, SignedTransaction
 from machines.flows.f03_payment import GENERATIONS_MAX, Payment
 from machines.flows.money import STALL_MS, Leg
 from machines.flows.purchase import (
+    Activated,
     Declined,
+    Delivery,
     Denied,
     FellShort,
     Followed,
@@ -110,6 +112,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "key_stored": {"status": "running", "due": _in(600), "moved": True, **WAITS,
                    "sends": {"on_timeout": "test_overdue", "on_exhausted": "unproven"}},
     "completed": {"status": "completed"},
+    "delivered": {"status": "completed"},
     **dict.fromkeys(
         ("refunded", "over_budget", "not_offered", "unavailable", "price_changed",
          "invoice_refused", "wallet_refused", "unfunded", "expired_unpaid", "unconfirmed",
@@ -287,6 +290,8 @@ WAITING = ("settling", "late", "expired_partial")
 SHALLOW = {**SETTLED, "legs": (_leg(1, "sent", depth=5),)}
 PARTLY = {**SETTLED, "legs": (_leg(1, "deep", 999),)}
 NEW = Secret("new")
+CARD = {**SETTLED, "goods": "card"}
+ACTIVE = Activated(received_atomic=1_000)
 
 
 def _ended(state: str, event: Any, **gives: Any) -> dict[str, Any]:
@@ -296,6 +301,18 @@ def _ended(state: str, event: Any, **gives: Any) -> dict[str, Any]:
 
 
 END: list[dict[str, Any]] = [
+    *({"state": state, "event": ACTIVE, "to": "delivered",
+       "given": {**CARD, "passphrase": Secret("open"), "reason": "earlier"},
+       "gives": {"legs": (BOUGHT,), "passphrase": None, "reason": "", "received_atomic": 1_000}}
+      for state in WAITING),
+    {"state": "settling", "event": Activated(received_atomic=1_007), "to": "delivered",
+     "given": CARD, "gives": {"legs": (BOUGHT,), "received_atomic": 1_007, "overpaid_atomic": 7}},
+    *({"state": state, "event": ACTIVE, "given": {**given, "goods": "card"},
+       "refused": "payment_is_deep"} for state in WAITING for given in (SHALLOW, PARTLY)),
+    *({"state": state, "event": ACTIVE, "given": SETTLED, "refused": "card_was_ordered"}
+      for state in WAITING),
+    *({"state": state, "event": event, "given": CARD, "refused": "key_was_ordered"}
+      for state in WAITING for event in (ISSUED, GONE)),
     *({"state": state, "event": ISSUED, "given": SETTLED, "to": "key_stored", "gives": KEPT}
       for state in WAITING),
     *({"state": state, "event": GONE, "given": SETTLED, "to": "secret_lost", "gives": HELD}
@@ -412,6 +429,21 @@ def test_output(output_of: Any, missing: str) -> None:
     assert told == (None if missing else expected)
 
 
+@pytest.mark.parametrize("missing", [{"invoice": None}, {"legs": (DEEP,)}, {}])
+def test_output_for_a_card(output_of: Any, missing: dict[str, Any]) -> None:
+    """Only once it is delivered: the bytes are gone then."""
+    fields: dict[str, Any] = {**CARD, "legs": (BOUGHT, _leg(2, "dead")), **missing}
+    expected = Delivery(
+        paid_cents=700,
+        paid_atomic=1_000,
+        fee_atomic=10,
+        currency=Currency.LTC,
+        txids=("t1",),
+        invoice_id="inv-1",
+    )
+    assert output_of(Payment, BASE, **fields) == (None if missing else expected)
+
+
 def test_contracts_of_legs(verdicts: Any) -> None:
     """Each at its limit."""
     holds = verdicts(Payment, BASE)
@@ -461,6 +493,17 @@ def test_contracts_of_the_key(verdicts: Any) -> None:
         {"invoice": None, "legs": ()},
     ):
         assert not holds("is_bought", **{**bought, **wrong})
+    delivered = {**CARD, "legs": (BOUGHT,)}
+    assert holds("is_delivered", **delivered)
+    for wrong in (
+        {"goods": "key"},
+        {"secret_key": SECRET},
+        {"legs": (DEEP,)},
+        {"legs": (msgspec.structs.replace(BOUGHT, amount_atomic=999),)},
+        {"legs": (msgspec.structs.replace(BOUGHT, depth=5),)},
+        {"passphrase": Secret("open")},
+    ):
+        assert not holds("is_delivered", **{**delivered, **wrong})
     assert holds("is_paid_back", refund_base_atomic=1_000, refund_atomic=910)
     assert not holds("is_paid_back", refund_base_atomic=1_000, refund_atomic=909)
 

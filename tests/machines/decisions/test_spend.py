@@ -10,12 +10,17 @@ import pytest
 from engine.secret import Secret
 from machines.clients.ports import Currency, SignedTransaction
 from machines.flows.f03w_wallet import (
+    Cleared,
     Funded,
+    HeldBack,
     Locked,
     NotReleased,
     Refused,
     Released,
     RivalBuried,
+    RivalGone,
+    RivalSeen,
+    Robbed,
     Seen,
     Short,
     Signed,
@@ -33,6 +38,7 @@ ORDER = SpendOrder(
     confirmations=6,
     poll_ms=14,
     fee_atomic_max=50,
+    stuck_ms=700,
 )
 PAYS = SignedTransaction(
     txid="t1",
@@ -52,6 +58,8 @@ WRONG: list[dict[str, Any]] = [
 ]
 FAILS = {"status": "failed"}
 PAY_BY = {"due": lambda c, now_ms: max(c.pay_by_ms, now_ms)}
+HELD = {"status": "running", "waits_for_cancel": True}
+HEARING = {**HELD, "due": lambda c, now_ms: now_ms + 700, "sends": {"on_timeout": "unheard"}}
 PLACES: dict[str, dict[str, Any]] = {
     "building": {"status": "running", **PAY_BY, "sends": {"on_timeout": "too_late"}},
     "wallet_locked": {
@@ -60,7 +68,11 @@ PLACES: dict[str, dict[str, Any]] = {
         "sends": {"on_timeout": "try_again"},
     },
     "underfunded": {"status": "running", **PAY_BY, "sends": {"on_timeout": "too_late"}},
-    "broadcasting": {"status": "running", "waits_for_cancel": True},
+    "signed": {**HELD, **PAY_BY, "sends": {"on_timeout": "too_late"}},
+    "broadcasting": HEARING,
+    "repairing": HEARING,
+    "stuck": HELD,
+    "contested": HELD,
     "releasing": {
         "status": "running",
         "waits_for_cancel": True,
@@ -92,6 +104,12 @@ def _signed(now_ms: int, to: str, **gives: Any) -> dict[str, Any]:
     return {"state": "building", "event": event, "now_ms": now_ms, "to": to, "gives": gives}
 
 
+def _at(state: str, event: Any, to: str, now_ms: int = 10_000, **gives: Any) -> dict[str, Any]:
+    given = {"transaction": PAYS, "reason": "so far"}
+    return {"state": state, "event": event, "given": given, "now_ms": now_ms, "to": to,
+            "gives": gives}  # fmt: skip
+
+
 def _releasing(event: Any, **gives: Any) -> list[dict[str, Any]]:
     ends = {"conflicted": "conflicted", "rejected": "rejected", "abandoned": "abandoned"}
     given = {"transaction": PAYS, "reason": "so"}
@@ -99,17 +117,36 @@ def _releasing(event: Any, **gives: Any) -> list[dict[str, Any]]:
         {"state": "releasing", "event": event, "given": {**given, "fate": fate}, "to": to,
          "gives": gives}
         for fate, to in ends.items()
+    ] + [
+        {"state": "releasing", "event": event,
+         "given": {**given, "fate": "anew", "tombstones": ("t0",)}, "to": "building",
+         "gives": {"transaction": None, "fate": "", "tombstones": ("t0", "t1"), **gives}}
     ]  # fmt: skip
 
 
 LATE = "signed too late to be sent before the invoice expires"
 STUCK = NotReleased(effect="release", reason="no answer", attempts=20)
 ROWS: list[dict[str, Any]] = [
-    _signed(10_499, "broadcasting"),
-    _signed(10_500, "releasing", fate="abandoned", reason=LATE),
+    _signed(10_499, "signed"),
+    _signed(10_500, "signed"),
+    _at("signed", Cleared(), "broadcasting", now_ms=10_499),
+    _at("signed", Cleared(), "releasing", now_ms=10_500, fate="abandoned", reason=LATE),
+    _at("signed", "too_late", "releasing", fate="abandoned", reason=LATE),
+    _at("signed", Robbed(), "releasing", fate="anew",
+        reason="an input was spent before anything was sent"),
+    _at("broadcasting", HeldBack(reason="full"), "repairing", reason="full"),
+    *(_at(state, "unheard", "stuck",
+          reason="the node has not shown the bytes for 700 ms; so far")
+      for state in ("broadcasting", "repairing")),
+    *(_at(state, RivalSeen(confirmations=2), "contested", rivals=1,
+          reason="another transaction spends an input, 2 deep")
+      for state in ("broadcasting", "repairing", "stuck")),
+    _at("contested", RivalGone(), "broadcasting", reason=""),
+    *(_at(state, Seen(where="mempool", confirmations=0), "broadcast", reason="")
+      for state in ("repairing", "stuck", "contested")),
     *(_wrong(changes, now_ms) for changes in WRONG for now_ms in (10_000, 10_500)),
     {"state": "building", "event": Signed(transaction=msgspec.structs.replace(PAYS, fee_atomic=0)),
-     "to": "broadcasting",
+     "to": "signed",
      "gives": {"transaction": msgspec.structs.replace(PAYS, fee_atomic=0)}},
     {"state": "building", "event": Locked(), "to": "wallet_locked",
      "gives": {"reason": "the wallet is locked"}},
@@ -129,10 +166,10 @@ ROWS: list[dict[str, Any]] = [
     {"state": "underfunded", "event": "too_late", "to": "unfunded"},
     {"state": "broadcasting", "event": Seen(where="mempool", confirmations=0),
      "given": {"transaction": PAYS, "reason": "x"}, "to": "broadcast", "gives": {"reason": ""}},
-    {"state": "broadcasting", "event": RivalBuried(confirmations=6),
+    {"state": "contested", "event": RivalBuried(confirmations=6),
      "given": {"transaction": PAYS}, "to": "releasing",
      "gives": {"fate": "conflicted", "reason": "another transaction spent an input, 6 deep"}},
-    {"state": "broadcasting", "event": RivalBuried(confirmations=5),
+    {"state": "contested", "event": RivalBuried(confirmations=5),
      "given": {"transaction": PAYS}, "refused": "deep_enough"},
     *_releasing(Released()),
     *_releasing(STUCK, reason="so; inputs stay reserved: no answer"),
@@ -166,6 +203,8 @@ def test_contracts(verdicts: Any) -> None:
     assert holds("order_is_complete", confirmations=1, poll_ms=1)
     assert not holds("order_is_complete", confirmations=0)
     assert not holds("order_is_complete", poll_ms=0)
+    assert holds("order_is_complete", stuck_ms=1)
+    assert not holds("order_is_complete", stuck_ms=0)
     assert holds("holds_nothing") and not holds("holds_nothing", transaction=PAYS)
     assert holds("holds_bytes", transaction=PAYS) and not holds("holds_bytes")
     for changes in WRONG:

@@ -81,6 +81,19 @@ def test_units_that_are_found_after_a_top_up_failed_buy_the_key(failed: str) -> 
     assert (run.state, run.context.overpaid_atomic) == ("key_stored", 0)
 
 
+def test_card_differs_in_what_comes() -> None:
+    """Neither key nor secret, and the card itself only where a key would come."""
+    _, card = OF.contexts()
+    paid = msgspec.structs.replace(_settling().context, goods=card.goods)
+    for event in ("issued", "secret_gone", "refunding", "fell_short", "sank"):
+        assert [_given(event, paid, "settling", now_ms) for now_ms in (PAUSE_MS, LONG_MS)] == [
+            [], [],
+        ], event  # fmt: skip
+    early, late = (len(_given("activated", paid, "settling", ms)) for ms in (PAUSE_MS, LONG_MS))
+    assert (early, late, len(_given("activated", paid, "late", LONG_MS))) == (1, 0, 1)
+    assert _given("activated", _settling().context, "settling") == []
+
+
 def test_portal_is_of_one_mind_about_time() -> None:
     """Nothing has run out before the invoice is over, and no key is sold afterwards."""
     context = _settling().context

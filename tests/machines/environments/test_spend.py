@@ -11,9 +11,11 @@ from engine.verification.environment import Done
 from engine.verification.explore import explore
 from machines.environments.spend import OfSpend
 from machines.flows.f03w_wallet import (
+    Cleared,
     Refused,
     Released,
     RivalBuried,
+    Robbed,
     Seen,
     Short,
     Signed,
@@ -27,19 +29,20 @@ ORDER = next(iter(OF.contexts()))
 
 
 def _signed(order: SpendOrder, now_ms: int = 0) -> list[Signed]:
-    found = OF.payloads_of("signed", context=order, state="building", now_ms=now_ms)
+    found = OF.payloads_of("signed_bytes", context=order, state="building", now_ms=now_ms)
     assert found is not None
     return found
 
 
-GOOD, DEAR, STOLEN = _signed(ORDER)
+GOOD, STOLEN = _signed(ORDER)
+DEAR = Signed(transaction=msgspec.structs.replace(GOOD.transaction, fee_atomic=2))
 SENT = msgspec.structs.replace(ORDER, transaction=GOOD.transaction)
-LATE = msgspec.structs.replace(
-    ORDER, transaction=_signed(ORDER, now_ms=ORDER.pay_by_ms)[0].transaction
-)
+BURIED = msgspec.structs.replace(SENT, tombstones=(GOOD.transaction.txid,))
 BUILT = Done("build", "k1", GOOD)
+CLEARED = Done("clear", "k4", Cleared())
+ROBBED = Done("clear", "k4", Robbed())
 SEEN = Done("hand_out", "k2", Seen(where="mempool", confirmations=0))
-RIVAL = Done("hand_out", "k2", RivalBuried(confirmations=1))
+RIVAL = Done("watch_rival", "k5", RivalBuried(confirmations=1))
 RELEASED = Done("release", "k3", Released())
 
 
@@ -59,10 +62,10 @@ def test_no_answer_of_an_honest_wallet_quarantines(refused_outcomes: Any) -> Non
     assert refused_outcomes(OF) == []
 
 
-def test_wallet_signs_as_ordered_too_dear_and_for_a_thief() -> None:
-    signed = [one.transaction for one in (GOOD, DEAR, STOLEN)]
-    assert [one.fee_atomic - ORDER.fee_atomic_max for one in signed] == [0, 1, -1]
-    assert [one.address for one in signed] == ["shop", "shop", "thief"]
+def test_wallet_signs_as_ordered_and_for_a_thief() -> None:
+    signed = [one.transaction for one in (GOOD, STOLEN)]
+    assert [one.fee_atomic - ORDER.fee_atomic_max for one in signed] == [0, -1]
+    assert [one.address for one in signed] == ["shop", "thief"]
 
 
 def test_after_something_was_in_the_way_another_transaction_is_signed() -> None:
@@ -80,9 +83,9 @@ def test_after_something_was_in_the_way_another_transaction_is_signed() -> None:
     [
         (ORDER, "building", "running", ()),
         (ORDER, "rejected", "failed", (Done("build", "k1", Refused(reason="no")),)),
-        (SENT, "broadcasting", "running", (BUILT, SEEN)),
-        (SENT, "conflicted", "failed", (BUILT, RIVAL, RELEASED)),
-        (SENT, "broadcast", "completed", (BUILT, SEEN)),
+        (SENT, "broadcasting", "running", (BUILT, CLEARED, SEEN)),
+        (SENT, "conflicted", "failed", (BUILT, CLEARED, SEEN, RIVAL, RELEASED)),
+        (SENT, "broadcast", "completed", (BUILT, ROBBED, RELEASED, BUILT, CLEARED, SEEN)),
     ],
 )
 def test_properties_hold(order: Any, state: str, status: str, done: Any) -> None:
@@ -92,35 +95,42 @@ def test_properties_hold(order: Any, state: str, status: str, done: Any) -> None
 @pytest.mark.parametrize(
     ("rule", "order", "state", "status", "done"),
     [
+        ("hands_out_only_what_was_cleared", SENT, "broadcast", "completed", (BUILT, SEEN)),
         (
-            "hands_out_under_one_key",
+            "hands_out_only_what_was_cleared",
             SENT,
             "broadcast",
             "completed",
-            (BUILT, SEEN, Done("hand_out", "k9", SEEN.event)),
+            (BUILT, CLEARED, ROBBED, SEEN),
         ),
-        ("hands_out_what_was_signed", ORDER, "broadcast", "completed", (BUILT, SEEN)),
+        ("hands_out_what_was_signed", ORDER, "broadcast", "completed", (BUILT, CLEARED, SEEN)),
         (
             "hands_out_what_was_signed",
             SENT,
             "broadcast",
             "completed",
-            (Done("build", "k1", DEAR), SEEN),
+            (Done("build", "k1", DEAR), CLEARED, SEEN),
         ),
         (
             "hands_out_what_was_signed",
             msgspec.structs.replace(ORDER, transaction=STOLEN.transaction),
             "broadcast",
             "completed",
-            (Done("build", "k1", STOLEN), SEEN),
+            (Done("build", "k1", STOLEN), CLEARED, SEEN),
         ),
-        ("nothing_is_begun_too_late", LATE, "broadcasting", "running", ()),
-        ("handed_out_is_never_disowned", SENT, "rejected", "failed", (BUILT, SEEN)),
-        ("handed_out_is_never_disowned", SENT, "broadcasting", "cancelled", (BUILT, SEEN)),
+        ("what_is_buried_was_never_sent", BURIED, "signed", "running", (BUILT, ROBBED)),
+        ("handed_out_is_never_disowned", SENT, "rejected", "failed", (BUILT, CLEARED, SEEN)),
+        ("handed_out_is_never_disowned", SENT, "contested", "cancelled", (BUILT, CLEARED, SEEN)),
         ("ends_for_a_cause", ORDER, "abandoned", "failed", ()),
         ("ends_for_a_cause", ORDER, "unfunded", "failed", (BUILT,)),
-        ("ends_for_a_cause", SENT, "conflicted", "failed", (BUILT, SEEN)),
-        ("only_dead_bytes_are_released", SENT, "releasing", "running", (BUILT, SEEN, RELEASED)),
+        ("ends_for_a_cause", SENT, "conflicted", "failed", (BUILT, CLEARED, SEEN)),
+        (
+            "only_dead_bytes_are_released",
+            SENT,
+            "releasing",
+            "running",
+            (BUILT, CLEARED, SEEN, RELEASED),
+        ),
     ],
 )
 def test_properties_can_fail(rule: str, order: Any, state: str, status: str, done: Any) -> None:

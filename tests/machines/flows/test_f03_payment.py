@@ -374,6 +374,79 @@ async def test_refund_that_is_too_much_is_disputed(world: Any) -> None:
     assert story.state == "refund_disputed"
 
 
+# -- a card that a parent has ordered -------------------------------------------------------------
+
+
+def _offered(world: Any, *, price_cents: int = 700, life_ms: int = hours(1)) -> dict[str, Any]:
+    """What a parent orders with: the portal's invoice for a card, and what it agreed to."""
+    offer = Invoice(
+        invoice_id="inv-card",
+        currency=world.currency,
+        address="shop-card",
+        amount_atomic=DUE,
+        price_cents=price_cents,
+        tier=0,
+        months=0,
+        expires_ms=world.clock.now_ms() + life_ms,
+        confirmations_required=6,
+    )
+    world.portal.invoices["card"] = offer
+    world.portal.refund_address = "ours-card"
+    return {"goods": "card", "offer": offer, "price_cents": 700, "refund_address": "ours-card",
+            "tier": 0, "months": 0}  # fmt: skip
+
+
+async def test_card_is_paid_and_nothing_else_is_asked_for(world: Any) -> None:
+    world.wallet.lock("open sesame")
+    fields = {"passphrase": Secret("open sesame")} | _offered(world)
+    story = await world.run(Payment, world.purchase(**fields))
+    assert story.passed == [
+        "pricing", "invoicing", "paying", "confirming", "settling", "delivered",
+    ]  # fmt: skip
+    assert (story.output.paid_cents, story.output.paid_atomic) == (700, DUE)
+    assert (story.output.invoice_id, len(story.output.txids)) == ("inv-card", 1)
+    assert _secrets(story.context) == []
+    assert "quotes" not in world.portal.calls and "create_invoice" not in world.portal.calls
+
+
+async def test_card_topped_up_in_time(world: Any) -> None:
+    world.portal.undercount_atomic = 50_000
+    story = await world.run(Payment, world.purchase(**_offered(world)))
+    assert (story.state, len(story.output.txids)) == ("delivered", 2)
+
+
+async def test_card_that_comes_late(world: Any) -> None:
+    world.portal.silent = True
+    world.chain.later(hours(2), lambda: setattr(world.portal, "silent", False))
+    story = await world.run(Payment, world.purchase(**_offered(world), poll_ms=minutes(2)))
+    assert (story.passed[-2:], story.status) == (["late", "delivered"], "completed")
+
+
+async def test_card_that_is_not_paid_in_whole_is_refunded(world: Any) -> None:
+    world.portal.undercount_atomic = 400_000
+    story = await world.run(Payment, world.purchase(**_offered(world)))
+    assert (story.state, story.output) == ("refunded", None)
+    assert world.chain.total("ours-card") == story.context.refund_atomic
+
+
+@pytest.mark.parametrize(
+    ("offered", "changes", "state"),
+    [
+        ({"price_cents": 701}, {"budget_cents": 9_999}, "price_changed"),
+        ({}, {"budget_cents": 699}, "over_budget"),
+        ({}, {"amount_atomic_max": DUE - 1}, "invoice_refused"),
+        ({}, {"refund_address": "shop-card"}, "invoice_refused"),
+        ({"life_ms": CUT_MS[Currency.LTC]}, {}, "expired_unpaid"),
+    ],
+)
+async def test_offer_is_looked_at_like_any_invoice(
+    world: Any, offered: dict[str, Any], changes: dict[str, Any], state: str
+) -> None:
+    story = await world.run(Payment, world.purchase(**_offered(world, **offered) | changes))
+    assert story.state == state
+    assert world.wallet.built == []
+
+
 # -- the chain misbehaves -----------------------------------------------------------------------
 
 

@@ -22,6 +22,8 @@ from machines.flows.f03c_confirmation import (
     Following,
     Mined,
     Pooled,
+    RivalGone,
+    RivalSeen,
     RivalWon,
     Sank,
     StalledFor,
@@ -97,7 +99,6 @@ async def test_reversed_and_lost_is_broadcast_again(world: Any) -> None:
     story = await world.run(Confirmation, world.following(signed))
     assert story.state == "deep_enough"
     assert set(world.wallet.handed_out) == {signed.txid}
-    assert len(world.wallet.handed_out) == 2
 
 
 async def test_another_block_at_the_same_depth_is_a_reversal(world: Any) -> None:
@@ -196,7 +197,27 @@ async def test_rival_that_is_not_buried_may_still_lose(world: Any) -> None:
     world.chain.later(minutes(3) + seconds(20), rival_loses)
     story = await world.run(Confirmation, world.following(signed))
     assert story.state == "deep_enough"
+    assert "contested" in story.passed
     assert set(world.wallet.handed_out) == {signed.txid}
+
+
+async def test_reversed_after_it_was_deep_enough_is_seen_by_whoever_watches_on(world: Any) -> None:
+    """A second run, from the depth at which it counted to twice of it."""
+    world.chain.final = 100  # so deep a reorganisation is possible here
+    signed = await _sent(world)
+    first = await world.run(Confirmation, world.following(signed))
+    deep = first.context.depth
+    assert (first.state, deep) == ("deep_enough", 6)
+    watched = world.following(
+        signed, required=12, depth=deep, depth_max=deep, block_hash=first.context.block_hash
+    )
+    world.chain.later(seconds(20), lambda: world.chain.reorganise(7))
+    async with world.harness() as harness:
+        await harness.app.start(Confirmation, watched, key="watching on")
+        await harness.until_idle()
+    story = await world.story(Confirmation, "watching on")
+    assert story.passed[:2] == ["unseen", "reversed"]
+    assert (story.state, story.output.reversals, story.output.depth) == ("deep_enough", 1, 12)
 
 
 async def test_node_that_refuses_the_rebroadcast_is_not_believed(world: Any) -> None:
@@ -218,6 +239,8 @@ EVENTS = st.one_of(
     ),
     st.builds(Sank, confirmations=DEPTHS, at_ms=TIMES),
     st.builds(StalledFor, duration_ms=TIMES),
+    st.builds(RivalSeen, at_ms=TIMES),
+    st.builds(RivalGone, at_ms=TIMES),
     st.builds(RivalWon, confirmations=DEPTHS),
 )
 STEPS = st.lists(st.tuples(EVENTS, st.integers(0, 600)), max_size=15)

@@ -21,12 +21,17 @@ from machines.clients.ports import (
     Unavailable,
 )
 from machines.flows.f03w_wallet import (
+    Cleared,
     Funded,
+    HeldBack,
     Locked,
     NotReleased,
     Refused,
     Released,
     RivalBuried,
+    RivalGone,
+    RivalSeen,
+    Robbed,
     Seen,
     Short,
     Signed,
@@ -43,7 +48,7 @@ TABLE = compile_table(Spend)
 
 async def test_one_spend_is_built_signed_committed_and_broadcast(world: Any) -> None:
     story = await world.run(Spend, world.order())
-    assert story.passed == ["building", "broadcasting", "broadcast"]
+    assert story.passed == ["building", "signed", "broadcasting", "broadcast"]
     assert world.chain.total("shop") == DUE
     assert story.output.transaction.txid == world.wallet.handed_out[0]
 
@@ -66,7 +71,7 @@ async def test_wallet_locked_then_unlocked_with_the_passphrase_goes_on(world: An
     world.wallet.lock("open sesame")
     story = await world.run(Spend, world.order(passphrase=Secret("open sesame")))
     assert story.passed == [
-        "building", "wallet_locked", "building", "broadcasting", "broadcast",
+        "building", "wallet_locked", "building", "signed", "broadcasting", "broadcast",
     ]  # fmt: skip
 
 
@@ -119,7 +124,9 @@ async def test_underfunded_then_funded_goes_on(world: Any) -> None:
         world.wallet.coins["large"] = 2 * DUE
         await harness.until_idle()
     story = await world.story(Spend, "the run")
-    assert story.passed == ["building", "underfunded", "building", "broadcasting", "broadcast"]
+    assert story.passed == [
+        "building", "underfunded", "building", "signed", "broadcasting", "broadcast",
+    ]  # fmt: skip
 
 
 async def test_underfunded_until_it_is_too_late(world: Any) -> None:
@@ -158,7 +165,7 @@ async def test_signed_too_late_is_released_unsent(world: Any) -> None:
 
     world.wallet._build = slow
     story = await world.run(Spend, world.order(pay_by_ms=world.clock.now_ms() + seconds(2)))
-    assert story.passed == ["building", "releasing", "abandoned"]
+    assert story.passed == ["building", "signed", "releasing", "abandoned"]
     assert world.wallet.handed_out == []
     assert world.wallet.reserved == set()
 
@@ -209,48 +216,114 @@ async def test_node_that_says_yes_and_forgets_is_given_the_same_bytes_again(worl
     assert len(world.wallet.handed_out) == 3
 
 
-async def test_node_down_for_hours_after_signing_is_waited_for(world: Any) -> None:
-    world.wallet.fail("look", DOWN, times=200)
+async def test_signed_and_the_node_is_down_until_it_is_too_late_is_released_unsent(
+    world: Any,
+) -> None:
+    world.wallet.fail("look", DOWN, times=10_000)
     story = await world.run(Spend, world.order())
-    assert story.state == "broadcast"
+    assert story.passed == ["building", "signed", "releasing", "abandoned"]
+    assert world.wallet.handed_out == []
+    assert world.wallet.reserved == set()
+    assert "too late" in story.output.reason
+
+
+async def test_node_down_for_hours_after_the_first_broadcast_is_waited_for(world: Any) -> None:
+    """A name for the wait, and no end: the bytes may be out."""
+    world.wallet.fail("broadcast", DOWN, times=400)
+    story = await world.run(Spend, world.order())
+    assert story.passed == ["building", "signed", "broadcasting", "stuck", "broadcast"]
     assert world.clock.now_ms() > story.context.pay_by_ms
-
-
-async def test_rival_that_is_not_buried_may_still_lose(world: Any) -> None:
-    build = world.wallet._build
-
-    def contested(address: str, amount_atomic: int) -> Any:
-        built = build(address, amount_atomic)
-        world.chain.frozen = True
-        world.chain.steal(built, mined=False)
-        world.chain.later(minutes(5), world.chain.evict)
-        return built
-
-    world.wallet._build = contested
-    story = await world.run(Spend, world.order())
-    assert story.state == "broadcast"
     assert len(world.wallet.built) == 1
 
 
-async def test_rival_that_is_buried_makes_the_spend_conflicted(world: Any) -> None:
+async def test_signed_and_robbed_before_anything_was_sent_is_built_anew(world: Any) -> None:
     build = world.wallet._build
 
     def stolen(address: str, amount_atomic: int) -> Any:
         built = build(address, amount_atomic)
-        world.chain.steal(built, mined=False)
+        if len(world.wallet.built) == 1:
+            world.chain.steal(built, mined=False)
         return built
 
     world.wallet._build = stolen
     story = await world.run(Spend, world.order())
+    assert story.passed == [
+        "building", "signed", "releasing", "building", "signed", "broadcasting", "broadcast",
+    ]  # fmt: skip
+    first, second = world.wallet.built
+    assert story.context.tombstones == (first.txid,)
+    assert set(world.wallet.handed_out) == {second.txid}
+    assert world.chain.total("shop") == DUE
+
+
+async def test_repairing_a_node_that_holds_the_bytes_back_offers_the_same_ones(world: Any) -> None:
+    """The fee is too low for now, or 25 transactions hang together: a block helps."""
+    refusal = BroadcastRefused("-26: too-long-mempool-chain", policy=True)
+    world.wallet.fail("broadcast", refusal, times=6)
+    story = await world.run(Spend, world.order())
+    assert story.passed == ["building", "signed", "broadcasting", "repairing", "broadcast"]
+    assert len(world.wallet.built) == 1
+    assert world.chain.total("shop") == DUE
+
+
+async def test_repairing_for_an_hour_is_stuck_and_goes_on_offering(world: Any) -> None:
+    refusal = BroadcastRefused("-26: min relay fee not met", policy=True)
+    world.wallet.fail("broadcast", refusal, times=300)
+    story = await world.run(Spend, world.order())
+    assert story.passed == [
+        "building", "signed", "broadcasting", "repairing", "stuck", "broadcast",
+    ]  # fmt: skip
+    assert len(world.wallet.built) == 1
+
+
+def _rival_at_the_first_broadcast(world: Any, *, until_ms: int | None) -> None:
+    """Somebody spends an input between the last look and the broadcast."""
+    accept = world.chain.accept
+
+    def beaten(tx: Any) -> None:
+        world.chain.accept = accept
+        world.chain.steal(tx, mined=False)
+        if until_ms is not None:
+            world.chain.frozen = True
+            world.chain.later(until_ms, world.chain.evict)
+        accept(tx)
+
+    world.chain.accept = beaten
+
+
+async def test_rival_that_is_not_buried_may_still_lose(world: Any) -> None:
+    _rival_at_the_first_broadcast(world, until_ms=minutes(5))
+    story = await world.run(Spend, world.order())
+    assert story.passed == [
+        "building", "signed", "broadcasting", "contested", "broadcasting", "broadcast",
+    ]  # fmt: skip
+    assert len(world.wallet.built) == 1
+
+
+async def test_rival_that_is_buried_makes_the_spend_conflicted(world: Any) -> None:
+    _rival_at_the_first_broadcast(world, until_ms=None)
+    story = await world.run(Spend, world.order())
     assert (story.state, story.status) == ("conflicted", "failed")
-    assert story.passed == ["building", "broadcasting", "releasing", "conflicted"]
+    assert story.passed == [
+        "building", "signed", "broadcasting", "contested", "releasing", "conflicted",
+    ]  # fmt: skip
     assert world.chain.total("shop") == 0
+
+
+async def test_rival_of_bytes_that_a_node_held_back_is_contested(world: Any) -> None:
+    refusal = BroadcastRefused("-26: insufficient fee", policy=True)
+    world.wallet.fail("broadcast", refusal)
+    _rival_at_the_first_broadcast(world, until_ms=None)
+    story = await world.run(Spend, world.order())
+    assert story.passed == [
+        "building", "signed", "broadcasting", "repairing", "contested", "releasing", "conflicted",
+    ]  # fmt: skip
 
 
 async def test_bytes_that_the_node_does_not_take_are_looked_for_and_handed_out_again(
     world: Any,
 ) -> None:
-    """A rejection does not say that nobody has them, so the run goes on, and says why it waits."""
+    """A rejection does not say that nobody has them: the run goes on, and says why it waits."""
     world.wallet.fail("broadcast", Rejected("-22: TX decode failed"), times=10)
     async with world.harness() as harness:
         run = await harness.app.start(Spend, world.order(), key="the run")
@@ -321,12 +394,35 @@ async def test_a_crash_between_commit_and_broadcast_found_days_later_sends_the_s
     assert world.chain.total("shop") == DUE
 
 
+async def test_a_crash_in_signed_found_days_later_is_released_unsent(make_world: Any) -> None:
+    """No node was given the bytes, and it is too late to begin."""
+    world = make_world()
+    plan = CrashPlan()
+    async with world.harness(plan) as harness:
+        await harness.app.start(Spend, world.order(), key="a rehearsal")
+        await harness.until_idle()
+    at = next(b.number for b in plan.passed if b.name == "before effect clear")
+    world = make_world()
+    world.clock.advance = lambda ms, move=world.clock.advance: move(
+        hours(48) if ms == seconds(20) else ms
+    )
+    story = await world.run(Spend, world.order(), crash_at=(at,))
+    assert (world.crashes, story.state) == (1, "abandoned")
+    assert world.wallet.handed_out == []
+    assert world.wallet.reserved == set()
+
+
+OUT = ("broadcasting", "repairing", "stuck", "contested")
+
+
 def test_there_is_no_way_from_broadcasting_to_abandoned() -> None:
-    assert {event for state, event in TABLE.edges if state == "broadcasting"} == {
-        "seen",
-        "rival_buried",
+    """Whatever may have been handed out is seen, or its rival is buried; nothing else ends it."""
+    leaving = {
+        (state, event)
+        for (state, event), edges in TABLE.edges.items()
+        if state in OUT and any(edge.target not in OUT for edge in edges)
     }
-    assert TABLE.places["broadcasting"].timeout is None
+    assert leaving == {*((state, "seen") for state in OUT), ("contested", "rival_buried")}
 
 
 # -- any sequence of events ---------------------------------------------------------------------
@@ -364,6 +460,12 @@ EVENTS = st.one_of(
     st.builds(Seen, where=st.sampled_from(["mempool", "mined"]), confirmations=st.integers(0, 9)),
     st.just(Released()),
     st.builds(NotReleased, effect=st.just("release"), reason=st.just("down"), attempts=st.just(20)),
+    st.just(Cleared()),
+    st.just(Robbed()),
+    st.builds(HeldBack, reason=st.just("not now")),
+    st.just("unheard"),
+    st.builds(RivalSeen, confirmations=st.integers(0, 9)),
+    st.just(RivalGone()),
     st.builds(RivalBuried, confirmations=st.integers(0, 9)),
 )
 STEPS = st.lists(st.tuples(EVENTS, st.integers(0, 600)), max_size=12)
@@ -393,9 +495,11 @@ def test_the_table_does_what_the_library_does(library_agrees: Any, steps: Any) -
 @given(steps=STEPS)
 def test_contracts_hold_whatever_happens(walk: Any, steps: Any) -> None:
     runs = walk(Spend, _order(), steps)
-    signed = {r.context.transaction for r in runs if r.context.transaction is not None}
-    assert len(signed) <= 1
+    signed = [r.context.transaction for r in runs if r.context.transaction is not None]
+    out = {r.context.transaction for r in runs if r.state in OUT or r.state == "broadcast"}
+    assert len(out) <= 1
+    assert len({one.txid for one in signed}) <= 1 + len(runs[-1].context.tombstones)
     for run in runs:
-        if run.state in ("broadcasting", "broadcast", "conflicted"):
+        if run.state in (*OUT, "broadcast", "conflicted"):
             assert run.context.transaction.amount_atomic == 100
             assert run.context.transaction.address == "shop"

@@ -1,8 +1,8 @@
 """Inception over small children of the same names: every branch, and a crash at every boundary.
 
-Inception knows Discovery, Payment and Authentication by name, milestones and outputs; the ones
-here have those and nothing else.  `Town` is the outside world: a shop that sells keys, and the
-platform on which they open sandboxes.
+Inception knows its children by name, milestones and outputs; the ones here have those and nothing
+else.  `Town` is the outside world: a shop that sells keys and cards, and the platform on which they
+open sandboxes.  What an engine inside a sandbox says is said by the town, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 from structlog.testing import capture_logs
@@ -29,10 +30,13 @@ from engine.secrets import Secret, SecretsCodec
 from engine.testing import Crash, CrashPlan, Harness, ManualClock
 from engine.worker import LEASE_MS
 from machines.clients.ports import (
+    ClientError,
     Credentials,
     Execution,
     NotFound,
     Platform,
+    Portal,
+    Quote,
     Record,
     Rejected,
     ReplyLost,
@@ -40,9 +44,12 @@ from machines.clients.ports import (
     Unauthorized,
     Unavailable,
 )
+from machines.clients.ports.gift_cards import CardStatus, GiftCards
 from machines.flows.f13_inception import Inception
-from machines.flows.layer import LOST_MAX, STDOUT_CHARACTERS_MAX, Layer
-from machines.flows.layer_calls import PATIENT
+from machines.flows.keyed import PATIENT
+from machines.flows.layer import LOST_MAX, STDOUT_CHARACTERS_MAX, Layer, LayerReport, line_of
+from machines.flows.layer import Step as Passed
+from machines.flows.layer_wire import Attended, Told, ask_from
 from persistence import open_store
 
 PRICE_CENTS = 700
@@ -233,7 +240,132 @@ class Authentication(Machine[Claim]):
         return Identity(offset_ms=1_234, concurrency=1)
 
 
-CHILDREN: tuple[Any, ...] = (Authentication, Discovery, Inception, Payment)
+class CardWish(Context):
+    amount_cents: int
+    currency: str
+    budget_cents: int
+    poll_ms: int
+
+
+class Card(Record):
+    card_id: str
+    code: Secret[str]
+    amount_cents: int
+    paid_cents: int
+
+
+@effect(idempotent=True)
+async def sell_card(context: CardWish, call: Call) -> Step:
+    return Step(fate=call.resource(Town).sell_card(context))
+
+
+class GiftCard(Machine[CardWish]):
+    """One card worth what was asked for."""
+
+    creating = State(initial=True, effect=sell_card)
+    issued = State(final=True)
+    unfunded = State(final=True, failure=True)
+
+    step = creating.to(unfunded, cond="short") | creating.to(issued)
+
+    def short(self, event: Step) -> bool:
+        return event.fate == "unfunded"
+
+    def output(self, context: CardWish) -> Card:
+        cents = context.amount_cents
+        return Card(card_id="card-1", code=Secret(CODE), amount_cents=cents, paid_cents=cents)
+
+
+class Spell(Context):
+    code: Secret[str]
+    tier: int
+    months: int
+    budget_cents: int
+    poll_ms: int
+    redemption_key: str
+
+
+class FromCard(Record):
+    public_key: str
+    secret_key: Secret[str]
+    paid_cents: int
+    redemption_id: str
+
+
+@effect(idempotent=True)
+async def redeem(context: Spell, call: Call) -> Step:
+    return Step(fate=call.resource(Town).redeem(context))
+
+
+class Redemption(Machine[Spell]):
+    """A key from the card."""
+
+    redeeming = State(initial=True, effect=redeem)
+    redeemed = State(final=True)
+    too_little = State(final=True, failure=True)
+
+    step = redeeming.to(too_little, cond="lacks") | redeeming.to(redeemed)
+
+    def lacks(self, event: Step) -> bool:
+        return event.fate == "too_little"
+
+    def output(self, context: Spell) -> FromCard:
+        number = CARD_KEY
+        return FromCard(
+            public_key=public_key(number),
+            secret_key=Secret(secret_of(number)),
+            paid_cents=PRICE_CENTS,
+            redemption_id=context.redemption_key,
+        )
+
+
+class Furniture(Context):
+    public_key: str
+    secret_key: Secret[str]
+    offset_ms: int
+    session_id: str
+    digest: str
+
+
+class Tool(Record):
+    digest: str
+
+
+@effect(idempotent=True)
+async def install(context: Furniture, call: Call) -> Step:
+    return Step(fate=call.resource(Town).install(context))
+
+
+class ToolInstall(Machine[Furniture]):
+    """This product, in a sandbox."""
+
+    installing = State(initial=True, effect=install)
+    installed = State(final=True)
+    refused = State(final=True, failure=True)
+    session_gone = State(final=True, failure=True)
+
+    step = (
+        installing.to(session_gone, cond="is_gone")
+        | installing.to(refused, cond="is_other")
+        | installing.to(installed)
+    )
+
+    def is_gone(self, event: Step) -> bool:
+        return event.fate == "gone"
+
+    def is_other(self, event: Step) -> bool:
+        return event.fate == "refused"
+
+    def output(self, context: Furniture) -> Tool:
+        return Tool(digest=context.digest)
+
+
+CHILDREN: tuple[Any, ...] = (
+    Authentication, Discovery, GiftCard, Inception, Payment, Redemption, ToolInstall,
+)  # fmt: skip
+CODE = "FOUR-SECRET-LITTLE-WORDS"
+CARD_KEY = 77
+"""The number of the key that a card buys."""
 
 
 def public_key(number: int) -> str:
@@ -273,6 +405,13 @@ class Town:
         self.faults: dict[str, list[tuple[Exception, bool, int | None]]] = {}
         self.calls: Counter[tuple[str, int]] = Counter()
         self.modes: list[str] = []
+        self.cards: list[CardWish] = []
+        self.spells: list[Spell] = []
+        self.installs: list[Furniture] = []
+        self.left_cents: int | ClientError = 0
+        self.slots = 1
+        self.priceless = False
+        self.toolboxes: list[bool] = []
         self.answer: Callable[[str], Execution] = self.greet
 
     # the shop
@@ -294,7 +433,56 @@ class Town:
             return Stepped(number=self.sold.setdefault(call.run_id, len(self.sold) + 1))
         return Stepped(fate=fate)
 
+    async def quotes(self) -> tuple[Quote, ...]:
+        if self.priceless:
+            return ()
+        tiers = ((tier, months) for tier in (1, 3, 5, 16) for months in (1, 6))
+        return tuple(
+            Quote(tier=tier, months=months, price_cents=PRICE_CENTS, requests_per_minute=7,
+                  concurrency=self.slots)
+            for tier, months in tiers
+        )  # fmt: skip
+
+    def sell_card(self, wish: CardWish) -> str:
+        told = self.fates.get("card")
+        if told:
+            return told.pop(0)
+        if wish not in self.cards:
+            self.cards.append(wish)
+        return ""
+
+    def redeem(self, spell: Spell) -> str:
+        assert spell.code.reveal() == CODE
+        told = self.fates.get("redeem")
+        if told:
+            return told.pop(0)
+        if spell not in self.spells:
+            self.spells.append(spell)
+        self.sold[spell.redemption_key] = CARD_KEY
+        return ""
+
+    def install(self, wanted: Furniture) -> str:
+        self.check(Credentials(public_key=wanted.public_key, secret_key=wanted.secret_key))
+        self.installs.append(wanted)
+        told = self.fates.get("install")
+        fate = told.pop(0) if told else ""
+        if fate == "gone":
+            self.dies()
+        return fate
+
+    async def card(self, card_id: str) -> CardStatus:
+        if isinstance(self.left_cents, ClientError):
+            raise self.left_cents
+        (sold,) = self.cards
+        return CardStatus(
+            card_id=card_id, standing="active", amount_cents=sold.amount_cents,
+            balance_cents=self.left_cents, taken_cents=sold.amount_cents - self.left_cents,
+        )  # fmt: skip
+
     # the platform
+
+    async def clock_offset_ms(self) -> int:
+        return 4_321
 
     def fail(
         self, method: str, *errors: Exception, after: bool = False, key: int | None = None
@@ -325,9 +513,11 @@ class Town:
         return self._call("languages", credentials, lambda: self.tools)
 
     async def create_session(
-        self, credentials: Credentials, *, shell: str, network_mode: str, ttl_seconds: int, key: str
-    ) -> SessionInfo:
+        self, credentials: Credentials, *, shell: str, network_mode: str, ttl_seconds: int,
+        key: str, toolbox: bool = False,
+    ) -> SessionInfo:  # fmt: skip
         assert shell == "bash"
+        self.toolboxes.append(toolbox)
         self.modes.append(network_mode)
         assert ttl_seconds > 0
         return self._call("create_session", credentials, lambda: self._create(credentials, key))
@@ -358,7 +548,8 @@ class Town:
         if self.live.get(session_id) != credentials.public_key:
             raise NotFound(f"session {session_id}: no such session")
         if key not in self.ran:
-            self.executions[session_id] += 1
+            # An engine inside is attended again and again; an inspection is made once.
+            self.executions[session_id] += " layer " not in command
             self.ran[key] = self.answer(command)
         return self.ran[key]
 
@@ -400,7 +591,7 @@ class Story:
         return Harness(
             CHILDREN,
             store=self.store,
-            resources={Town: self.town, Platform: self.town},
+            resources=dict.fromkeys((Town, Platform, Portal, GiftCards), self.town),
             clock=self.clock,
             plan=plan,
             secrets=self.secrets,
@@ -434,7 +625,7 @@ class Story:
         """What holds after every story, however it ended."""
         assert self.town.live == {}, "a sandbox was left behind"
         assert all(count <= 1 for count in self.town.most.values()), "a layer held two sandboxes"
-        assert all(count == 1 for count in self.town.executions.values())
+        assert all(count <= 1 for count in self.town.executions.values())
         assert len(set(self.town.spends)) == len(self.town.spends)
         assert self.store.inspector.findings() == []
         async with self.process() as harness:
@@ -525,9 +716,9 @@ async def test_sandboxes_end_from_the_inside_out(story: Story) -> None:
 
 
 async def test_the_budget_is_split_exactly(story: Story) -> None:
-    """Each layer is given what the ones above it left; the last cent is spent."""
-    await story.run(layer(max_depth=4, budget_cents=4 * PRICE_CENTS))
-    assert [one.budget_cents for one in story.town.orders] == [2_800, 2_100, 1_400, 700]
+    """Each purchase may cost what the layers below do not need; the last cent is spent."""
+    await story.run(layer(max_depth=4, budget_cents=4 * PRICE_CENTS + 50))
+    assert [one.budget_cents for one in story.town.orders] == [750] * 4
     assert len(story.town.spends) == 4
     await story.check()
 
@@ -590,8 +781,69 @@ async def test_unaware_of_any_tool(story: Story) -> None:
 
 
 async def test_unaffordable_over_budget(story: Story) -> None:
-    await fails(story, layer(budget_cents=699), "unaffordable", "ended as over_budget")
+    """Before anything is ordered."""
+    refusal = "1 keys of 700 cents are over the budget of 699"
+    await fails(story, layer(budget_cents=699), "unaffordable", refusal)
+    assert (story.town.orders, story.town.spends) == ([], [])
+
+
+async def test_unaffordable_for_the_layers_below(story: Story) -> None:
+    """Money for three of four: nothing is begun."""
+    asked = layer(max_depth=4, budget_cents=2_799)
+    await fails(story, asked, "unaffordable", "4 keys of 700 cents")
+    assert story.town.orders == []
+
+
+async def test_unaffordable_when_the_price_rises_after_the_quote(story: Story) -> None:
+    story.town.fates["price"] = ["over_budget"]
+    await fails(story, layer(), "unaffordable", "the purchase ended as over_budget")
     assert story.town.spends == []
+
+
+async def test_unpriceable(story: Story) -> None:
+    story.town.priceless = True
+    await fails(story, layer(), "unpriceable", "no key of tier 1 for 1 months")
+
+
+async def test_too_few_slots_on_one_key(story: Story) -> None:
+    story.town.slots = 4
+    asked = layer(max_depth=5, tier=16, one_key=True)
+    await fails(story, asked, "too_few_slots", "5 sandboxes at once are needed; a key of tier 16")
+    assert story.town.orders == []
+
+
+async def test_too_slow(story: Story) -> None:
+    """Four layers of 500 ms are 2 s for each operation at the bottom (paper: 8 are 4 s)."""
+    asked = layer(max_depth=4, latency_ms_max=1_999)
+    await fails(story, asked, "too_slow", "2000 ms are expected")
+    assert story.town.orders == []
+
+
+async def test_one_key_for_all(story: Story) -> None:
+    """One payment, and as many slots of one key as layers."""
+    story.town.slots = 4
+    outcome = await story.run(layer(max_depth=4, tier=16, one_key=True, budget_cents=PRICE_CENTS))
+    assert outcome.state == "done"
+    reports = outcome.output.layers
+    assert [one.paid_cents for one in reports] == [PRICE_CENTS, 0, 0, 0]
+    assert {one.public_key for one in reports} == {public_key(1)}
+    assert story.town.most == {public_key(1): 4}
+    assert len(story.town.spends) == 1
+    assert story.town.ended == ["session-4", "session-3", "session-2", "session-1"]
+
+
+async def test_one_key_clearing_up_leaves_the_layers_above_alone(story: Story) -> None:
+    story.town.slots = 2
+    story.town.fail("create_session", ReplyLost("cut off"), after=True)
+    story.town.fail("create_session", Rejected("no more"))
+    asked = layer(max_depth=2, tier=5, one_key=True)
+    deeper = story.town.faults.pop("create_session")
+    story.town.answer = lambda command: (
+        story.town.faults.update(create_session=deeper),
+        Town.greet(command),
+    )[1]
+    await story.run(asked)
+    assert story.town.ended == ["session-2", "session-1"]
 
 
 @pytest.mark.parametrize("step", ["invoice", "pay"])
@@ -761,42 +1013,6 @@ def ask_of(command: str) -> dict[str, str]:
     return found
 
 
-async def test_a_semitrusted_child_is_given_the_key_and_makes_a_sibling(story: Story) -> None:
-    """The deepest one says that it ended its sibling, and did not: nothing of a key lives on."""
-    asked: list[dict[str, str]] = []
-
-    def recurse(command: str) -> Execution:
-        asked.append(ask_of(command))
-        number = len(asked)
-        if number == 2:
-            story.town.live["sibling-2"] = asked[-1]["public_key"]
-        line = json.dumps({"sibling": f"sibling-{number}", "reason": ""})
-        return said(f"{Town.greet(command).stdout}{line}\n")
-
-    story.town.answer = recurse
-    outcome = await story.run(layer(max_depth=2, tier=5, network_mode="semitrusted"))
-    assert outcome.state == "done"
-    assert story.town.modes == ["semitrusted", "semitrusted"]
-    assert [one["secret_key"] for one in asked] == [secret_of(1), secret_of(2)]
-    assert {one["url"] for one in asked} == {"http://platform.turtles"}
-    reports = outcome.output.layers
-    assert [one.sibling for one in reports] == ["sibling-1", "sibling-2"]
-    assert [one.no_sibling for one in reports] == ["", ""]
-    assert "sibling-2" in story.town.ended
-    await story.check()
-    for run in await story.layers():
-        async with story.process() as harness:
-            journal = repr(await harness.app.journal(run.run_id))
-        assert secret_of(run.context.depth) not in journal
-
-
-async def test_a_semitrusted_child_that_makes_none_is_refused(story: Story) -> None:
-    line = json.dumps({"sibling": "", "reason": "Refused: POST /sessions: 429"})
-    story.town.answer = lambda command: said(f"{Town.greet(command).stdout}{line}\n")
-    asked = layer(network_mode="semitrusted")
-    await fails(story, asked, "execution_refused", "could not make a sibling: Refused: POST")
-
-
 async def test_a_zerotrust_child_is_given_no_key_and_says_why_it_made_none(story: Story) -> None:
     asked: list[dict[str, str]] = []
 
@@ -819,9 +1035,10 @@ async def test_a_zerotrust_child_is_given_no_key_and_says_why_it_made_none(story
 
 
 async def test_cut_short_by_a_failure_below(story: Story) -> None:
-    """Money for one layer and a half: the first reports, releases its sandbox and says why."""
+    """The price rises before the second purchase: the first layer releases its sandbox."""
+    story.town.fates["price"] = ["", "over_budget"]
     outcome = await fails(
-        story, layer(max_depth=2, budget_cents=1_050), "cut_short",
+        story, layer(max_depth=2), "cut_short",
         "layer 2 ended as unaffordable: the purchase ended as over_budget",
     )  # fmt: skip
     assert [one.depth for one in outcome.output.layers] == [1]
@@ -843,11 +1060,253 @@ async def test_cut_short_reports_every_layer_that_has_a_key(story: Story) -> Non
 
 
 async def test_cut_short_tells_the_whole_way_down(story: Story) -> None:
+    story.town.fates["price"] = ["", "", "over_budget"]
     outcome = await fails(
-        story, layer(max_depth=3, budget_cents=1_400), "cut_short",
+        story, layer(max_depth=3), "cut_short",
         "layer 2 ended as cut_short: layer 3 ended as unaffordable: ",
     )  # fmt: skip
     assert len(outcome.output.layers) == 2
+
+
+# -- nested -------------------------------------------------------------------------------------
+
+
+class Inside:
+    """What the engines inside the sandboxes of a story say, one answer for each attending."""
+
+    def __init__(self, story: Story, *answers: str) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+        self.stops = 0
+        story.town.answer = self.answer
+
+    def answer(self, command: str) -> Execution:
+        if " layer stop " in command:
+            self.stops += 1
+            return said("")
+        assert " layer attend " in command
+        self.asked.append(command)
+        return said(self.answers.pop(0))
+
+    @property
+    def asks(self) -> list[Any]:
+        return [ask_from(one.split("<<'TURTLES'\n")[1].splitlines()[0]) for one in self.asked]
+
+
+PASSED = Passed("run", "Inception", 1, "$start", "", "inside_sandbox", 5)
+
+
+def running() -> str:
+    return msgspec.json.encode(Attended(latency_ms=400, twigs=())).decode()
+
+
+def told(context: Layer, state: str, *layers: LayerReport, **changes: Any) -> str:
+    fields: dict[str, Any] = {
+        "said": line_of(context), "state": state, "status": "completed", "complete": bool(layers),
+        "refusal": "" if layers else "no", "layers": layers, "journal": (PASSED,), **changes,
+    }  # fmt: skip
+    return msgspec.json.encode(Attended(latency_ms=500, twigs=(), told=Told(**fields))).decode()
+
+
+def report(depth: int, **changes: Any) -> LayerReport:
+    fields: dict[str, Any] = {
+        "depth": depth, "public_key": f"key of layer {depth}", "paid_cents": PRICE_CENTS,
+        "txids": ("r",), "session_id": f"inside {depth}", "stdout": "hello", "latency_ms": 1,
+        "awareness": "sandboxed", "profile": "bubblewrap", "journal": (PASSED,), **changes,
+    }  # fmt: skip
+    return LayerReport(**fields)
+
+
+def nested(depth: int = 1, *, max_depth: int = 1, **changes: Any) -> Layer:
+    fields = {"network_mode": "semitrusted", "tool_digest": "d" * 64, **changes}
+    return layer(depth, max_depth=max_depth, **fields)
+
+
+def inner(depth: int, *, max_depth: int, **changes: Any) -> Layer:
+    return nested(depth, max_depth=max_depth, chain="root", card_code=Secret(CODE), **changes)
+
+
+async def test_nested_the_first_layer_pays_and_hands_down_a_card(story: Story) -> None:
+    asked = nested(max_depth=3)
+    inside = Inside(story, running(), told(asked, "done", report(2), report(3)))
+    outcome = await story.run(asked)
+    assert (outcome.state, outcome.output.card_left_cents) == ("done", 0)
+    assert [one.amount_cents for one in story.town.cards] == [2 * PRICE_CENTS]
+    assert [one.budget_cents for one in story.town.cards] == [2 * PRICE_CENTS]
+    assert (story.town.modes, story.town.toolboxes) == (["semitrusted"], [True])
+    assert [one.depth for one in outcome.output.layers] == [1, 2, 3]
+    assert [one.journal for one in outcome.output.layers] == [(PASSED,)] * 3
+    assert outcome.output.layers[0].latency_ms == 500
+    assert len(inside.asked) == 2 and inside.asked[0] == inside.asked[1]
+    ask = inside.asks[0]
+    assert (ask.depth, ask.max_depth, ask.chain) == (2, 3, outcome.run_id)
+    assert ask.code.reveal() == CODE
+    assert (ask.budget_cents, ask.incarnation) == (2 * PRICE_CENTS, 0)
+    assert secret_of(1) not in inside.asked[0], "no key is handed down"
+    assert (await story.path(outcome.run_id))[6:] == [
+        "receive_keys", "buy_card", "install_tools", "create_child", "equip_child",
+        "execute_in_child", "execute_in_child", "release_child", "settle_card", "done",
+    ]  # fmt: skip
+    assert inside.stops == 0
+    await story.check()
+
+
+async def test_nested_a_layer_inside_redeems_a_key_of_its_own(story: Story) -> None:
+    asked = inner(2, max_depth=3)
+    Inside(story, told(asked, "done", report(3)))
+    outcome = await story.run(asked)
+    assert outcome.state == "done"
+    assert [one.redemption_key for one in story.town.spells] == ["root-layer-2"]
+    assert outcome.output.layers[0].txids == ("root-layer-2",)
+    assert (story.town.orders, story.town.cards) == ([], [])
+    assert ("sessions", CARD_KEY) not in story.town.calls, "nothing is looked for the first time"
+    assert outcome.context.offset_ms == 4_321
+    await story.check()
+
+
+async def test_nested_a_layer_that_died_gets_the_same_redemption_and_ends_its_orphans(
+    story: Story,
+) -> None:
+    asked = inner(2, max_depth=2, incarnation=1)
+    story.town.live["of an earlier life"] = public_key(CARD_KEY)
+    Inside(story, told(asked, "too_deep"))
+    outcome = await story.run(asked)
+    assert outcome.state == "done"
+    assert story.town.ended[0] == "of an earlier life"
+    assert [one.redemption_key for one in story.town.spells] == ["root-layer-2"]
+    await story.check()
+
+
+async def test_nested_the_turtles_stop_where_it_is_too_deep(story: Story) -> None:
+    outcome = await story.run(inner(3, max_depth=2))
+    assert (outcome.state, outcome.context.refusal) == ("too_deep", "depth 3 is below the bound 2")
+    assert (story.town.spells, story.town.made) == ([], {})
+
+
+async def test_nested_card_refused(story: Story) -> None:
+    story.town.fates["redeem"] = ["too_little"]
+    refusal = "the redemption ended as too_little"
+    await fails(story, inner(2, max_depth=2), "card_refused", refusal)
+
+
+async def test_nested_no_card(story: Story) -> None:
+    story.town.fates["card"] = ["unfunded"]
+    await fails(story, nested(max_depth=2), "no_card", "the gift card ended as unfunded")
+    assert story.town.made == {}
+
+
+async def test_nested_no_tools_without_a_wheel(story: Story) -> None:
+    await fails(story, nested(tool_digest=""), "no_tools", "nobody said which wheel")
+
+
+async def test_nested_no_tools_when_the_wheel_is_another(story: Story) -> None:
+    """The sandbox ends, and what is on the card is told."""
+    story.town.fates["install"] = ["refused"]
+    story.town.left_cents = PRICE_CENTS
+    inside = Inside(story)
+    outcome = await fails(story, nested(max_depth=2), "no_tools", "in the child ended as refused")
+    assert outcome.output.card_left_cents == PRICE_CENTS
+    assert inside.stops == 1, "nobody knows that there is no engine"
+
+
+async def test_nested_a_sandbox_that_dies_while_it_is_furnished_is_made_again(
+    story: Story,
+) -> None:
+    asked = nested()
+    story.town.fates["install"] = ["gone", ""]
+    inside = Inside(story, told(asked, "too_deep"))
+    outcome = await story.run(asked)
+    assert (outcome.state, outcome.context.lost) == ("done", 1)
+    assert [one.session_id for one in story.town.installs] == ["session-1", "session-2"]
+    assert [one.incarnation for one in inside.asks] == [1]
+    await story.check()
+
+
+async def test_nested_no_tools_when_every_sandbox_dies_while_it_is_furnished(story: Story) -> None:
+    story.town.fates["install"] = ["gone"] * LOST_MAX
+    await fails(story, nested(), "no_tools", f"{LOST_MAX} sandboxes died")
+
+
+async def test_nested_no_slot_leaves_the_money_on_the_card(story: Story) -> None:
+    story.town.fail("create_session", Rejected("no sandboxes today"))
+    story.town.left_cents = PRICE_CENTS
+    outcome = await fails(story, nested(max_depth=2), "no_slot", "no sandboxes today")
+    assert outcome.output.card_left_cents == PRICE_CENTS
+
+
+async def test_nested_unsettled_when_nobody_tells_what_is_left(story: Story) -> None:
+    asked = nested(max_depth=2)
+    Inside(story, told(asked, "done", report(2)))
+    story.town.left_cents = Rejected("the portal forgot the card")
+    outcome = await fails(story, asked, "unsettled", "the portal forgot the card")
+    assert outcome.output.card_left_cents == PRICE_CENTS, "as far as anybody knows"
+
+
+async def test_nested_cut_short_by_an_engine_that_got_nowhere(story: Story) -> None:
+    asked = nested(max_depth=2)
+    Inside(story, told(asked, "card_refused", refusal="the redemption ended as denied"))
+    story.town.left_cents = PRICE_CENTS
+    outcome = await fails(
+        story, asked, "cut_short", "layer 2 ended as card_refused: the redemption ended as denied"
+    )
+    assert outcome.output.card_left_cents == PRICE_CENTS
+
+
+ODD = {
+    "silence": ("", "not an engine's"),
+    "noise": ("Segmentation fault", "not an engine's"),
+    "a flood": ("x" * 200_000, "200000 characters"),
+    "another turtle": ({"said": "turtle 7 of 9 was here"}, "turtle 7 of 9"),
+    "a layer too many": ({"layers": (report(2), report(3))}, "reports of layers [2, 3]"),
+    "a layer too few": ({"layers": (), "complete": True}, "reports of layers []"),
+    "our own key": ({"layers": (report(2, public_key=public_key(1)),)}, "the same key"),
+    "a gift": ({"layers": (report(2, paid_cents=-1),)}, "was paid for its key"),
+    "too much": ({"layers": (report(2, paid_cents=701),)}, "spent 701 cents"),
+    "no journal": ({"journal": ()}, "no journal"),
+    "a long journal": ({"journal": (PASSED,) * 101}, "over 100 steps"),
+    "escapes": ({"refusal": "\x1b[2J"}, "unprintable"),
+    "a long text": ({"refusal": "x" * 401}, "over 400 characters"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+async def test_nested_execution_refused_when_what_is_said_is_odd(story: Story, what: str) -> None:
+    """A sandbox may say anything; it is not believed, and nothing of it is kept."""
+    said_, refusal = ODD[what]
+    asked = nested(max_depth=2)
+    answer = said_
+    if isinstance(said_, dict):
+        fields = {"layers": (report(2),), "complete": True, **said_}
+        layers = fields.pop("layers")
+        answer = told(asked, "done", *layers, **fields)
+    Inside(story, str(answer))
+    outcome = await fails(story, asked, "execution_refused", refusal)
+    assert outcome.output.layers[0].journal == ()
+    assert outcome.context.inner == ()
+
+
+async def test_nested_cancel_stops_the_engine_before_its_sandbox_ends(story: Story) -> None:
+    """Only the engine inside has the keys of what is below."""
+    asked = nested(max_depth=2)
+    inside = Inside(story, *[running()] * 100)
+    async with story.process() as harness:
+        root = await harness.app.start(Inception, asked, key="story")
+        await until(harness, story, lambda: len(inside.asked) > 1)
+        await harness.app.cancel(root.run_id)
+        await harness.until_idle()
+        assert (await harness.app.get(root.run_id)).status == "cancelled"
+    assert (inside.stops, story.town.ended) == (1, ["session-1"])
+    await story.check()
+
+
+async def test_nested_the_code_is_in_no_journal(story: Story) -> None:
+    asked = nested(max_depth=2)
+    Inside(story, told(asked, "done", report(2)))
+    with capture_logs() as logs, every_log_level():
+        outcome = await story.run(asked)
+    async with story.process() as harness:
+        journal = repr(await harness.app.journal(outcome.run_id))
+    assert CODE not in repr(logs) + journal + repr(outcome)
 
 
 # -- cancel, pause ------------------------------------------------------------------------------

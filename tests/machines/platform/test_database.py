@@ -124,14 +124,16 @@ def keeps_every_row(before, after):
         assert kept == rows, name
 
 
-@pytest.mark.parametrize("revision", ["0002", "0003"])
-def test_a_populated_file_of_an_earlier_version_is_upgraded(tmp_path, reopened, revision):
+@pytest.mark.parametrize(
+    ("revision", "counts"), [("0002", [1, 2, 2]), ("0003", [1, 2, 2]), ("0004", [1, 4, 3])]
+)
+def test_a_populated_file_of_an_earlier_version_is_upgraded(tmp_path, reopened, revision, counts):
     told = populated(tmp_path / "data", revision)
     raw = platform_database.Database(tmp_path / "data" / "platform.db")
     assert current(raw, SCRIPT_LOCATION) == revision
     before = everything(raw)
     raw.close()
-    assert [len(before[name]) for name in ("refund", "session", "execution")] == [1, 2, 2]
+    assert [len(before[name]) for name in ("refund", "session", "execution")] == counts
 
     world = reopened(tmp_path / "data", told["now_ms"])
     assert current(world.database, SCRIPT_LOCATION) == head(SCRIPT_LOCATION)
@@ -141,6 +143,7 @@ def test_a_populated_file_of_an_earlier_version_is_upgraded(tmp_path, reopened, 
         assert sql.all("PRAGMA foreign_key_check") == []
         assert sql.scalar("SELECT count(*) FROM sqlite_temp_master") == 0
         assert {row["base_vcpu"] for row in sql.all("SELECT base_vcpu FROM session")} == {1}
+        assert {row["toolbox"] for row in sql.all("SELECT toolbox FROM session")} == {0}
     fresh = open_platform_database(None)
     assert schema(world.database) == schema(fresh)
     fresh.close()
@@ -162,19 +165,20 @@ def test_a_gift_card_of_the_version_before_is_still_good(tmp_path, reopened):
     assert world.request("POST", "/api/gift-cards/redeem", json=order).status_code == 402
 
 
-def test_going_back_restores_each_schema(tmp_path):
-    populated(tmp_path / "data", "0003")
+@pytest.mark.parametrize(("earlier", "later"), [("0003", "0004"), ("0004", "0005")])
+def test_going_back_restores_each_schema(tmp_path, earlier, later):
+    populated(tmp_path / "data", earlier)
     database = open_platform_database(tmp_path / "data")
     config = Config()
     config.set_main_option("script_location", str(directory(SCRIPT_LOCATION)))
     config.set_main_option("path_separator", "os")
-    for revision in ("0003", "0004", "0003"):
+    for revision in (earlier, later, earlier):
         with database.transaction() as sql:
             config.attributes["connection"] = sql.connection
-            step = command.downgrade if revision == "0003" else command.upgrade
+            step = command.downgrade if revision == earlier else command.upgrade
             step(config, revision)
         assert current(database, SCRIPT_LOCATION) == revision
-    populated(tmp_path / "reference", "0003")
+    populated(tmp_path / "reference", earlier)
     reference = platform_database.Database(tmp_path / "reference" / "platform.db")
     assert schema(database) == schema(reference)
     keeps_every_row(everything(reference), everything(database))

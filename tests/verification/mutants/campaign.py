@@ -60,8 +60,10 @@ FLOWS = {
     "Authentication": "f04_authentication",
     "Confirmation": "f03c_confirmation",
     "Discovery": "f01_discovery",
+    "GiftCard": "f03b_gift_card",
     "Inception": "f13_inception",
     "Payment": "f03_payment",
+    "Redemption": "f03b_gift_card",
     "Spend": "f03w_wallet",
 }
 TESTS = (

@@ -3,6 +3,7 @@
 `scripts/escape.py` sets canaries up on the host (a file, a port, an abstract socket, keys of System
 V, the environment, a victim process) and runs `scripts/probes.py` inside; then it sets off bombs
 and lets the host's own calls walk by traps that the sandbox laid. Each probe prints what it saw.
+A semitrusted sandbox is also shown a toolbox: nested chains run in such ones.
 The control is the same without the system call filter: there, probes must get through. No setting
 does that; the script puts another function in the place of `build_filter`.
 """
@@ -110,23 +111,33 @@ def assert_tight(found: dict[str, Any]) -> None:
     assert found["left"] == []
 
 
-@pytest.mark.parametrize("network", ["zerotrust", "semitrusted"])
-def test_every_wall_stands(reachable: Path, scripts: Path, network: str) -> None:
-    found = escape(reachable, scripts, "--network", network)
+SANDBOXES = [("zerotrust", []), ("semitrusted", ["--toolbox"])]
+
+
+def assert_toolbox(found: dict[str, Any], words: list[str]) -> None:
+    assert bool(found["toolbox"]) == ("--toolbox" in words)
+    assert set(found["toolbox"]) <= {"bin", "lib", "python", "wheelhouse"}
+
+
+@pytest.mark.parametrize(("network", "more"), SANDBOXES)
+def test_every_wall_stands(reachable: Path, scripts: Path, network: str, more: list[str]) -> None:
+    found = escape(reachable, scripts, "--network", network, *more)
     assert found["uid"] == os.geteuid()
+    assert_toolbox(found, more)
     assert_tight(found)
 
 
-@pytest.mark.parametrize("network", ["zerotrust", "semitrusted"])
+@pytest.mark.parametrize(("network", "more"), SANDBOXES)
 def test_every_wall_stands_for_an_ordinary_user(
-    reachable: Path, scripts: Path, network: str
+    reachable: Path, scripts: Path, network: str, more: list[str]
 ) -> None:
-    words = ["--network", network]
+    words = ["--network", network, *more]
     if os.geteuid() == 0:  # else the test above was the ordinary user's, and so is this one
         os.chown(reachable, ORDINARY_USER, ORDINARY_USER)
         words += ["--user", str(ORDINARY_USER)]
     found = escape(reachable, scripts, *words)
     assert found["uid"] != 0
+    assert_toolbox(found, more)
     assert_tight(found)
 
 

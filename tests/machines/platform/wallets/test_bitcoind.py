@@ -221,7 +221,7 @@ def test_wrong_arguments_are_minus_1(world):
     ("amount", "message"),
     [
         ("0.123456789", "Invalid amount"),
-        ("0.100000000", "Invalid amount"),
+        ("0.1000000001", "Invalid amount"),
         (0.1 + 0.2, "Invalid amount"),
         ("1_000", "Invalid amount"),
         ("\uff11", "Invalid amount"),
@@ -238,14 +238,14 @@ def test_bad_amounts_are_minus_3(world, coin, amount, message):
     assert world.error(coin, "createrawtransaction", [], outputs) == (-3, message)
 
 
-def test_minus_6_means_two_things(world, coin):
+def test_minus_4_of_funding_means_two_things(world, coin):
     def fund(amount):
         raw = world.rpc(coin, "createrawtransaction", [], {shop_address(world, coin): amount})
         return world.error(coin, "fundrawtransaction", raw)
 
-    assert fund("0.00000001") == (-6, "Transaction amount too small")
-    assert fund("0") == (-6, "Transaction amount too small")
-    assert fund("90000000000") == (-6, "Insufficient funds")
+    assert fund("0.00000001") == (-4, "Transaction amount too small")
+    assert fund("0") == (-4, "Transaction amount too small")
+    assert fund("90000000000") == (-4, "Insufficient funds")
 
 
 def test_bad_and_foreign_addresses_are_minus_5(world):

@@ -1,6 +1,6 @@
 """Sets canaries up on the host, runs probes.py and bombs in a sandbox, prints what was reached.
 
-    escape.py ROOT [--network zerotrust|semitrusted] [--user UID] [--no-filter]
+    escape.py ROOT [--network zerotrust|semitrusted] [--toolbox] [--user UID] [--no-filter]
 
 `--user` gives up root after imports (an account need not exist). `--no-filter` installs a filter
 that allows everything: the control that shows that the probes can fail.
@@ -24,6 +24,7 @@ from machines.platform.sandbox import layout, processes, start
 from machines.platform.sandbox.backend import EGRESS_PORT, Command, Spec
 from machines.platform.sandbox.bubblewrap import BubblewrapBackend
 from machines.platform.sandbox.errors import SandboxError, SandboxGone, SandboxLimit
+from machines.platform.toolbox import load_toolbox
 
 MIB = 1024 * 1024
 LIBC = ctypes.CDLL(None)
@@ -330,8 +331,11 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--user", type=int)
     parser.add_argument("--network", default="zerotrust")
+    parser.add_argument("--toolbox", action="store_true")
     parser.add_argument("--no-filter", action="store_true")
     options = parser.parse_args()
+    if options.toolbox:
+        load_toolbox()  # the user we become may not read what is still to be imported for it
     if options.user is not None:
         become(options.user)
     if options.no_filter:
@@ -342,8 +346,10 @@ def main() -> None:
     backend = BubblewrapBackend(options.root / "sandboxes")
     probed = backend.probe()
     found = {"uid": os.geteuid(), "probe": probed.reason, "enforcement": probed.enforcement}
-    handle = backend.create(spec("escape", network=options.network))
+    handle = backend.create(spec("escape", network=options.network, toolbox=options.toolbox))
     try:
+        shown = Command(("ls", "/opt/turtles"))
+        found["toolbox"] = backend.execute(handle, shown).stdout.decode().split()
         script = Path(__file__).with_name("probes.py").read_bytes()
         command = Command(("python3", "probes.py"), files={"probes.py": script})
         answer = backend.execute(handle, command, stdin=json.dumps(values).encode())

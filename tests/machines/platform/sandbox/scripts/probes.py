@@ -279,7 +279,10 @@ def write_outside():
     places = ["/usr", "/etc", "/", "/dev", "/run", "/run/turtles", "/var", "/lib", "/etc/ssl/certs"]
     flags = os.O_WRONLY | os.O_CREAT
     made = [place for place in places if opens(f"{place}/turtles-probe", flags)]
-    files = ("/usr/bin/env", "/etc/passwd", "/run/turtles/agent.py")
+    files = ["/usr/bin/env", "/etc/passwd", "/run/turtles/agent.py"]
+    for directory, _, names in os.walk("/opt"):  # a toolbox, where there is one
+        made += [directory] if opens(f"{directory}/turtles-probe", flags) else []
+        files += [f"{directory}/{name}" for name in names]
     return made + [path for path in files if opens(path, os.O_WRONLY)] or None
 
 

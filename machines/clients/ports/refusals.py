@@ -1,0 +1,33 @@
+"""What a platform says when it refuses, as far as a program can act on it.
+
+A `Refusal` carries the code that the API prints in `error` (`language_unavailable`,
+`session_busy`, `outcome_unknown`, ...), so that a flow can give each its own state.
+"""
+
+from __future__ import annotations
+
+from machines.clients.ports import NotFound, Rejected
+
+
+class Refusal(Rejected):
+    """The request is refused, and `code` says for what.
+
+    Args:
+        code: the platform's own word, such as `bad_field`; `other` when it says none.
+        status: of HTTP.
+        provides: the package that would bring what is missing, where the platform names one.
+    """
+
+    def __init__(self, message: str, *, code: str, status: int, provides: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.provides = provides
+
+
+class Over(NotFound):
+    """410: it was there and has ended.  `reason` is the platform's, e.g. `expired`."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

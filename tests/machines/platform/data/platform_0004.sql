@@ -1,0 +1,793 @@
+BEGIN TRANSACTION;
+CREATE TABLE alembic_version (
+	version_num VARCHAR(32) NOT NULL, 
+	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+INSERT INTO "alembic_version" VALUES('0004');
+CREATE TABLE api_key (
+        public_key TEXT PRIMARY KEY,
+        secret_sealed TEXT NOT NULL,
+        tier INTEGER NOT NULL CHECK (tier BETWEEN 1 AND 32),
+        status TEXT NOT NULL CHECK (status IN ('active', 'suspended')),
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        secret_viewed_ms INTEGER,
+        generation INTEGER NOT NULL DEFAULT 1
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "api_key" VALUES('unsb-pk-nysa-a9me-jput-rryk','turtles:1:5e318f8c:OYVJyAOk5lW2QcECsLJy84TC1bp+PFPyHv67dp/PYE4nrGl5qgA5aAa6U+rdiB56Dt0K5OymXcHSaTM=',1,'active',1700000000000,1702592000000,NULL,1);
+INSERT INTO "api_key" VALUES('unsb-pk-xls4-76vd-vaq4-yy3u','turtles:1:5e318f8c:kyVuzd9RYr4YAAm40DoOf0SxJRbaHu8huT87iJqJaw4Dz/eGRee7gvPEjyPThHWrTjm00w2G+J58LxA=',8,'active',1700003600000,1702595600000,NULL,1);
+CREATE TABLE api_request (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        public_key TEXT NOT NULL,
+        at_ms INTEGER NOT NULL
+    );
+INSERT INTO "api_request" VALUES(1,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003601000);
+INSERT INTO "api_request" VALUES(2,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003602000);
+INSERT INTO "api_request" VALUES(3,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003603000);
+INSERT INTO "api_request" VALUES(4,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003604000);
+INSERT INTO "api_request" VALUES(5,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003605000);
+CREATE TABLE audit_entry (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        public_key TEXT NOT NULL REFERENCES api_key (public_key),
+        at_ms INTEGER NOT NULL,
+        action TEXT NOT NULL,
+        client_ip TEXT NOT NULL,
+        resource_type TEXT NOT NULL,
+        resource_id TEXT,
+        result TEXT NOT NULL CHECK (result IN ('success', 'failure')),
+        status INTEGER NOT NULL
+    );
+INSERT INTO "audit_entry" VALUES(1,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003601000,'POST /sessions','127.0.0.1','session','unsb-session-135df1ec260e7247','success',200);
+INSERT INTO "audit_entry" VALUES(2,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003603000,'POST /sessions/{session_id}/snapshot','127.0.0.1','snapshot','unsb-session-135df1ec260e7247','success',200);
+INSERT INTO "audit_entry" VALUES(3,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003604000,'POST /sessions/{session_id}/freeze','127.0.0.1','session','unsb-session-135df1ec260e7247','success',200);
+INSERT INTO "audit_entry" VALUES(4,'unsb-pk-xls4-76vd-vaq4-yy3u',1700003605000,'POST /sessions','127.0.0.1','session','unsb-session-7285775146dd9bc8','success',200);
+CREATE TABLE block (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        currency TEXT NOT NULL,
+        height INTEGER NOT NULL CHECK (height >= 0),
+        hash TEXT NOT NULL UNIQUE,
+        previous_hash TEXT NOT NULL,
+        mined_ms INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('best', 'stale'))
+    );
+INSERT INTO "block" VALUES(1,'BTC',0,'45858bbb825f69ad665c447675ea4003844798ff1bed39c1ccd08e51ab4e5181','0000000000000000000000000000000000000000000000000000000000000000',1700000000000,'best');
+INSERT INTO "block" VALUES(2,'BTC',1,'fc152f651afa136c901338f80fe6cf2d1018c2ec87ff9bfbbebb7b84fdf5b87f','45858bbb825f69ad665c447675ea4003844798ff1bed39c1ccd08e51ab4e5181',1700000000000,'best');
+INSERT INTO "block" VALUES(3,'BTC',2,'884fa907fb588cbe9e0039dd1312e3833f082f86f2c6ca66cb6441b9c664034c','fc152f651afa136c901338f80fe6cf2d1018c2ec87ff9bfbbebb7b84fdf5b87f',1700000000000,'best');
+INSERT INTO "block" VALUES(4,'BTC',3,'3cda91a4cff2cda9730a6b4c0f7e5738fb4c7dc8dfa23107c9e41cc73a00c50b','884fa907fb588cbe9e0039dd1312e3833f082f86f2c6ca66cb6441b9c664034c',1700000000000,'best');
+INSERT INTO "block" VALUES(5,'BTC',4,'cc7821865aa5f92a6be80f60a92a6a2fbb9f63eb08382113cd476e50f69f0356','3cda91a4cff2cda9730a6b4c0f7e5738fb4c7dc8dfa23107c9e41cc73a00c50b',1700000000000,'best');
+INSERT INTO "block" VALUES(6,'BTC',5,'96eef99e8709390a9a5f0816ba311fea9e48b6cd3c3652fc367bf3c6c7a6cabd','cc7821865aa5f92a6be80f60a92a6a2fbb9f63eb08382113cd476e50f69f0356',1700000000000,'best');
+INSERT INTO "block" VALUES(7,'BTC',6,'8ff32fb093d44da5766fb88908f2b31266de3b6d6991e8a3af10b4bc7b7ce986','96eef99e8709390a9a5f0816ba311fea9e48b6cd3c3652fc367bf3c6c7a6cabd',1700000000000,'best');
+INSERT INTO "block" VALUES(8,'BTC',7,'1d12ad5643bea311afe8fde079c866e35c0c5473aa1a50a42bf65a873ad4ffc0','8ff32fb093d44da5766fb88908f2b31266de3b6d6991e8a3af10b4bc7b7ce986',1700000000000,'best');
+INSERT INTO "block" VALUES(9,'BTC',8,'6adfa15f6dff7893246f51424c3229f7fa0f674f86ea35baef47ddce2ab060fe','1d12ad5643bea311afe8fde079c866e35c0c5473aa1a50a42bf65a873ad4ffc0',1700000000000,'best');
+INSERT INTO "block" VALUES(10,'BTC',9,'df4cf6f92c097bea3193dcb54229c10ce38897feb349945396965cb355d4a866','6adfa15f6dff7893246f51424c3229f7fa0f674f86ea35baef47ddce2ab060fe',1700000000000,'best');
+INSERT INTO "block" VALUES(11,'BTC',10,'95d97bcf01155851386bd42069fa1e27e65679715743ebcfa8da9351735f42bc','df4cf6f92c097bea3193dcb54229c10ce38897feb349945396965cb355d4a866',1700000000000,'best');
+INSERT INTO "block" VALUES(12,'BTC',11,'f7cbfe2f37757d62f208828fd490d01f07de64a3c1863cc3dcda0731f3ddc501','95d97bcf01155851386bd42069fa1e27e65679715743ebcfa8da9351735f42bc',1700000000000,'best');
+INSERT INTO "block" VALUES(13,'LTC',0,'45f3e35471cf6b2fe1cf0fa1c77717d8abd588c0816ad64a13c2de22358f42ee','0000000000000000000000000000000000000000000000000000000000000000',1700000000000,'best');
+INSERT INTO "block" VALUES(14,'LTC',1,'447aca486a6d2e3b7cc8b2ad7de3b4f6c4aa411338e8cf3f45713d3004aa5ab9','45f3e35471cf6b2fe1cf0fa1c77717d8abd588c0816ad64a13c2de22358f42ee',1700000000000,'best');
+INSERT INTO "block" VALUES(15,'LTC',2,'96c567306be028145510eea7e4cc4fd7cf863f6aa87bbd5b09a98475974823fa','447aca486a6d2e3b7cc8b2ad7de3b4f6c4aa411338e8cf3f45713d3004aa5ab9',1700000000000,'best');
+INSERT INTO "block" VALUES(16,'LTC',3,'2a3c06744bc22961f6281f49ad0c2e5561fa7dcc8e8b8afd235f2a8ed7f2a970','96c567306be028145510eea7e4cc4fd7cf863f6aa87bbd5b09a98475974823fa',1700000000000,'best');
+INSERT INTO "block" VALUES(17,'LTC',4,'a361346d4dfb99054256b19f7a52768f1b34261c9456453c915d41949d7977d9','2a3c06744bc22961f6281f49ad0c2e5561fa7dcc8e8b8afd235f2a8ed7f2a970',1700000000000,'best');
+INSERT INTO "block" VALUES(18,'LTC',5,'ef87e15e8aefd7cc56c85f57d7be0297fc9b05b6ab2f62cd50f362c0c260e8b1','a361346d4dfb99054256b19f7a52768f1b34261c9456453c915d41949d7977d9',1700000000000,'best');
+INSERT INTO "block" VALUES(19,'LTC',6,'8f01e1671554d602f983d4fae250233268f680d745f3f3b493ee00f401b8299a','ef87e15e8aefd7cc56c85f57d7be0297fc9b05b6ab2f62cd50f362c0c260e8b1',1700000000000,'best');
+INSERT INTO "block" VALUES(20,'LTC',7,'c8736cfa947dbd460b3894bf5db53988bab28e5a6936d5034e15939296af0a15','8f01e1671554d602f983d4fae250233268f680d745f3f3b493ee00f401b8299a',1700000000000,'best');
+INSERT INTO "block" VALUES(21,'LTC',8,'de2d67648cb6747e9a68eb3eed214630983578501be25a23c5d02810f94bd262','c8736cfa947dbd460b3894bf5db53988bab28e5a6936d5034e15939296af0a15',1700000000000,'best');
+INSERT INTO "block" VALUES(22,'LTC',9,'b4888281451fc7ce37980b98d263e3cb7bf43a698ac45b89da853f737de3fb24','de2d67648cb6747e9a68eb3eed214630983578501be25a23c5d02810f94bd262',1700000000000,'best');
+INSERT INTO "block" VALUES(23,'LTC',10,'0d0c30d94d4d5df800400f676579e53fa1cab12af358ba2e7417cf22c981feae','b4888281451fc7ce37980b98d263e3cb7bf43a698ac45b89da853f737de3fb24',1700000000000,'best');
+INSERT INTO "block" VALUES(24,'LTC',11,'c556403608b59b0e92da5db99583daa312d0b37eba067ae7535e132d2d3dd9e6','0d0c30d94d4d5df800400f676579e53fa1cab12af358ba2e7417cf22c981feae',1700000000000,'best');
+INSERT INTO "block" VALUES(25,'DOGE',0,'726aac38845627eacc53a114224de49ecabc51cc41f8df173d95c8468b305bbc','0000000000000000000000000000000000000000000000000000000000000000',1700000000000,'best');
+INSERT INTO "block" VALUES(26,'DOGE',1,'ba98d71a6445560b7a101bf340f6cfa3ec7b75cca456bb4f45f8e62fee46cff9','726aac38845627eacc53a114224de49ecabc51cc41f8df173d95c8468b305bbc',1700000000000,'best');
+INSERT INTO "block" VALUES(27,'DOGE',2,'2f8a53768e571c386dadce518dd94ae7781cb3c9fc546c283f487677e7e3b6d6','ba98d71a6445560b7a101bf340f6cfa3ec7b75cca456bb4f45f8e62fee46cff9',1700000000000,'best');
+INSERT INTO "block" VALUES(28,'DOGE',3,'c75f25f9e36333c5d2c0f06ec1935dc34cf53ec6f7472cbcdaf6dff20d01803f','2f8a53768e571c386dadce518dd94ae7781cb3c9fc546c283f487677e7e3b6d6',1700000000000,'best');
+INSERT INTO "block" VALUES(29,'DOGE',4,'533063f3058a69a03cd25c07f4aff8e62ae59651c81e417724260dda876535ba','c75f25f9e36333c5d2c0f06ec1935dc34cf53ec6f7472cbcdaf6dff20d01803f',1700000000000,'best');
+INSERT INTO "block" VALUES(30,'DOGE',5,'dc5036e805ea939270a5e27f1605121cbe2673bb93185dadeb105c3fec1c35f9','533063f3058a69a03cd25c07f4aff8e62ae59651c81e417724260dda876535ba',1700000000000,'best');
+INSERT INTO "block" VALUES(31,'DOGE',6,'a66558c051fd7facc7db15c62171d26bdab4efb54e191108d4c50c58dd6c1222','dc5036e805ea939270a5e27f1605121cbe2673bb93185dadeb105c3fec1c35f9',1700000000000,'best');
+INSERT INTO "block" VALUES(32,'DOGE',7,'1e293bbe0ffe739359f0fcd79d3321c763ed27f966bc0badea0385e61460cfcf','a66558c051fd7facc7db15c62171d26bdab4efb54e191108d4c50c58dd6c1222',1700000000000,'best');
+INSERT INTO "block" VALUES(33,'DOGE',8,'c7d8ee34e4c81d04ee2191bc8905a9648626dc6ba50caf47b4bef1ce8d4413c8','1e293bbe0ffe739359f0fcd79d3321c763ed27f966bc0badea0385e61460cfcf',1700000000000,'best');
+INSERT INTO "block" VALUES(34,'DOGE',9,'86909556151e209251ac47181bfad198feddf695a1777f51cc055ce85304616b','c7d8ee34e4c81d04ee2191bc8905a9648626dc6ba50caf47b4bef1ce8d4413c8',1700000000000,'best');
+INSERT INTO "block" VALUES(35,'DOGE',10,'b678ccaac4e094e3fa2c05b520588ff26ede77a50f5ac134b80244df7afce25b','86909556151e209251ac47181bfad198feddf695a1777f51cc055ce85304616b',1700000000000,'best');
+INSERT INTO "block" VALUES(36,'DOGE',11,'bed42b30a036ec38cf72b09fe7495ef8dbcb681ae22363a5626fc9397eb6f257','b678ccaac4e094e3fa2c05b520588ff26ede77a50f5ac134b80244df7afce25b',1700000000000,'best');
+INSERT INTO "block" VALUES(37,'XMR',0,'acfe4b7ea4662540acc46f16fdb965ea08ad502905074533dec5fdfe228e65a7','0000000000000000000000000000000000000000000000000000000000000000',1700000000000,'best');
+INSERT INTO "block" VALUES(38,'XMR',1,'bd7a39b005a17025b87244fac7fb8f9fab2b66033f23a57ff23b227f13e09520','acfe4b7ea4662540acc46f16fdb965ea08ad502905074533dec5fdfe228e65a7',1700000000000,'best');
+INSERT INTO "block" VALUES(39,'XMR',2,'a3c68563a98f319412074a942c4b92cfbc235c24cffd37a40b73c6580f2fca50','bd7a39b005a17025b87244fac7fb8f9fab2b66033f23a57ff23b227f13e09520',1700000000000,'best');
+INSERT INTO "block" VALUES(40,'XMR',3,'c7cd66799fd4374b03905808e82f25d2a1ec60cd364db9c0e103d6aef342ee70','a3c68563a98f319412074a942c4b92cfbc235c24cffd37a40b73c6580f2fca50',1700000000000,'best');
+INSERT INTO "block" VALUES(41,'XMR',4,'dc9ccff5617519dc49f71fa4204fa81d9436a8e7bd00886a7ff4ec2326cb3ac1','c7cd66799fd4374b03905808e82f25d2a1ec60cd364db9c0e103d6aef342ee70',1700000000000,'best');
+INSERT INTO "block" VALUES(42,'XMR',5,'fff8800148c7e341b629fffbe66fd6f6b38651f33296159ff290a8e84228571f','dc9ccff5617519dc49f71fa4204fa81d9436a8e7bd00886a7ff4ec2326cb3ac1',1700000000000,'best');
+INSERT INTO "block" VALUES(43,'XMR',6,'cedfcd285d5884985ea7db8a166bc729819f7c94b9fcc041e9070a67102018ee','fff8800148c7e341b629fffbe66fd6f6b38651f33296159ff290a8e84228571f',1700000000000,'best');
+INSERT INTO "block" VALUES(44,'XMR',7,'fe3f969a549319cf86ded79007b28026386c6c9784e2a36695246ae834b180e6','cedfcd285d5884985ea7db8a166bc729819f7c94b9fcc041e9070a67102018ee',1700000000000,'best');
+INSERT INTO "block" VALUES(45,'XMR',8,'d9e8bba6fe96fb536a17ac2ccb2c144c225c946ee375e9de5c65534b8ec45470','fe3f969a549319cf86ded79007b28026386c6c9784e2a36695246ae834b180e6',1700000000000,'best');
+INSERT INTO "block" VALUES(46,'XMR',9,'5416793000f5221fb2ea7819b95cb77cd438a3d35e833eb0f3886330d039b3d2','d9e8bba6fe96fb536a17ac2ccb2c144c225c946ee375e9de5c65534b8ec45470',1700000000000,'best');
+INSERT INTO "block" VALUES(47,'XMR',10,'5fe948ab21c50e18ece3986dc5703c089ba69fe46cd4c3e9731433527b735d41','5416793000f5221fb2ea7819b95cb77cd438a3d35e833eb0f3886330d039b3d2',1700000000000,'best');
+INSERT INTO "block" VALUES(48,'XMR',11,'5392006fe0e176b483c96291cc1a3fee68932cdc1ed682b5db456d34c4cd88d0','5fe948ab21c50e18ece3986dc5703c089ba69fe46cd4c3e9731433527b735d41',1700000000000,'best');
+INSERT INTO "block" VALUES(49,'LTC',12,'a1ea96a9ad2ecd5e81dcabbbffe31555995f55093b11145c55c397e999464de0','c556403608b59b0e92da5db99583daa312d0b37eba067ae7535e132d2d3dd9e6',1700000000000,'best');
+INSERT INTO "block" VALUES(50,'LTC',13,'b54f8019b3d99174b97b942badd53f5a9ee4997d61f7787823f1cbcac823f69b','a1ea96a9ad2ecd5e81dcabbbffe31555995f55093b11145c55c397e999464de0',1700000000000,'best');
+INSERT INTO "block" VALUES(51,'LTC',14,'6d0f47070139a4668295d370f1f0b289cb64c0a2877a69bc4ee12b8da383c168','b54f8019b3d99174b97b942badd53f5a9ee4997d61f7787823f1cbcac823f69b',1700000000000,'best');
+INSERT INTO "block" VALUES(52,'LTC',15,'c548cd15ae61efd6e32d83d60ab2dc6d12ebb3a1b9b7d4f806fbb36d73aa5a43','6d0f47070139a4668295d370f1f0b289cb64c0a2877a69bc4ee12b8da383c168',1700000000000,'best');
+INSERT INTO "block" VALUES(53,'LTC',16,'c1cf22bc102f2a2a922d867049f8af1bedae077a498c4346873442e0a42c09e0','c548cd15ae61efd6e32d83d60ab2dc6d12ebb3a1b9b7d4f806fbb36d73aa5a43',1700000000000,'best');
+INSERT INTO "block" VALUES(54,'LTC',17,'2d5bddcd1708a969ee826becd3664eef80e44f375dd51b280ff349e67f9942a9','c1cf22bc102f2a2a922d867049f8af1bedae077a498c4346873442e0a42c09e0',1700000000000,'best');
+INSERT INTO "block" VALUES(55,'BTC',12,'09524d13cfbe0b5af546187761ec0eb5546ce47510a1f5a94593d26c414693f0','f7cbfe2f37757d62f208828fd490d01f07de64a3c1863cc3dcda0731f3ddc501',1700003600000,'best');
+INSERT INTO "block" VALUES(56,'BTC',13,'b5f9d058ad6a231238fbe5772373fd2cb818255735a5280de3eb2feb711b73e5','09524d13cfbe0b5af546187761ec0eb5546ce47510a1f5a94593d26c414693f0',1700003600000,'best');
+INSERT INTO "block" VALUES(57,'BTC',14,'543fe7274f02729051f0e0651313a5f8151f3ca2740f642f8969d4fec622c464','b5f9d058ad6a231238fbe5772373fd2cb818255735a5280de3eb2feb711b73e5',1700003600000,'best');
+INSERT INTO "block" VALUES(58,'LTC',18,'6a716a4212c15dad0d5577d2660f38cec45afc6a2aa507c93869538844963432','2d5bddcd1708a969ee826becd3664eef80e44f375dd51b280ff349e67f9942a9',1700003600000,'best');
+INSERT INTO "block" VALUES(59,'LTC',19,'4d9b595e77c13b493282805f9f841e175ceb032a89414e4b4b7470a50764cc33','6a716a4212c15dad0d5577d2660f38cec45afc6a2aa507c93869538844963432',1700003600000,'best');
+INSERT INTO "block" VALUES(60,'LTC',20,'8fca7c66efe425ccf21fba9ba00fe50b8a6cb6887208b5da84f828b2f7915a6c','4d9b595e77c13b493282805f9f841e175ceb032a89414e4b4b7470a50764cc33',1700003600000,'best');
+INSERT INTO "block" VALUES(61,'LTC',21,'56cab760f8c900cf97514b153b64b886a8c9d8050192909d4c53b5e0f23d23ff','8fca7c66efe425ccf21fba9ba00fe50b8a6cb6887208b5da84f828b2f7915a6c',1700003600000,'best');
+INSERT INTO "block" VALUES(62,'LTC',22,'497e8c90f86eb97010d87ea6efd8c1f8b15e4de28d4aaabdef2d6dc9348c72f0','56cab760f8c900cf97514b153b64b886a8c9d8050192909d4c53b5e0f23d23ff',1700003600000,'best');
+INSERT INTO "block" VALUES(63,'LTC',23,'d6e07f7f62078d4ec82cc0dcfb9edba21ab7b220b815eca8ecf41c623929b5f9','497e8c90f86eb97010d87ea6efd8c1f8b15e4de28d4aaabdef2d6dc9348c72f0',1700003600000,'best');
+CREATE TABLE execution (
+        job_id TEXT PRIMARY KEY,
+        public_key TEXT NOT NULL REFERENCES api_key (public_key),
+        session_id TEXT REFERENCES session (session_id),
+        language TEXT NOT NULL,
+        network_mode TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN
+            ('pending', 'running', 'completed', 'timeout', 'failed', 'cancelled', 'lost')),
+        started_ms INTEGER NOT NULL,
+        ended_ms INTEGER,
+        exit_code INTEGER,
+        stdout TEXT,
+        stderr TEXT,
+        duration_ms INTEGER,
+        truncated INTEGER NOT NULL DEFAULT 0,
+        oom INTEGER NOT NULL DEFAULT 0,
+        error TEXT,
+        idempotency_key TEXT,
+        digest TEXT NOT NULL,
+        service_id TEXT,
+        vcpu INTEGER NOT NULL DEFAULT 1 CHECK (vcpu BETWEEN 1 AND 8),
+        artifacts TEXT,
+        detected INTEGER NOT NULL DEFAULT 0 CHECK (detected IN (0, 1)),
+        kept_bytes INTEGER NOT NULL DEFAULT 0 CHECK (kept_bytes >= 0),
+        UNIQUE (public_key, idempotency_key),
+        CHECK (session_id IS NULL OR service_id IS NULL),
+        CHECK ((state IN ('completed', 'timeout')) = (exit_code IS NOT NULL))
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "execution" VALUES('425e1642-e935-4bff-82e3-4f8ecc70eb74','unsb-pk-xls4-76vd-vaq4-yy3u','unsb-session-135df1ec260e7247','bash','zerotrust','completed',1700003602000,1700003602000,0,'','',0,0,0,NULL,NULL,'65d61c6b0e20e4c3ead6114eb2897a8feeac3028d3ac100eb9deec3c21dda583',NULL,1,NULL,0,0);
+INSERT INTO "execution" VALUES('job-1','unsb-pk-nysa-a9me-jput-rryk','unsb-session-0000000000000000','bash','zerotrust','lost',1700003600000,1700003600000,NULL,NULL,NULL,NULL,0,0,'the result was lost',NULL,'d',NULL,1,NULL,0,0);
+INSERT INTO "execution" VALUES('job-2','unsb-pk-nysa-a9me-jput-rryk',NULL,'python','zerotrust','completed',1700003600000,1700003600000,0,'hi','',NULL,0,0,NULL,'once','d',NULL,1,NULL,0,0);
+CREATE TABLE fault (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        arguments TEXT NOT NULL,
+        remaining INTEGER NOT NULL CHECK (remaining >= 0)
+    );
+CREATE TABLE gift_card (
+        card_id TEXT PRIMARY KEY,
+        invoice_id TEXT NOT NULL UNIQUE REFERENCES invoice (invoice_id),
+        code_digest TEXT NOT NULL UNIQUE,
+        amount_cents INTEGER NOT NULL
+            CHECK (typeof(amount_cents) = 'integer' AND amount_cents >= 700),
+        balance_cents INTEGER NOT NULL CHECK (typeof(balance_cents) = 'integer'
+            AND balance_cents BETWEEN 0 AND amount_cents),
+        needs_approval INTEGER NOT NULL CHECK (needs_approval IN (0, 1)),
+        email TEXT,
+        created_ms INTEGER NOT NULL,
+        CHECK (needs_approval = 0 OR email IS NOT NULL)
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "gift_card" VALUES('gift_Ze7nwuEzppqN1j7vQyBntnlOP1OpJNpQ','inv_zv3kh-9yZo7hjlHI_4ko4RyywDoVDUr7','47364c6e3a58651ebfd5f3cf7c04565ff02ce085d69fc97dc62adde8bf685bc3',5000,3047,1,'a@b.example',1700003600000);
+CREATE TABLE gift_letter (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        redemption_id TEXT NOT NULL UNIQUE REFERENCES gift_redemption (redemption_id),
+        recipient TEXT NOT NULL,
+        text_sealed TEXT NOT NULL,
+        created_ms INTEGER NOT NULL
+    );
+INSERT INTO "gift_letter" VALUES(1,'redeem_07wGY9j0D9Z8L3neO7QUOV3KqXGqe0c3','a@b.example','turtles:1:5e318f8c:eW2mEzRLT6c7Fc+SuRemZ/nprl5Vx3Qzwg0N+D/MwxFC8jmNezxMxDm7P0AZJJ4Nub9mtEfjgKeYa3r0loKldi67WAn5kbK1XyBQr7A22S0crs4wkes4aavHD7La1Q11CsvJ5txQPtetXMWVe78d9yOP1Hr+OqKvHaEkH0SVonXUPjhj8IMfSjyG6eZJD2vDW6m5sv/xTxX5rm3G7xGMIkS+bluJoKqABcCW2j04Oo7jQeuO6lIq6x27PAiSRxov16CpVDCTQpMFSE8EGxwkoNV0Lgt4r3weVjp8An268EE+gGqkAWA5mBl44KoMUC8UKKc80Bz5f/7xNkdYmbg7',1700003600000);
+CREATE TABLE gift_pepper (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        pepper_sealed TEXT NOT NULL
+    );
+INSERT INTO "gift_pepper" VALUES(1,'turtles:1:5e318f8c:YCjy3eG5cPO9Afh4vl458S0TEkeZyQtlqu0HmAC+BPUuxyCW83mK/akqOxE8QT76tShMAYvSmLtHSmvFoA9WA3zf0G3uh9Zy6A1OZy/vZu6gUD2jYe98JHoTYD8=');
+CREATE TABLE gift_redemption (
+        redemption_id TEXT PRIMARY KEY,
+        card_id TEXT NOT NULL REFERENCES gift_card (card_id),
+        tier INTEGER NOT NULL CHECK (tier BETWEEN 1 AND 32),
+        months INTEGER NOT NULL CHECK (months > 0),
+        price_cents INTEGER NOT NULL
+            CHECK (typeof(price_cents) = 'integer' AND price_cents > 0),
+        state TEXT NOT NULL CHECK (state IN ('pending_approval', 'redeemed', 'denied')),
+        public_key TEXT UNIQUE REFERENCES api_key (public_key),
+        token_digest TEXT UNIQUE,
+        idempotency_key TEXT,
+        requested_ms INTEGER NOT NULL,
+        decided_ms INTEGER,
+        UNIQUE (card_id, idempotency_key),
+        CHECK ((state = 'redeemed') = (public_key IS NOT NULL)),
+        CHECK ((state = 'pending_approval') = (decided_ms IS NULL))
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "gift_redemption" VALUES('redeem_07wGY9j0D9Z8L3neO7QUOV3KqXGqe0c3','gift_Ze7nwuEzppqN1j7vQyBntnlOP1OpJNpQ',1,3,1953,'pending_approval',NULL,'c7994fed5ba7f8d55a3c0b443711b705453404f15d7b9ee5f6496638465ba076',NULL,1700003600000,NULL);
+CREATE TABLE image (
+        image_id TEXT PRIMARY KEY,
+        owner_key TEXT NOT NULL REFERENCES api_key (public_key),
+        name TEXT,
+        description TEXT,
+        source_type TEXT NOT NULL,
+        source_id TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('creating', 'ready', 'deleted')),
+        visibility TEXT NOT NULL CHECK (visibility IN ('private', 'unlisted', 'public')),
+        locked INTEGER NOT NULL DEFAULT 0 CHECK (locked IN (0, 1)),
+        level TEXT CHECK (level IN ('files', 'files+vars', 'full')),
+        lost TEXT NOT NULL DEFAULT '[]',
+        size_bytes INTEGER,
+        sha256 TEXT,
+        recipe TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        idempotency_key TEXT,
+        digest TEXT NOT NULL,
+        UNIQUE (owner_key, idempotency_key),
+        CHECK ((status = 'ready') <= (size_bytes IS NOT NULL AND sha256 IS NOT NULL))
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE image_trust (
+        image_id TEXT NOT NULL REFERENCES image (image_id),
+        public_key TEXT NOT NULL,
+        granted_ms INTEGER NOT NULL,
+        PRIMARY KEY (image_id, public_key)
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE invoice (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        invoice_id TEXT NOT NULL UNIQUE,
+        tier INTEGER CHECK (tier BETWEEN 1 AND 32),
+        months INTEGER CHECK (months > 0),
+        currency TEXT NOT NULL,
+        price_cents INTEGER NOT NULL CHECK (price_cents > 0),
+        amount_atomic INTEGER NOT NULL
+            CHECK (typeof(amount_atomic) = 'integer' AND amount_atomic > 0),
+        address TEXT NOT NULL UNIQUE,
+        email TEXT,
+        refund_address TEXT,
+        idempotency_key TEXT UNIQUE,
+        request_hash TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'partial', 'confirming', 'completed',
+            'expired', 'refund_pending', 'refunded')),
+        received_atomic INTEGER NOT NULL DEFAULT 0 CHECK (received_atomic >= 0),
+        overpaid_atomic INTEGER NOT NULL DEFAULT 0 CHECK (overpaid_atomic >= 0),
+        confirmations INTEGER NOT NULL DEFAULT 0,
+        undercount_atomic INTEGER NOT NULL DEFAULT 0 CHECK (undercount_atomic >= 0),
+        public_key TEXT UNIQUE REFERENCES api_key (public_key),
+        CHECK ((tier IS NULL) = (months IS NULL)),
+        CHECK ((state = 'completed' AND tier IS NOT NULL) = (public_key IS NOT NULL))
+    );
+INSERT INTO "invoice" VALUES(1,'inv_PDlVr09Wle4YoBP1kS_oIu1wK6PaX1Bp',1,1,'LTC',700,8750000,'rltc1qfdkhuc67005n85qt3lh6que3vzmdcdzcxyd3pd',NULL,NULL,'paid','1395b58cb8bc4118fa2bfa1fef16eabe3d35b9969b2c1723de28d3ad91c61333',1700000000000,1700003600000,'completed',8750000,0,6,0,'unsb-pk-nysa-a9me-jput-rryk');
+INSERT INTO "invoice" VALUES(2,'inv_XHEvj7Nn5v95t8I_douVQLsrYtuw_ua3',1,1,'BTC',700,14000,'bcrt1qqar38pwl6s5wzuy8jjw3durdm0udrp63363dst',NULL,NULL,NULL,'a316caf3acf63af6f25e337b0af701a898105ef516fe8edc516576a7ba4d3e35',1700000000000,1700003600000,'expired',0,0,0,0,NULL);
+INSERT INTO "invoice" VALUES(3,'inv_WIv0ck-gG6MohV5d_vb4exSg6bQ2vHvx',1,1,'BTC',700,14000,'bcrt1qvhn65kd802t92p7wvfmcvlac2u3sm8xpftkyha',NULL,'bcrt1qrhdcgzn2ghctnl33kq9s2q9p8jxxld7qrdhpn9',NULL,'1c450dda2b33983bf7415ada9f9321ce56ed6263e82a5ef38affcae2492bf3e7',1700000000000,1700003600000,'refund_pending',14000,0,3,0,NULL);
+INSERT INTO "invoice" VALUES(4,'inv_CMzoVASIOBXVIFA91In7QenTDcfJv4B_',1,1,'XMR',700,43750000000,'88xMUiNoYcGJRSPXvvFr2eSzZp5PQM37fSrcxAP4Y4k52rqDSSEPKGw2WwyBk5Efr1W1pKDXkKunvJqqjX8oePE3gsynLMj',NULL,NULL,'open','62853f138ded31b7d7b4e5b55045a9571ea439ca3db63745a521a205015f3e08',1700003600000,1700007200000,'pending',0,0,0,0,NULL);
+INSERT INTO "invoice" VALUES(5,'inv_zv3kh-9yZo7hjlHI_4ko4RyywDoVDUr7',NULL,NULL,'LTC',5000,62500000,'rltc1qqdgpnv6tfs4xsh5dfgy99efvel097zak7e8z7w','a@b.example',NULL,NULL,'d9fd8aee2345c6b7a6cc0d7fa72f6e4231db3740138b8e3ac97bc3838a96c841',1700003600000,1700007200000,'completed',62500000,0,6,0,NULL);
+CREATE TABLE invoice_extension (
+        invoice_id TEXT PRIMARY KEY REFERENCES invoice (invoice_id),
+        public_key TEXT NOT NULL REFERENCES api_key (public_key),
+        tier INTEGER NOT NULL CHECK (tier BETWEEN 1 AND 32),
+        months INTEGER NOT NULL CHECK (months > 0),
+        applied_ms INTEGER,
+        key_expires_ms INTEGER,
+        CHECK ((applied_ms IS NULL) = (key_expires_ms IS NULL))
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE ledger_input (
+        currency TEXT NOT NULL,
+        txid TEXT NOT NULL,
+        position INTEGER NOT NULL CHECK (position >= 0),
+        spent_txid TEXT NOT NULL,
+        spent_vout INTEGER NOT NULL,
+        PRIMARY KEY (currency, txid, position),
+        FOREIGN KEY (currency, txid) REFERENCES ledger_tx (currency, txid),
+        FOREIGN KEY (currency, spent_txid, spent_vout)
+            REFERENCES ledger_output (currency, txid, vout)
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "ledger_input" VALUES('BTC','cf7b1c5e87d80897ed60231048d29b024309f3a51b35c2aa55428e9883aaeb47',0,'bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',0);
+INSERT INTO "ledger_input" VALUES('BTC','a39aa5f928855467cd3d6d82feb7ca754c88a49373f0395b66cabc1f805d10a5',0,'c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c',0);
+INSERT INTO "ledger_input" VALUES('LTC','67ff225c45b54d189887257ff39eac15f03df5c87fb07785dc618d8f40749446',0,'5d1a06f41790fa671d67c58a3994be268a7e019407d143befadd9a882ccb2804',1);
+INSERT INTO "ledger_input" VALUES('LTC','5d1a06f41790fa671d67c58a3994be268a7e019407d143befadd9a882ccb2804',0,'b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',0);
+CREATE TABLE ledger_output (
+        currency TEXT NOT NULL,
+        txid TEXT NOT NULL,
+        vout INTEGER NOT NULL CHECK (vout >= 0),
+        address TEXT NOT NULL,
+        amount_atomic INTEGER NOT NULL
+            CHECK (typeof(amount_atomic) = 'integer' AND amount_atomic > 0),
+        key_image TEXT,
+        PRIMARY KEY (currency, txid, vout),
+        FOREIGN KEY (currency, txid) REFERENCES ledger_tx (currency, txid)
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "ledger_output" VALUES('BTC','18bc96876db76086bb520e654a1e82b4398d5e702766fa4e2846a8f93a22105f',0,'bcrt1qg78j5xcq3gfget60gqgwxxtle4rs8da76gwnxw',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','18bc96876db76086bb520e654a1e82b4398d5e702766fa4e2846a8f93a22105f',1,'bcrt1qg78j5xcq3gfget60gqgwxxtle4rs8da76gwnxw',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','18bc96876db76086bb520e654a1e82b4398d5e702766fa4e2846a8f93a22105f',2,'bcrt1qg78j5xcq3gfget60gqgwxxtle4rs8da76gwnxw',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','a39aa5f928855467cd3d6d82feb7ca754c88a49373f0395b66cabc1f805d10a5',0,'bcrt1qrhdcgzn2ghctnl33kq9s2q9p8jxxld7qrdhpn9',12740,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','a39aa5f928855467cd3d6d82feb7ca754c88a49373f0395b66cabc1f805d10a5',1,'bcrt1q36tnt2a4cnd0rrcedpp7d37vf6tv9mkr83l32d',1999986978,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',0,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',1,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',2,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',3,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',4,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',5,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',6,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',7,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',8,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',9,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',10,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',11,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',12,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',13,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',14,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',15,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',16,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',17,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',18,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa',19,'bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c',0,'bcrt1q6wrpcu86hpvudflczkwk60nlqyww95mwqppj5c',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c',1,'bcrt1q6wrpcu86hpvudflczkwk60nlqyww95mwqppj5c',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c',2,'bcrt1q6wrpcu86hpvudflczkwk60nlqyww95mwqppj5c',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c',3,'bcrt1q6wrpcu86hpvudflczkwk60nlqyww95mwqppj5c',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c',4,'bcrt1q6wrpcu86hpvudflczkwk60nlqyww95mwqppj5c',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c',5,'bcrt1q6wrpcu86hpvudflczkwk60nlqyww95mwqppj5c',2000000000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','cf7b1c5e87d80897ed60231048d29b024309f3a51b35c2aa55428e9883aaeb47',0,'bcrt1qvhn65kd802t92p7wvfmcvlac2u3sm8xpftkyha',14000,NULL);
+INSERT INTO "ledger_output" VALUES('BTC','cf7b1c5e87d80897ed60231048d29b024309f3a51b35c2aa55428e9883aaeb47',1,'bcrt1qwj69mxlgm43kha437xmsma6q4xvd3cevytx6wv',1999985718,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',0,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',1,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',2,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',3,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',4,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',5,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',6,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',7,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',8,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',9,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',10,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',11,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',12,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',13,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',14,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',15,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',16,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',17,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',18,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a',19,'DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','5c6ce436c361f589d1789ef4f7b11f9bfef728f05026def22e8f0c109d5d9653',0,'DMEPjZujUf2bPN1VN5Q1R7yknPvcyE66eW',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','5c6ce436c361f589d1789ef4f7b11f9bfef728f05026def22e8f0c109d5d9653',1,'DMEPjZujUf2bPN1VN5Q1R7yknPvcyE66eW',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','5c6ce436c361f589d1789ef4f7b11f9bfef728f05026def22e8f0c109d5d9653',2,'DMEPjZujUf2bPN1VN5Q1R7yknPvcyE66eW',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','5c6ce436c361f589d1789ef4f7b11f9bfef728f05026def22e8f0c109d5d9653',3,'DMEPjZujUf2bPN1VN5Q1R7yknPvcyE66eW',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','5c6ce436c361f589d1789ef4f7b11f9bfef728f05026def22e8f0c109d5d9653',4,'DMEPjZujUf2bPN1VN5Q1R7yknPvcyE66eW',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','5c6ce436c361f589d1789ef4f7b11f9bfef728f05026def22e8f0c109d5d9653',5,'DMEPjZujUf2bPN1VN5Q1R7yknPvcyE66eW',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','8107e27d2b1de05f3195c1b9248c5ad312f794dc1501ed4c3f10ee26fba91b5c',0,'DNXgrCgx5Gvr4pRq3YbPjBrcydQjrUHvHd',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','8107e27d2b1de05f3195c1b9248c5ad312f794dc1501ed4c3f10ee26fba91b5c',1,'DNXgrCgx5Gvr4pRq3YbPjBrcydQjrUHvHd',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('DOGE','8107e27d2b1de05f3195c1b9248c5ad312f794dc1501ed4c3f10ee26fba91b5c',2,'DNXgrCgx5Gvr4pRq3YbPjBrcydQjrUHvHd',500000000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','1686674286ddbd598bb2dbcc831ca66020602b348782a95c71b7318ad8cc2b81',0,'rltc1qd5xvqn9qmef34d783urqyjq3w49pqkadprurg3',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','1686674286ddbd598bb2dbcc831ca66020602b348782a95c71b7318ad8cc2b81',1,'rltc1qd5xvqn9qmef34d783urqyjq3w49pqkadprurg3',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','1686674286ddbd598bb2dbcc831ca66020602b348782a95c71b7318ad8cc2b81',2,'rltc1qd5xvqn9qmef34d783urqyjq3w49pqkadprurg3',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','5d1a06f41790fa671d67c58a3994be268a7e019407d143befadd9a882ccb2804',0,'rltc1qfdkhuc67005n85qt3lh6que3vzmdcdzcxyd3pd',8750000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','5d1a06f41790fa671d67c58a3994be268a7e019407d143befadd9a882ccb2804',1,'rltc1qwh8f2crp3wwdst0wd7skk60gawj3zmc4yxn0hh',1249991248590,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','631526013c3e4f1e0b10a08c043ce583856c00fdd577ee8d9098e124fd1e5b37',0,'rltc1q0mmkcs72crsxc6n7kp960ysn3vjpy7v08yfmse',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','631526013c3e4f1e0b10a08c043ce583856c00fdd577ee8d9098e124fd1e5b37',1,'rltc1q0mmkcs72crsxc6n7kp960ysn3vjpy7v08yfmse',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','631526013c3e4f1e0b10a08c043ce583856c00fdd577ee8d9098e124fd1e5b37',2,'rltc1q0mmkcs72crsxc6n7kp960ysn3vjpy7v08yfmse',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','631526013c3e4f1e0b10a08c043ce583856c00fdd577ee8d9098e124fd1e5b37',3,'rltc1q0mmkcs72crsxc6n7kp960ysn3vjpy7v08yfmse',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','631526013c3e4f1e0b10a08c043ce583856c00fdd577ee8d9098e124fd1e5b37',4,'rltc1q0mmkcs72crsxc6n7kp960ysn3vjpy7v08yfmse',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','631526013c3e4f1e0b10a08c043ce583856c00fdd577ee8d9098e124fd1e5b37',5,'rltc1q0mmkcs72crsxc6n7kp960ysn3vjpy7v08yfmse',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','67ff225c45b54d189887257ff39eac15f03df5c87fb07785dc618d8f40749446',0,'rltc1qqdgpnv6tfs4xsh5dfgy99efvel097zak7e8z7w',62500000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','67ff225c45b54d189887257ff39eac15f03df5c87fb07785dc618d8f40749446',1,'rltc1qgazxz7tw5cu3u28r8p2u2q7n9lw52cx452upxh',1249928747180,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',0,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',1,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',2,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',3,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',4,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',5,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',6,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',7,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',8,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',9,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',10,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',11,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',12,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',13,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',14,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',15,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',16,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',17,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',18,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d',19,'rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e',1250000000000,NULL);
+INSERT INTO "ledger_output" VALUES('XMR','510f5c9063bf2f1f6b70011c3c70e558cf1b2453f156195c46a4a2cdd7b8ce02',0,'4ZXd51ZcpDE6nYAJ4t44X4cEjPNbtNyP5Pwykwrgp8F4YT1UUZPgTQzuXRCzDEp8feb87G1SeBkWHhj7jw5CXso4V1UQkMw',6250000000000000,'cec0ec8d75843829b924ad4eda1a89d6b81ef2e4fec05c1a2b906370e60da5cc');
+INSERT INTO "ledger_output" VALUES('XMR','510f5c9063bf2f1f6b70011c3c70e558cf1b2453f156195c46a4a2cdd7b8ce02',1,'4ZXd51ZcpDE6nYAJ4t44X4cEjPNbtNyP5Pwykwrgp8F4YT1UUZPgTQzuXRCzDEp8feb87G1SeBkWHhj7jw5CXso4V1UQkMw',6250000000000000,'8f7c587f8cf94bc42233b8a5c5fe4502baebd9f6ee458919a14012db2baf14f9');
+INSERT INTO "ledger_output" VALUES('XMR','510f5c9063bf2f1f6b70011c3c70e558cf1b2453f156195c46a4a2cdd7b8ce02',2,'4ZXd51ZcpDE6nYAJ4t44X4cEjPNbtNyP5Pwykwrgp8F4YT1UUZPgTQzuXRCzDEp8feb87G1SeBkWHhj7jw5CXso4V1UQkMw',6250000000000000,'4bfa701afd870199143e3d7a6f5d8a254a64b85765c8fd7103172712835f4537');
+INSERT INTO "ledger_output" VALUES('XMR','8291f1ae21ac81e32c251036fb61f0321171c142a5273e99556c9066b66f7538',0,'4ms2U16iVK68AJM5HaFWaJMgyrpWtxmHNiNTLxz2hzRn3nRmsX3JXRNmagr7xDymgBKQiikt4ugeNVRpLpZhQaYFr1Tsikr',6250000000000000,'ad84159eac7a96d7eb2dbd9e4c81d2ff2def9e2f7d2c94fc0eb3d1daf671ebc6');
+INSERT INTO "ledger_output" VALUES('XMR','8291f1ae21ac81e32c251036fb61f0321171c142a5273e99556c9066b66f7538',1,'4ms2U16iVK68AJM5HaFWaJMgyrpWtxmHNiNTLxz2hzRn3nRmsX3JXRNmagr7xDymgBKQiikt4ugeNVRpLpZhQaYFr1Tsikr',6250000000000000,'126922903bc309be5f929350e4d4989ca247102a0982ec4b3eb1dbf199967795');
+INSERT INTO "ledger_output" VALUES('XMR','8291f1ae21ac81e32c251036fb61f0321171c142a5273e99556c9066b66f7538',2,'4ms2U16iVK68AJM5HaFWaJMgyrpWtxmHNiNTLxz2hzRn3nRmsX3JXRNmagr7xDymgBKQiikt4ugeNVRpLpZhQaYFr1Tsikr',6250000000000000,'6eda89b0e137f33825ec9747550b0f356820f5a56a60ad1656013f55a14bc73c');
+INSERT INTO "ledger_output" VALUES('XMR','8291f1ae21ac81e32c251036fb61f0321171c142a5273e99556c9066b66f7538',3,'4ms2U16iVK68AJM5HaFWaJMgyrpWtxmHNiNTLxz2hzRn3nRmsX3JXRNmagr7xDymgBKQiikt4ugeNVRpLpZhQaYFr1Tsikr',6250000000000000,'77a22a603a80c4ddbae58e0452ba72f57acdad3d54c2662b027e1d65f5ddf7eb');
+INSERT INTO "ledger_output" VALUES('XMR','8291f1ae21ac81e32c251036fb61f0321171c142a5273e99556c9066b66f7538',4,'4ms2U16iVK68AJM5HaFWaJMgyrpWtxmHNiNTLxz2hzRn3nRmsX3JXRNmagr7xDymgBKQiikt4ugeNVRpLpZhQaYFr1Tsikr',6250000000000000,'9bbc936ade3d747697423788ccb3bfdeff0c1c6e97cb8e4911f54f0c8c849f95');
+INSERT INTO "ledger_output" VALUES('XMR','8291f1ae21ac81e32c251036fb61f0321171c142a5273e99556c9066b66f7538',5,'4ms2U16iVK68AJM5HaFWaJMgyrpWtxmHNiNTLxz2hzRn3nRmsX3JXRNmagr7xDymgBKQiikt4ugeNVRpLpZhQaYFr1Tsikr',6250000000000000,'39d978a99c4099bdda356d3a046673890c225e8f63bcf9b81886f904c7e90abb');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',0,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'7cc82e724b4da6994039884af777c432bd09a326cac2fbec9934d6d31a599789');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',1,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'faf0d9565c7887d47b524a5d63112b3fc8ac3363793c3dcf3c0ac8b180516a20');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',2,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'e6f6b7b170c0e4e54dfa47e16a6ece6211afd7d0f9443a1fb83ec24fa0c2f381');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',3,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'018668b8fe0e3a6c33eb9a2cf94b725174dfbaa50cc2488312cf58dba9fc71eb');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',4,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'798572b487860cf82802de8ef5933cceefddc059502dd611349f1f3f08e072d1');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',5,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'abe59da0ab35bdd7e9c0e8a15314b9606e2949b7936a9459626a73b6432c09da');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',6,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'cceb304461a15619d80098a1604dab84bc07688524f60d77ed42813492c8e4b4');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',7,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'ab483d8ec8c715d453b7b83a47feeda31b6685a9cf874826b390cfa2f175f0ae');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',8,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'6ce8a8c93c722593347bb45239cd13de4e0fb65cb1fe9dd481fec8e131d2d209');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',9,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'d95914099dc4522b02b4c1750215acf61b8964df88bcc434923615c2a09d1033');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',10,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'e3f6a76bc174c7c052102c7102817ae000b4322c6995a31c1b3a38a72a71c37c');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',11,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'b86af0013bbe8adae4d9bdbac797482f1038c214fa7025eced246b33b21ccc82');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',12,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'d855a233c5b09b97389224a5486157fb5b60ddb61327252930fe157417aafae6');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',13,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'24d696bac23eed4be5272a69984941e8c59ddcdee184e6eebab3575338f88ad3');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',14,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'d7be99d3a991fd1defcb239668d8abd563552b3fdfbc423891d171e4fc19a9ed');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',15,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'5916d4842e319bc63bac79d8d3de16419512d169c8781effcab9c281ba9d9cdc');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',16,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'b670bc9182afc323ceee5c8a13cdef76642fc089f310cb3027f946ec54ca1888');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',17,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'e091bf0c917eed6b14513e7cecacdc92ab5ffd9a56dc253b1c7dc2866207c493');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',18,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'fdd9894fa9fbdf1144a77544396d4a9c408fc746474d3e4af4b20185f7ed14ac');
+INSERT INTO "ledger_output" VALUES('XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d',19,'4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D',6250000000000000,'e4059f7419a671666c581636db8d0f531569f0c05a4d6767874c0b104c59cfed');
+CREATE TABLE ledger_tx (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        currency TEXT NOT NULL,
+        txid TEXT NOT NULL,
+        payload TEXT NOT NULL,
+        fee_atomic INTEGER NOT NULL CHECK (typeof(fee_atomic) = 'integer' AND fee_atomic >= 0),
+        coinbase INTEGER NOT NULL CHECK (coinbase IN (0, 1)),
+        state TEXT NOT NULL CHECK (state IN ('mempool', 'mined', 'conflicted', 'evicted')),
+        block_id INTEGER REFERENCES block (id),
+        seen_ms INTEGER NOT NULL,
+        UNIQUE (currency, txid),
+        CHECK ((state = 'mined') = (block_id IS NOT NULL))
+    );
+INSERT INTO "ledger_tx" VALUES(1,'BTC','bc00ebe0eb8e84033111ea1c8201be6e613abc3b8f04579a38b48508db7771fa','7b2263757272656e6379223a22425443222c22696e70757473223a5b5d2c226f757470757473223a5b5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d2c5b2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c323030303030303030305d5d2c2273616c74223a2262637274317138366c6e7463797072333768636d35776b7a7a73777536686639657079783372323271653974222c227369676e617475726573223a5b5d7d',0,1,'mined',1,1700000000000);
+INSERT INTO "ledger_tx" VALUES(2,'BTC','c4c8884f7e89c95a9d31baee0eeafc9a54a9d3b4c5420c592ab7d14c4624f40c','7b2263757272656e6379223a22425443222c22696e70757473223a5b5d2c226f757470757473223a5b5b2262637274317136777270637538366870767564666c637a6b776b36306e6c7179777739356d777170706a3563222c323030303030303030305d2c5b2262637274317136777270637538366870767564666c637a6b776b36306e6c7179777739356d777170706a3563222c323030303030303030305d2c5b2262637274317136777270637538366870767564666c637a6b776b36306e6c7179777739356d777170706a3563222c323030303030303030305d2c5b2262637274317136777270637538366870767564666c637a6b776b36306e6c7179777739356d777170706a3563222c323030303030303030305d2c5b2262637274317136777270637538366870767564666c637a6b776b36306e6c7179777739356d777170706a3563222c323030303030303030305d2c5b2262637274317136777270637538366870767564666c637a6b776b36306e6c7179777739356d777170706a3563222c323030303030303030305d5d2c2273616c74223a2262637274317136777270637538366870767564666c637a6b776b36306e6c7179777739356d777170706a3563222c227369676e617475726573223a5b5d7d',0,1,'mined',1,1700000000000);
+INSERT INTO "ledger_tx" VALUES(3,'BTC','18bc96876db76086bb520e654a1e82b4398d5e702766fa4e2846a8f93a22105f','7b2263757272656e6379223a22425443222c22696e70757473223a5b5d2c226f757470757473223a5b5b226263727431716737386a357863713367666765743630677167777878746c65347273386461373667776e7877222c323030303030303030305d2c5b226263727431716737386a357863713367666765743630677167777878746c65347273386461373667776e7877222c323030303030303030305d2c5b226263727431716737386a357863713367666765743630677167777878746c65347273386461373667776e7877222c323030303030303030305d5d2c2273616c74223a226263727431716737386a357863713367666765743630677167777878746c65347273386461373667776e7877222c227369676e617475726573223a5b5d7d',0,1,'mined',1,1700000000000);
+INSERT INTO "ledger_tx" VALUES(4,'LTC','b2a81f576018b72c9c45e35f839617e9f4f9f53218c4a4c0a162d482b0d5743d','7b2263757272656e6379223a224c5443222c22696e70757473223a5b5d2c226f757470757473223a5b5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d2c5b22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c313235303030303030303030305d5d2c2273616c74223a22726c74633171366b7766667739783333737a7170687a667a36767439703733776a7a653866666b326a713065222c227369676e617475726573223a5b5d7d',0,1,'mined',13,1700000000000);
+INSERT INTO "ledger_tx" VALUES(5,'LTC','631526013c3e4f1e0b10a08c043ce583856c00fdd577ee8d9098e124fd1e5b37','7b2263757272656e6379223a224c5443222c22696e70757473223a5b5d2c226f757470757473223a5b5b22726c74633171306d6d6b637337326372737863366e376b7039363079736e33766a70793776303879666d7365222c313235303030303030303030305d2c5b22726c74633171306d6d6b637337326372737863366e376b7039363079736e33766a70793776303879666d7365222c313235303030303030303030305d2c5b22726c74633171306d6d6b637337326372737863366e376b7039363079736e33766a70793776303879666d7365222c313235303030303030303030305d2c5b22726c74633171306d6d6b637337326372737863366e376b7039363079736e33766a70793776303879666d7365222c313235303030303030303030305d2c5b22726c74633171306d6d6b637337326372737863366e376b7039363079736e33766a70793776303879666d7365222c313235303030303030303030305d2c5b22726c74633171306d6d6b637337326372737863366e376b7039363079736e33766a70793776303879666d7365222c313235303030303030303030305d5d2c2273616c74223a22726c74633171306d6d6b637337326372737863366e376b7039363079736e33766a70793776303879666d7365222c227369676e617475726573223a5b5d7d',0,1,'mined',13,1700000000000);
+INSERT INTO "ledger_tx" VALUES(6,'LTC','1686674286ddbd598bb2dbcc831ca66020602b348782a95c71b7318ad8cc2b81','7b2263757272656e6379223a224c5443222c22696e70757473223a5b5d2c226f757470757473223a5b5b22726c7463317164357876716e39716d6566333464373833757271796a713377343970716b6164707275726733222c313235303030303030303030305d2c5b22726c7463317164357876716e39716d6566333464373833757271796a713377343970716b6164707275726733222c313235303030303030303030305d2c5b22726c7463317164357876716e39716d6566333464373833757271796a713377343970716b6164707275726733222c313235303030303030303030305d5d2c2273616c74223a22726c7463317164357876716e39716d6566333464373833757271796a713377343970716b6164707275726733222c227369676e617475726573223a5b5d7d',0,1,'mined',13,1700000000000);
+INSERT INTO "ledger_tx" VALUES(7,'DOGE','4dcf37d2f214549b1bddd2791fb4dd66b66643f3873713f404bddc9392b9a86a','7b2263757272656e6379223a22444f4745222c22696e70757473223a5b5d2c226f757470757473223a5b5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d2c5b2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c3530303030303030303030303030305d5d2c2273616c74223a2244444e4170656f7941556353473758715754535a533657555a764e32686d38656733222c227369676e617475726573223a5b5d7d',0,1,'mined',25,1700000000000);
+INSERT INTO "ledger_tx" VALUES(8,'DOGE','5c6ce436c361f589d1789ef4f7b11f9bfef728f05026def22e8f0c109d5d9653','7b2263757272656e6379223a22444f4745222c22696e70757473223a5b5d2c226f757470757473223a5b5b22444d45506a5a756a55663262504e31564e3551315237796b6e507663794536366557222c3530303030303030303030303030305d2c5b22444d45506a5a756a55663262504e31564e3551315237796b6e507663794536366557222c3530303030303030303030303030305d2c5b22444d45506a5a756a55663262504e31564e3551315237796b6e507663794536366557222c3530303030303030303030303030305d2c5b22444d45506a5a756a55663262504e31564e3551315237796b6e507663794536366557222c3530303030303030303030303030305d2c5b22444d45506a5a756a55663262504e31564e3551315237796b6e507663794536366557222c3530303030303030303030303030305d2c5b22444d45506a5a756a55663262504e31564e3551315237796b6e507663794536366557222c3530303030303030303030303030305d5d2c2273616c74223a22444d45506a5a756a55663262504e31564e3551315237796b6e507663794536366557222c227369676e617475726573223a5b5d7d',0,1,'mined',25,1700000000000);
+INSERT INTO "ledger_tx" VALUES(9,'DOGE','8107e27d2b1de05f3195c1b9248c5ad312f794dc1501ed4c3f10ee26fba91b5c','7b2263757272656e6379223a22444f4745222c22696e70757473223a5b5d2c226f757470757473223a5b5b22444e5867724367783547767234705271335962506a4272637964516a725548764864222c3530303030303030303030303030305d2c5b22444e5867724367783547767234705271335962506a4272637964516a725548764864222c3530303030303030303030303030305d2c5b22444e5867724367783547767234705271335962506a4272637964516a725548764864222c3530303030303030303030303030305d5d2c2273616c74223a22444e5867724367783547767234705271335962506a4272637964516a725548764864222c227369676e617475726573223a5b5d7d',0,1,'mined',25,1700000000000);
+INSERT INTO "ledger_tx" VALUES(10,'XMR','939cc0544880ef2c5a244d71946dcbb4cb491ee99d69681bc5b98aa9eda17e6d','7b2263757272656e6379223a22584d52222c22696e70757473223a5b5d2c226f757470757473223a5b5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d2c5b2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c363235303030303030303030303030305d5d2c2273616c74223a2234726437457469774d396543506844514a6846526870516e7068377a5277566859325555596a4b643435534e727a666f3446796b4b7758736935555066636e58336d393578654e66743152576f744b723435457541434e34677238634c3144222c227369676e617475726573223a5b5d7d',0,1,'mined',37,1700000000000);
+INSERT INTO "ledger_tx" VALUES(11,'XMR','8291f1ae21ac81e32c251036fb61f0321171c142a5273e99556c9066b66f7538','7b2263757272656e6379223a22584d52222c22696e70757473223a5b5d2c226f757470757473223a5b5b22346d733255313669564b3638414a4d3548614657614a4d677972705774786d484e694e544c787a32687a526e336e526d7358334a58524e6d616772377844796d67424b5169696b74347567654e5652704c705a685161594672315473696b72222c363235303030303030303030303030305d2c5b22346d733255313669564b3638414a4d3548614657614a4d677972705774786d484e694e544c787a32687a526e336e526d7358334a58524e6d616772377844796d67424b5169696b74347567654e5652704c705a685161594672315473696b72222c363235303030303030303030303030305d2c5b22346d733255313669564b3638414a4d3548614657614a4d677972705774786d484e694e544c787a32687a526e336e526d7358334a58524e6d616772377844796d67424b5169696b74347567654e5652704c705a685161594672315473696b72222c363235303030303030303030303030305d2c5b22346d733255313669564b3638414a4d3548614657614a4d677972705774786d484e694e544c787a32687a526e336e526d7358334a58524e6d616772377844796d67424b5169696b74347567654e5652704c705a685161594672315473696b72222c363235303030303030303030303030305d2c5b22346d733255313669564b3638414a4d3548614657614a4d677972705774786d484e694e544c787a32687a526e336e526d7358334a58524e6d616772377844796d67424b5169696b74347567654e5652704c705a685161594672315473696b72222c363235303030303030303030303030305d2c5b22346d733255313669564b3638414a4d3548614657614a4d677972705774786d484e694e544c787a32687a526e336e526d7358334a58524e6d616772377844796d67424b5169696b74347567654e5652704c705a685161594672315473696b72222c363235303030303030303030303030305d5d2c2273616c74223a22346d733255313669564b3638414a4d3548614657614a4d677972705774786d484e694e544c787a32687a526e336e526d7358334a58524e6d616772377844796d67424b5169696b74347567654e5652704c705a685161594672315473696b72222c227369676e617475726573223a5b5d7d',0,1,'mined',37,1700000000000);
+INSERT INTO "ledger_tx" VALUES(12,'XMR','510f5c9063bf2f1f6b70011c3c70e558cf1b2453f156195c46a4a2cdd7b8ce02','7b2263757272656e6379223a22584d52222c22696e70757473223a5b5d2c226f757470757473223a5b5b22345a586435315a63704445366e59414a34743434583463456a504e62744e7950355077796b7772677038463459543155555a506754517a755852437a44457038666562383747315365426b5748686a376a77354358736f34563155516b4d77222c363235303030303030303030303030305d2c5b22345a586435315a63704445366e59414a34743434583463456a504e62744e7950355077796b7772677038463459543155555a506754517a755852437a44457038666562383747315365426b5748686a376a77354358736f34563155516b4d77222c363235303030303030303030303030305d2c5b22345a586435315a63704445366e59414a34743434583463456a504e62744e7950355077796b7772677038463459543155555a506754517a755852437a44457038666562383747315365426b5748686a376a77354358736f34563155516b4d77222c363235303030303030303030303030305d5d2c2273616c74223a22345a586435315a63704445366e59414a34743434583463456a504e62744e7950355077796b7772677038463459543155555a506754517a755852437a44457038666562383747315365426b5748686a376a77354358736f34563155516b4d77222c227369676e617475726573223a5b5d7d',0,1,'mined',37,1700000000000);
+INSERT INTO "ledger_tx" VALUES(13,'LTC','5d1a06f41790fa671d67c58a3994be268a7e019407d143befadd9a882ccb2804','7b2263757272656e6379223a224c5443222c22696e70757473223a5b5b2262326138316635373630313862373263396334356533356638333936313765396634663966353332313863346134633061313632643438326230643537343364222c305d5d2c226f757470757473223a5b5b22726c7463317166646b68756336373030356e38357174336c683671756533767a6d6463647a63787964337064222c383735303030305d2c5b22726c74633171776838663263727033777764737430776437736b6b36306761776a337a6d633479786e306868222c313234393939313234383539305d5d2c2273616c74223a22222c227369676e617475726573223a5b2232636164393237353532363065346638303738323161343539393435356638376130346561346133616361626331333263666563626139623837336334306464225d7d',1410,0,'mined',49,1700000000000);
+INSERT INTO "ledger_tx" VALUES(14,'BTC','cf7b1c5e87d80897ed60231048d29b024309f3a51b35c2aa55428e9883aaeb47','7b2263757272656e6379223a22425443222c22696e70757473223a5b5b2262633030656265306562386538343033333131316561316338323031626536653631336162633362386630343537396133386234383530386462373737316661222c305d5d2c226f757470757473223a5b5b2262637274317176686e36356b6438303274393270377776666d63766c6163327533736d38787066746b796861222c31343030305d2c5b22626372743171776a36396d786c676d34336b6861343337786d736d6136713478766433636576797478367776222c313939393938353731385d5d2c2273616c74223a22222c227369676e617475726573223a5b2234326234323063356534393066616135393265366138366430616330626137373934653530386634626238613363343464383630633432653731616636613232225d7d',282,0,'mined',55,1700003600000);
+INSERT INTO "ledger_tx" VALUES(15,'BTC','a39aa5f928855467cd3d6d82feb7ca754c88a49373f0395b66cabc1f805d10a5','7b2263757272656e6379223a22425443222c22696e70757473223a5b5b2263346338383834663765383963393561396433316261656530656561666339613534613964336234633534323063353932616237643134633436323466343063222c305d5d2c226f757470757473223a5b5b2262637274317172686463677a6e32676863746e6c33336b71397332713970386a78786c643771726468706e39222c31323734305d2c5b226263727431713336746e74326134636e643072726365647070376433377666367476396d6b7238336c333264222c313939393938363937385d5d2c2273616c74223a22222c227369676e617475726573223a5b2266383632323564366430356238663066626434333436376338386534613836353663316638633965646537376661376635376539643437633432666438303030225d7d',282,0,'mempool',NULL,1700003600000);
+INSERT INTO "ledger_tx" VALUES(16,'LTC','67ff225c45b54d189887257ff39eac15f03df5c87fb07785dc618d8f40749446','7b2263757272656e6379223a224c5443222c22696e70757473223a5b5b2235643161303666343137393066613637316436376335386133393934626532363861376530313934303764313433626566616464396138383263636232383034222c315d5d2c226f757470757473223a5b5b22726c74633171716467706e76367466733478736835646667793939656676656c3039377a616b3765387a3777222c36323530303030305d2c5b22726c7463317167617a787a3774773563753375323872387032753271376e396c773532637834353275707868222c313234393932383734373138305d5d2c2273616c74223a22222c227369676e617475726573223a5b2261316531383231343033333363313363643035643732653235623862646131326530383661646530663530323139613865323264333937653136366137663566225d7d',1410,0,'mined',58,1700003600000);
+CREATE TABLE output_lock (
+        currency TEXT NOT NULL,
+        txid TEXT NOT NULL,
+        vout INTEGER NOT NULL,
+        PRIMARY KEY (currency, txid, vout),
+        FOREIGN KEY (currency, txid, vout) REFERENCES ledger_output (currency, txid, vout)
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE refund (
+        invoice_id TEXT NOT NULL REFERENCES invoice (invoice_id),
+        number INTEGER NOT NULL CHECK (number > 0),
+        currency TEXT NOT NULL,
+        txid TEXT NOT NULL,
+        paid_atomic INTEGER NOT NULL,
+        refund_atomic INTEGER NOT NULL CHECK (refund_atomic > 0),
+        fee_atomic INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL,
+        PRIMARY KEY (invoice_id, number),
+        UNIQUE (currency, txid),
+        FOREIGN KEY (currency, txid) REFERENCES ledger_tx (currency, txid),
+        CHECK (refund_atomic + fee_atomic = paid_atomic)
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "refund" VALUES('inv_WIv0ck-gG6MohV5d_vb4exSg6bQ2vHvx',1,'BTC','a39aa5f928855467cd3d6d82feb7ca754c88a49373f0395b66cabc1f805d10a5',14000,12740,1260,1700003600000);
+CREATE TABLE service (
+        service_id TEXT PRIMARY KEY,
+        public_key TEXT NOT NULL REFERENCES api_key (public_key),
+        name TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN
+            ('starting', 'running', 'frozen', 'redeploying', 'failed', 'stopped', 'deleted')),
+        reason TEXT,
+        network_mode TEXT NOT NULL,
+        vcpu INTEGER NOT NULL CHECK (vcpu BETWEEN 1 AND 8),
+        ports TEXT NOT NULL,
+        custom_domains TEXT NOT NULL,
+        service_type TEXT,
+        bootstrap TEXT,
+        input_files TEXT,
+        unfreeze_on_demand INTEGER NOT NULL CHECK (unfreeze_on_demand IN (0, 1)),
+        show_freeze_page INTEGER NOT NULL CHECK (show_freeze_page IN (0, 1)),
+        locked INTEGER NOT NULL DEFAULT 0 CHECK (locked IN (0, 1)),
+        source_image TEXT,
+        deployment INTEGER NOT NULL DEFAULT 1,
+        created_ms INTEGER NOT NULL,
+        last_active_ms INTEGER NOT NULL,
+        ended_ms INTEGER,
+        idempotency_key TEXT,
+        digest TEXT NOT NULL,
+        UNIQUE (public_key, idempotency_key),
+        CHECK ((state = 'deleted') = (ended_ms IS NOT NULL))
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE service_domain (
+        domain TEXT PRIMARY KEY,
+        service_id TEXT NOT NULL REFERENCES service (service_id)
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE service_log (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        service_id TEXT NOT NULL REFERENCES service (service_id),
+        at_ms INTEGER NOT NULL,
+        line TEXT NOT NULL
+    );
+CREATE TABLE service_vault (
+        service_id TEXT PRIMARY KEY REFERENCES service (service_id),
+        sealed TEXT NOT NULL,
+        count INTEGER NOT NULL,
+        updated_ms INTEGER NOT NULL
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE session (
+        session_id TEXT PRIMARY KEY,
+        public_key TEXT NOT NULL REFERENCES api_key (public_key),
+        shell TEXT NOT NULL,
+        network_mode TEXT NOT NULL,
+        vcpu INTEGER NOT NULL CHECK (vcpu BETWEEN 1 AND 8),
+        state TEXT NOT NULL CHECK (state IN ('starting', 'running', 'frozen', 'terminated')),
+        reason TEXT,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        last_active_ms INTEGER NOT NULL,
+        ended_ms INTEGER,
+        idempotency_key TEXT,
+        digest TEXT NOT NULL,
+        base_vcpu INTEGER NOT NULL CHECK (base_vcpu BETWEEN 1 AND vcpu),
+        multiplexer TEXT,
+        locked INTEGER NOT NULL DEFAULT 0 CHECK (locked IN (0, 1)),
+        audited INTEGER NOT NULL DEFAULT 0 CHECK (audited IN (0, 1)),
+        image_id TEXT,
+        UNIQUE (public_key, idempotency_key),
+        CHECK ((state = 'terminated') = (ended_ms IS NOT NULL))
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "session" VALUES('unsb-session-0000000000000000','unsb-pk-nysa-a9me-jput-rryk','bash','zerotrust',1,'terminated','platform_restarted',1700003600000,1700004600000,1700003600000,1700003600000,'once-0','d',1,NULL,0,0,NULL);
+INSERT INTO "session" VALUES('unsb-session-0000000000000001','unsb-pk-nysa-a9me-jput-rryk','bash','zerotrust',1,'terminated','deleted',1700003600000,1700004600000,1700003600000,1700003600000,'once-1','d',1,NULL,0,0,NULL);
+INSERT INTO "session" VALUES('unsb-session-135df1ec260e7247','unsb-pk-xls4-76vd-vaq4-yy3u','bash','zerotrust',1,'frozen',NULL,1700003601000,1700006601000,1700003603000,NULL,'s1','263277298f767a197e24df128cc2003bf9db477ccf9aa3366a4f0391455737c8',1,NULL,0,0,NULL);
+INSERT INTO "session" VALUES('unsb-session-7285775146dd9bc8','unsb-pk-xls4-76vd-vaq4-yy3u','python3','zerotrust',1,'running',NULL,1700003605000,1700007205000,1700003605000,NULL,'s2','fd05b44d6c594bcde2dbd3b9dac86f15ee67f0ef2123a32e0ab6dcccdbf46c26',1,NULL,0,0,NULL);
+CREATE TABLE session_recording (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        session_id TEXT NOT NULL REFERENCES session (session_id),
+        at_ms INTEGER NOT NULL,
+        output BLOB NOT NULL
+    );
+CREATE TABLE snapshot (
+        snapshot_id TEXT PRIMARY KEY,
+        public_key TEXT NOT NULL REFERENCES api_key (public_key),
+        name TEXT,
+        source_type TEXT NOT NULL CHECK (source_type IN ('session', 'service')),
+        source_id TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('creating', 'ready', 'failed', 'deleted')),
+        level TEXT CHECK (level IN ('files', 'files+vars', 'full')),
+        lost TEXT NOT NULL DEFAULT '[]',
+        size_bytes INTEGER,
+        sha256 TEXT,
+        hot INTEGER NOT NULL CHECK (hot IN (0, 1)),
+        locked INTEGER NOT NULL DEFAULT 0 CHECK (locked IN (0, 1)),
+        recipe TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER,
+        idempotency_key TEXT,
+        digest TEXT NOT NULL,
+        UNIQUE (public_key, idempotency_key),
+        CHECK ((status = 'ready') <= (size_bytes IS NOT NULL AND sha256 IS NOT NULL))
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "snapshot" VALUES('unsb-snapshot-60340c269d804fdf','unsb-pk-xls4-76vd-vaq4-yy3u','kept','session','unsb-session-135df1ec260e7247','ready','files+vars','[]',68,'45bbdb681b3c3fe4b77dd50a5ad295d7d2b0bfc27db970db304b8099dec5614b',0,0,'{"kind":"session","network_mode":"zerotrust","vcpu":1,"shell":"bash"}',1700003603000,NULL,NULL,'110ebbd9fabb29162b19a539a9af8ed555a7b472ad4c50f74633f379a2908e5f');
+CREATE TABLE stale_tx (
+        block_id INTEGER NOT NULL REFERENCES block (id),
+        txid TEXT NOT NULL,
+        PRIMARY KEY (block_id, txid)
+    ) WITHOUT ROWID
+    ;
+CREATE TABLE turtles_effect (
+	run_id TEXT NOT NULL, 
+	seq INTEGER NOT NULL, 
+	name TEXT NOT NULL, 
+	"key" TEXT NOT NULL, 
+	status TEXT NOT NULL, 
+	attempts INTEGER NOT NULL, 
+	calls INTEGER NOT NULL, 
+	open BOOLEAN NOT NULL, 
+	next_ms BIGINT NOT NULL, 
+	undo_of TEXT, 
+	last_error TEXT, 
+	closed_seq INTEGER, 
+	CONSTRAINT turtles_effect_pk PRIMARY KEY (run_id, seq, name), 
+	CONSTRAINT turtles_effect_key UNIQUE ("key"), 
+	CONSTRAINT turtles_effect_run FOREIGN KEY(run_id) REFERENCES turtles_run (run_id), 
+	CONSTRAINT turtles_effect_status CHECK (status IN ('pending', 'done', 'given_up', 'abandoned'))
+);
+CREATE TABLE turtles_inbox (
+	number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
+	run_id TEXT NOT NULL, 
+	"key" TEXT NOT NULL, 
+	event TEXT NOT NULL, 
+	at_ms BIGINT NOT NULL, 
+	status TEXT NOT NULL, 
+	reason TEXT, 
+	consumed_seq INTEGER, 
+	payload BLOB, 
+	CONSTRAINT turtles_inbox_key UNIQUE (run_id, "key"), 
+	CONSTRAINT turtles_inbox_run FOREIGN KEY(run_id) REFERENCES turtles_run (run_id), 
+	CONSTRAINT turtles_inbox_status CHECK (status IN ('accepted', 'applied', 'rejected'))
+);
+INSERT INTO "turtles_inbox" VALUES(1,'sessionlife-unsb-session-0000000000000000','inline:2','built',1700003600000,'applied',NULL,2,NULL);
+INSERT INTO "turtles_inbox" VALUES(2,'sessionlife-unsb-session-0000000000000000','inline:3','end',1700003600000,'applied',NULL,3,X'7B226576656E74223A22656E64222C22726561736F6E223A22706C6174666F726D5F726573746172746564227D');
+INSERT INTO "turtles_inbox" VALUES(3,'sessionlife-unsb-session-135df1ec260e7247','inline:2','built',1700003601000,'applied',NULL,2,NULL);
+INSERT INTO "turtles_inbox" VALUES(4,'sessionlife-unsb-session-135df1ec260e7247','inline:3','freeze',1700003604000,'applied',NULL,3,NULL);
+INSERT INTO "turtles_inbox" VALUES(5,'sessionlife-unsb-session-7285775146dd9bc8','inline:2','built',1700003605000,'applied',NULL,2,NULL);
+CREATE TABLE turtles_machine_version (
+	version TEXT NOT NULL, 
+	name TEXT NOT NULL, 
+	shape BLOB NOT NULL, 
+	first_ms BIGINT NOT NULL, 
+	CONSTRAINT turtles_machine_version_pk PRIMARY KEY (version)
+);
+INSERT INTO "turtles_machine_version" VALUES('0a7bb7e60f9379fd','GiftCardLife',X'7B226D616368696E65223A2247696674436172644C696665222C22737461746573223A5B7B226E616D65223A22756E70616964222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B2269735F756E746F7563686564225D7D2C7B226E616D65223A22616374697665222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F736F6D655F6C656674225D7D2C7B226E616D65223A2268656C64222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226177616974735F617070726F76616C225D7D2C7B226E616D65223A22657868617573746564222C2266696E616C223A747275652C226661696C757265223A66616C73652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B2269735F616C6C5F7370656E74225D7D5D2C226564676573223A5B7B22736F75726365223A22756E70616964222C226576656E74223A22636172645F70616964222C22746172676574223A22616374697665222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A22616374697665222C226576656E74223A2272656465656D222C22746172676574223A2268656C64222C22677561726473223A2274616B65735F616C6C20616E6420736F6D657468696E675F617761697473222C227265717569726573223A5B2263616E5F7061795F6974225D2C22656E7375726573223A5B22616D6F756E745F7374617973222C22776861745F69735F7370656E745F73746179735F7370656E74225D7D2C7B22736F75726365223A22616374697665222C226576656E74223A2272656465656D222C22746172676574223A22657868617573746564222C22677561726473223A2274616B65735F616C6C222C227265717569726573223A5B2263616E5F7061795F6974225D2C22656E7375726573223A5B22616D6F756E745F7374617973222C22776861745F69735F7370656E745F73746179735F7370656E74225D7D2C7B22736F75726365223A22616374697665222C226576656E74223A2272656465656D222C22746172676574223A22616374697665222C22677561726473223A22222C227265717569726573223A5B2263616E5F7061795F6974225D2C22656E7375726573223A5B22616D6F756E745F7374617973222C22776861745F69735F7370656E745F73746179735F7370656E74225D7D2C7B22736F75726365223A22616374697665222C226576656E74223A22617070726F7665222C22746172676574223A22616374697665222C22677561726473223A22222C227265717569726573223A5B22686F6C64735F776861745F69735F617070726F766564225D2C22656E7375726573223A5B22616D6F756E745F7374617973222C22776861745F69735F7370656E745F73746179735F7370656E74225D7D2C7B22736F75726365223A22616374697665222C226576656E74223A2264656E79222C22746172676574223A22616374697665222C22677561726473223A22222C227265717569726573223A5B22686F6C64735F776861745F69735F64656E696564225D2C22656E7375726573223A5B22616D6F756E745F7374617973225D7D2C7B22736F75726365223A2268656C64222C226576656E74223A22617070726F7665222C22746172676574223A22657868617573746564222C22677561726473223A2269735F7468655F6C617374222C227265717569726573223A5B22686F6C64735F776861745F69735F617070726F766564225D2C22656E7375726573223A5B22616D6F756E745F7374617973222C22776861745F69735F7370656E745F73746179735F7370656E74225D7D2C7B22736F75726365223A2268656C64222C226576656E74223A22617070726F7665222C22746172676574223A2268656C64222C22677561726473223A22222C227265717569726573223A5B22686F6C64735F776861745F69735F617070726F766564225D2C22656E7375726573223A5B22616D6F756E745F7374617973222C22776861745F69735F7370656E745F73746179735F7370656E74225D7D2C7B22736F75726365223A2268656C64222C226576656E74223A2264656E79222C22746172676574223A22616374697665222C22677561726473223A22222C227265717569726573223A5B22686F6C64735F776861745F69735F64656E696564225D2C22656E7375726573223A5B22616D6F756E745F7374617973225D7D5D2C22696E76617269616E7473223A5B226E6F7468696E675F69735F6C6F7374222C2269735F6E657665725F6F766572647261776E225D2C227061796C6F616473223A7B22617070726F7665223A5B2270726963655F63656E7473225D2C2264656E79223A5B2270726963655F63656E7473225D2C2272656465656D223A5B2270726963655F63656E7473222C2268656C64225D7D7D',1700003600000);
+INSERT INTO "turtles_machine_version" VALUES('68e71fb5cbe73e30','InvoiceLife',X'7B226D616368696E65223A22496E766F6963654C696665222C22737461746573223A5B7B226E616D65223A2270656E64696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A227061727469616C222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F7265636569766564225D7D2C7B226E616D65223A22636F6E6669726D696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B2269735F636F7665726564225D7D2C7B226E616D65223A22636F6D706C65746564222C2266696E616C223A747275652C226661696C757265223A66616C73652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B2269735F706169645F666F725F676F6F64225D7D2C7B226E616D65223A2265787069726564222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B2272657475726E65645F6E6F7468696E67225D7D2C7B226E616D65223A22726566756E645F70656E64696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A22726566756E646564222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F72657475726E6564225D7D5D2C226564676573223A5B7B22736F75726365223A2270656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A2270656E64696E67222C22677561726473223A2269735F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A227061727469616C222C22677561726473223A2269735F7061727469616C222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A22636F6E6669726D696E67222C22677561726473223A2269735F636F6E6669726D696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A22636F6D706C65746564222C22677561726473223A2269735F636F6D706C65746564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A2265787069726564222C22677561726473223A2269735F65787069726564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A22726566756E645F70656E64696E67222C22677561726473223A2269735F726566756E645F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A227061727469616C222C226576656E74223A226A7564676564222C22746172676574223A2270656E64696E67222C22677561726473223A2269735F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A227061727469616C222C226576656E74223A226A7564676564222C22746172676574223A227061727469616C222C22677561726473223A2269735F7061727469616C222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A227061727469616C222C226576656E74223A226A7564676564222C22746172676574223A22636F6E6669726D696E67222C22677561726473223A2269735F636F6E6669726D696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A227061727469616C222C226576656E74223A226A7564676564222C22746172676574223A22636F6D706C65746564222C22677561726473223A2269735F636F6D706C65746564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A227061727469616C222C226576656E74223A226A7564676564222C22746172676574223A2265787069726564222C22677561726473223A2269735F65787069726564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A227061727469616C222C226576656E74223A226A7564676564222C22746172676574223A22726566756E645F70656E64696E67222C22677561726473223A2269735F726566756E645F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22636F6E6669726D696E67222C226576656E74223A226A7564676564222C22746172676574223A2270656E64696E67222C22677561726473223A2269735F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22636F6E6669726D696E67222C226576656E74223A226A7564676564222C22746172676574223A227061727469616C222C22677561726473223A2269735F7061727469616C222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22636F6E6669726D696E67222C226576656E74223A226A7564676564222C22746172676574223A22636F6E6669726D696E67222C22677561726473223A2269735F636F6E6669726D696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22636F6E6669726D696E67222C226576656E74223A226A7564676564222C22746172676574223A22636F6D706C65746564222C22677561726473223A2269735F636F6D706C65746564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22636F6E6669726D696E67222C226576656E74223A226A7564676564222C22746172676574223A2265787069726564222C22677561726473223A2269735F65787069726564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22636F6E6669726D696E67222C226576656E74223A226A7564676564222C22746172676574223A22726566756E645F70656E64696E67222C22677561726473223A2269735F726566756E645F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2265787069726564222C226576656E74223A226A7564676564222C22746172676574223A22636F6E6669726D696E67222C22677561726473223A2269735F636F6E6669726D696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2265787069726564222C226576656E74223A226A7564676564222C22746172676574223A22636F6D706C65746564222C22677561726473223A2269735F636F6D706C65746564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2265787069726564222C226576656E74223A226A7564676564222C22746172676574223A2265787069726564222C22677561726473223A2269735F65787069726564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A2265787069726564222C226576656E74223A226A7564676564222C22746172676574223A22726566756E645F70656E64696E67222C22677561726473223A2269735F726566756E645F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22726566756E645F70656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A22636F6E6669726D696E67222C22677561726473223A2269735F636F6E6669726D696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22726566756E645F70656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A22636F6D706C65746564222C22677561726473223A2269735F636F6D706C65746564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22726566756E645F70656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A2265787069726564222C22677561726473223A2269735F65787069726564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22726566756E645F70656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A22726566756E645F70656E64696E67222C22677561726473223A2269735F726566756E645F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22726566756E645F70656E64696E67222C226576656E74223A226A7564676564222C22746172676574223A22726566756E646564222C22677561726473223A2269735F726566756E646564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22726566756E646564222C226576656E74223A226A7564676564222C22746172676574223A22726566756E645F70656E64696E67222C22677561726473223A2269735F726566756E645F70656E64696E67222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D2C7B22736F75726365223A22726566756E646564222C226576656E74223A226A7564676564222C22746172676574223A22726566756E646564222C22677561726473223A2269735F726566756E646564222C227265717569726573223A5B2269735F636C6F7365645F62795F74696D655F616C6F6E65222C2269735F6E6F745F70726F6C6F6E676564222C22776F72645F666974735F7468655F6E756D62657273222C226E6F7468696E675F73656E745F6261636B5F636F6D65735F616761696E225D2C22656E7375726573223A5B2273656E64735F6E6F7468696E675F7477696365225D7D5D2C22696E76617269616E7473223A5B22616D6F756E74735F6172655F73616E65225D2C227061796C6F616473223A7B226A7564676564223A5B2276657264696374222C22657870697265735F6D73222C2272656365697665645F61746F6D6963222C22636F6E6669726D6174696F6E73222C2272657475726E65645F61746F6D6963225D7D7D',1700003600000);
+INSERT INTO "turtles_machine_version" VALUES('e28d8f29f6c671d0','JobLife',X'7B226D616368696E65223A224A6F624C696665222C22737461746573223A5B7B226E616D65223A2270656E64696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B2269735F6672657368225D7D2C7B226E616D65223A2272756E6E696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B2269735F6672657368225D7D2C7B226E616D65223A22636F6D706C65746564222C2266696E616C223A747275652C226661696C757265223A66616C73652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F616E5F657869745F636F6465225D7D2C7B226E616D65223A2274696D656F7574222C2266696E616C223A747275652C226661696C757265223A66616C73652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F616E5F657869745F636F6465225D7D2C7B226E616D65223A226661696C6564222C2266696E616C223A747275652C226661696C757265223A747275652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F6E6F6E65225D7D2C7B226E616D65223A2263616E63656C6C6564222C2266696E616C223A747275652C226661696C757265223A66616C73652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F6E6F6E65225D7D2C7B226E616D65223A226C6F7374222C2266696E616C223A747275652C226661696C757265223A747275652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B226861735F6E6F6E65225D7D5D2C226564676573223A5B7B22736F75726365223A2270656E64696E67222C226576656E74223A22626567696E222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A226661696C222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B226661696C7572655F69735F6578706C61696E6564225D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A227769746864726177222C22746172676574223A2263616E63656C6C6564222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D2C7B22736F75726365223A2270656E64696E67222C226576656E74223A226C6F7365222C22746172676574223A226C6F7374222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A2266696E697368222C22746172676574223A2274696D656F7574222C22677561726473223A2272616E5F746F6F5F6C6F6E67222C227265717569726573223A5B22657869745F636F64655F69735F6F6E65225D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A2266696E697368222C22746172676574223A22636F6D706C65746564222C22677561726473223A22222C227265717569726573223A5B22657869745F636F64655F69735F6F6E65225D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A226661696C222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B226661696C7572655F69735F6578706C61696E6564225D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A227769746864726177222C22746172676574223A2263616E63656C6C6564222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A226C6F7365222C22746172676574223A226C6F7374222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B22656E64735F6F6E6365225D7D5D2C22696E76617269616E7473223A5B22686F6C64735F615F736C6F74225D2C227061796C6F616473223A7B226661696C223A5B22726561736F6E225D2C2266696E697368223A5B22657869745F636F6465222C2274696D65645F6F7574225D7D7D',1700003600000);
+INSERT INTO "turtles_machine_version" VALUES('fab2b045d83acd51','ServiceLife',X'7B226D616368696E65223A22536572766963654C696665222C22737461746573223A5B7B226E616D65223A227374617274696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A2272756E6E696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A2266726F7A656E222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A2272656465706C6F79696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A226661696C6564222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B22736179735F776879225D7D2C7B226E616D65223A2273746F70706564222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B22736179735F776879225D7D2C7B226E616D65223A2264656C65746564222C2266696E616C223A747275652C226661696C757265223A66616C73652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D5D2C226564676573223A5B7B22736F75726365223A227374617274696E67222C226576656E74223A227570222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A227374617274696E67222C226576656E74223A226661696C222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B226661696C7572655F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A227374617274696E67222C226576656E74223A2273746F70222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B2273746F705F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A227374617274696E67222C226576656E74223A226C6F636B222C22746172676574223A227374617274696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A227374617274696E67222C226576656E74223A22756E6C6F636B222C22746172676574223A227374617274696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A227374617274696E67222C226576656E74223A2264656C657465222C22746172676574223A2264656C65746564222C22677561726473223A22222C227265717569726573223A5B2269735F756E6C6F636B6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A226661696C222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B226661696C7572655F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A22667265657A65222C22746172676574223A2266726F7A656E222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B226368616E6765735F6E6F7468696E675F656C7365225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A2272656465706C6F79222C22746172676574223A2272656465706C6F79696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B2269735F7468655F6E6578745F6465706C6F796D656E74225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A2273746F70222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B2273746F705F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A22726573697A65222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B2269735F77697468696E5F626F756E6473225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A226C6F636B222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A22756E6C6F636B222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A2264656C657465222C22746172676574223A2264656C65746564222C22677561726473223A22222C227265717569726573223A5B2269735F756E6C6F636B6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A2274686177222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B226368616E6765735F6E6F7468696E675F656C7365225D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A2273746F70222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B2273746F705F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A22726573697A65222C22746172676574223A2266726F7A656E222C22677561726473223A22222C227265717569726573223A5B2269735F77697468696E5F626F756E6473225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A226C6F636B222C22746172676574223A2266726F7A656E222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A22756E6C6F636B222C22746172676574223A2266726F7A656E222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A2264656C657465222C22746172676574223A2264656C65746564222C22677561726473223A22222C227265717569726573223A5B2269735F756E6C6F636B6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272656465706C6F79696E67222C226576656E74223A227570222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272656465706C6F79696E67222C226576656E74223A226661696C222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B226661696C7572655F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272656465706C6F79696E67222C226576656E74223A2273746F70222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B2273746F705F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272656465706C6F79696E67222C226576656E74223A226C6F636B222C22746172676574223A2272656465706C6F79696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272656465706C6F79696E67222C226576656E74223A22756E6C6F636B222C22746172676574223A2272656465706C6F79696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272656465706C6F79696E67222C226576656E74223A2264656C657465222C22746172676574223A2264656C65746564222C22677561726473223A22222C227265717569726573223A5B2269735F756E6C6F636B6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A226661696C6564222C226576656E74223A2272656465706C6F79222C22746172676574223A2272656465706C6F79696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B2269735F7468655F6E6578745F6465706C6F796D656E74225D7D2C7B22736F75726365223A226661696C6564222C226576656E74223A2273746F70222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B2273746F705F69735F6578706C61696E6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A226661696C6564222C226576656E74223A22726573697A65222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B2269735F77697468696E5F626F756E6473225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A226661696C6564222C226576656E74223A226C6F636B222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A226661696C6564222C226576656E74223A22756E6C6F636B222C22746172676574223A226661696C6564222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A226661696C6564222C226576656E74223A2264656C657465222C22746172676574223A2264656C65746564222C22677561726473223A22222C227265717569726573223A5B2269735F756E6C6F636B6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2273746F70706564222C226576656E74223A2272656465706C6F79222C22746172676574223A2272656465706C6F79696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B2269735F7468655F6E6578745F6465706C6F796D656E74225D7D2C7B22736F75726365223A2273746F70706564222C226576656E74223A22726573697A65222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B2269735F77697468696E5F626F756E6473225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2273746F70706564222C226576656E74223A226C6F636B222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2273746F70706564222C226576656E74223A22756E6C6F636B222C22746172676574223A2273746F70706564222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2273746F70706564222C226576656E74223A2264656C657465222C22746172676574223A2264656C65746564222C22677561726473223A22222C227265717569726573223A5B2269735F756E6C6F636B6564225D2C22656E7375726573223A5B5D7D5D2C22696E76617269616E7473223A5B22686F6C64735F736C6F7473225D2C227061796C6F616473223A7B226661696C223A5B22726561736F6E225D2C22726573697A65223A5B2276637075225D2C2273746F70223A5B22726561736F6E225D7D7D',1700003600000);
+INSERT INTO "turtles_machine_version" VALUES('f599d8570ded2c9d','SessionLife',X'7B226D616368696E65223A2253657373696F6E4C696665222C22737461746573223A5B7B226E616D65223A227374617274696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A2272756E6E696E67222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A2266726F7A656E222C2266696E616C223A66616C73652C226661696C757265223A66616C73652C227761697473223A747275652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B5D7D2C7B226E616D65223A227465726D696E61746564222C2266696E616C223A747275652C226661696C757265223A66616C73652C227761697473223A66616C73652C22656666656374223A6E756C6C2C22636F6D70656E736174696F6E223A6E756C6C2C22756E646F6573223A6E756C6C2C2274696D656F7574223A22222C226F6E5F74696D656F7574223A6E756C6C2C226F6E5F657868617573746564223A6E756C6C2C226368696C64223A66616C73652C22666F6C6C6F77735F6368696C64223A66616C73652C22696E76617269616E7473223A5B22736179735F776879225D7D5D2C226564676573223A5B7B22736F75726365223A227374617274696E67222C226576656E74223A226275696C74222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B226368616E6765735F6E6F7468696E675F656C7365225D7D2C7B22736F75726365223A227374617274696E67222C226576656E74223A22656E64222C22746172676574223A227465726D696E61746564222C22677561726473223A22222C227265717569726573223A5B2269735F6E6F745F64656C657465645F7768696C655F6C6F636B6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A22667265657A65222C22746172676574223A2266726F7A656E222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B226368616E6765735F6E6F7468696E675F656C7365225D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A22726573697A65222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B2269735F77697468696E5F626F756E6473225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A226C6F636B222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A22756E6C6F636B222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2272756E6E696E67222C226576656E74223A22656E64222C22746172676574223A227465726D696E61746564222C22677561726473223A22222C227265717569726573223A5B2269735F6E6F745F64656C657465645F7768696C655F6C6F636B6564225D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A2274686177222C22746172676574223A2272756E6E696E67222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B226368616E6765735F6E6F7468696E675F656C7365225D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A226C6F636B222C22746172676574223A2266726F7A656E222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A22756E6C6F636B222C22746172676574223A2266726F7A656E222C22677561726473223A22222C227265717569726573223A5B5D2C22656E7375726573223A5B5D7D2C7B22736F75726365223A2266726F7A656E222C226576656E74223A22656E64222C22746172676574223A227465726D696E61746564222C22677561726473223A22222C227265717569726573223A5B2269735F6E6F745F64656C657465645F7768696C655F6C6F636B6564225D2C22656E7375726573223A5B5D7D5D2C22696E76617269616E7473223A5B226861735F776861745F7761735F626F75676874225D2C227061796C6F616473223A7B22656E64223A5B22726561736F6E225D2C22726573697A65223A5B2276637075225D7D7D',1700003600000);
+CREATE TABLE turtles_run (
+	run_id TEXT NOT NULL, 
+	machine TEXT NOT NULL, 
+	version TEXT NOT NULL, 
+	"key" TEXT, 
+	state TEXT NOT NULL, 
+	status TEXT NOT NULL, 
+	seq INTEGER NOT NULL, 
+	entered_seq INTEGER NOT NULL, 
+	fence BIGINT DEFAULT '0' NOT NULL, 
+	owner TEXT, 
+	due_ms BIGINT, 
+	stalls INTEGER DEFAULT '0' NOT NULL, 
+	created_ms BIGINT NOT NULL, 
+	updated_ms BIGINT NOT NULL, 
+	deadline_ms BIGINT, 
+	child TEXT, 
+	undo TEXT NOT NULL, 
+	closing TEXT, 
+	cancel_requested BOOLEAN NOT NULL, 
+	held_from TEXT, 
+	parent_id TEXT, 
+	parent TEXT, 
+	depth INTEGER NOT NULL, 
+	last_error TEXT, 
+	context BLOB NOT NULL, 
+	output BLOB, 
+	CONSTRAINT turtles_run_pk PRIMARY KEY (run_id), 
+	CONSTRAINT turtles_run_key UNIQUE (machine, "key"), 
+	CONSTRAINT turtles_run_status CHECK (status IN ('pending', 'running', 'waiting', 'paused', 'completed', 'failed', 'cancelled', 'quarantined'))
+);
+INSERT INTO "turtles_run" VALUES('sessionlife-unsb-session-0000000000000000','SessionLife','f599d8570ded2c9d','unsb-session-0000000000000000','terminated','completed',3,3,2,NULL,NULL,0,1700003600000,1700003600000,NULL,NULL,'[]',NULL,0,NULL,NULL,NULL,0,NULL,X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22706C6174666F726D5F726573746172746564227D',NULL);
+INSERT INTO "turtles_run" VALUES('sessionlife-unsb-session-135df1ec260e7247','SessionLife','f599d8570ded2c9d','unsb-session-135df1ec260e7247','frozen','waiting',3,3,2,NULL,NULL,0,1700003601000,1700003604000,NULL,NULL,'[]',NULL,0,NULL,NULL,NULL,0,NULL,X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D',NULL);
+INSERT INTO "turtles_run" VALUES('sessionlife-unsb-session-7285775146dd9bc8','SessionLife','f599d8570ded2c9d','unsb-session-7285775146dd9bc8','running','waiting',2,2,1,NULL,NULL,0,1700003605000,1700003605000,NULL,NULL,'[]',NULL,0,NULL,NULL,NULL,0,NULL,X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D',NULL);
+CREATE TABLE turtles_transition (
+	run_id TEXT NOT NULL, 
+	seq INTEGER NOT NULL, 
+	event TEXT NOT NULL, 
+	source TEXT NOT NULL, 
+	target TEXT NOT NULL, 
+	status TEXT NOT NULL, 
+	at_ms BIGINT NOT NULL, 
+	worker TEXT NOT NULL, 
+	fence BIGINT NOT NULL, 
+	payload BLOB, 
+	verdicts BLOB NOT NULL, 
+	context BLOB NOT NULL, 
+	CONSTRAINT turtles_transition_pk PRIMARY KEY (run_id, seq), 
+	CONSTRAINT turtles_transition_run FOREIGN KEY(run_id) REFERENCES turtles_run (run_id), 
+	CONSTRAINT turtles_transition_seq CHECK (seq >= 1)
+);
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-0000000000000000',1,'$start','','starting','waiting',1700003600000,'inline',0,NULL,X'5B7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D');
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-0000000000000000',2,'built','starting','running','waiting',1700003600000,'inline',1,NULL,X'5B7B22636C61757365223A226368616E6765735F6E6F7468696E675F656C7365222C226B696E64223A22656E7375726573222C226F6B223A747275652C22736177223A7B7D7D2C7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D');
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-0000000000000000',3,'end','running','terminated','completed',1700003600000,'inline',2,X'7B226576656E74223A22656E64222C22726561736F6E223A22706C6174666F726D5F726573746172746564227D',X'5B7B22636C61757365223A2269735F6E6F745F64656C657465645F7768696C655F6C6F636B6564222C226B696E64223A227265717569726573222C226F6B223A747275652C22736177223A7B22636F6E746578742E6C6F636B6564223A66616C73652C22636F6E746578742E726561736F6E223A22222C226576656E742E726561736F6E223A22706C6174666F726D5F726573746172746564227D7D2C7B22636C61757365223A22736179735F776879222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E726561736F6E223A22706C6174666F726D5F726573746172746564227D7D2C7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22706C6174666F726D5F726573746172746564227D');
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-135df1ec260e7247',1,'$start','','starting','waiting',1700003601000,'inline',0,NULL,X'5B7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D');
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-135df1ec260e7247',2,'built','starting','running','waiting',1700003601000,'inline',1,NULL,X'5B7B22636C61757365223A226368616E6765735F6E6F7468696E675F656C7365222C226B696E64223A22656E7375726573222C226F6B223A747275652C22736177223A7B7D7D2C7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D');
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-135df1ec260e7247',3,'freeze','running','frozen','waiting',1700003604000,'inline',2,NULL,X'5B7B22636C61757365223A226368616E6765735F6E6F7468696E675F656C7365222C226B696E64223A22656E7375726573222C226F6B223A747275652C22736177223A7B7D7D2C7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D');
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-7285775146dd9bc8',1,'$start','','starting','waiting',1700003605000,'inline',0,NULL,X'5B7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D');
+INSERT INTO "turtles_transition" VALUES('sessionlife-unsb-session-7285775146dd9bc8',2,'built','starting','running','waiting',1700003605000,'inline',1,NULL,X'5B7B22636C61757365223A226368616E6765735F6E6F7468696E675F656C7365222C226B696E64223A22656E7375726573222C226F6B223A747275652C22736177223A7B7D7D2C7B22636C61757365223A226861735F776861745F7761735F626F75676874222C226B696E64223A22696E76617269616E74222C226F6B223A747275652C22736177223A7B22636F6E746578742E76637075223A312C22636F6E746578742E626173655F76637075223A317D7D5D',X'7B2276637075223A312C22626173655F76637075223A312C226C6F636B6564223A66616C73652C22726561736F6E223A22227D');
+CREATE TABLE turtles_worker (
+	worker_id TEXT NOT NULL, 
+	host TEXT NOT NULL, 
+	pid INTEGER NOT NULL, 
+	process_start TEXT NOT NULL, 
+	beat_ms BIGINT NOT NULL, 
+	lease_until_ms BIGINT NOT NULL, 
+	CONSTRAINT turtles_worker_pk PRIMARY KEY (worker_id)
+);
+CREATE TABLE wallet (
+        currency TEXT NOT NULL,
+        name TEXT NOT NULL,
+        seed TEXT NOT NULL,
+        passphrase_hash TEXT,
+        unlocked_until_ms INTEGER NOT NULL DEFAULT 0,
+        address_count INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (currency, name)
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "wallet" VALUES('BTC','payer','07b154ad2894dbd1527685164de32018ce0267cd649a1097cbd8b5808e677795',NULL,0,3);
+INSERT INTO "wallet" VALUES('BTC','shop','a03119b0090bace8ee45cd19bee37cc82cc74031825dff427adddb847f47c6ea',NULL,0,4);
+INSERT INTO "wallet" VALUES('BTC','stranger','87586743cc66a37894ac6b2ba37771693311e34b7755819ebb240a6307731957',NULL,0,1);
+INSERT INTO "wallet" VALUES('DOGE','payer','b4f13033b3394cd30020064eecaa38ecbd10641962fd66a18f7bdeef67136e21',NULL,0,1);
+INSERT INTO "wallet" VALUES('DOGE','shop','2a3e7cd3195848a05250cf3ca27da66bde63a688bab571ce47f56665319947a9',NULL,0,1);
+INSERT INTO "wallet" VALUES('DOGE','stranger','30d70f064fefb7f6b4bc2ec6ac03a1d122f4725afaa61a3e4fb101ea76c858c8',NULL,0,1);
+INSERT INTO "wallet" VALUES('LTC','payer','1d06da55b743a68a9d04b74473e35336de4bb7fd4bb86db36ac00555807e5534',NULL,0,3);
+INSERT INTO "wallet" VALUES('LTC','shop','5d31a15a50afea5190efe8f74ed3ef7523f048412c4e0ce8175f9c77dbdc3f14',NULL,0,3);
+INSERT INTO "wallet" VALUES('LTC','stranger','3d01e8584af013d1678df7d0aa8e8216b116275365b5582a782e02d0c0e0e0b5',NULL,0,1);
+INSERT INTO "wallet" VALUES('XMR','payer','095b979ff7531d73f6ad6e64b961981ab30c16b7fc58c49c0156e70ec57dde4d',NULL,0,1);
+INSERT INTO "wallet" VALUES('XMR','shop','078ed14650d0c406e954b8567a4e343c6efbc88c0ea7888ee99ca65460058e19',NULL,0,2);
+INSERT INTO "wallet" VALUES('XMR','stranger','f6f2697936c27db69ba01d92659aaf091049485be9056b6708525133495673b5',NULL,0,1);
+CREATE TABLE wallet_address (
+        currency TEXT NOT NULL,
+        address TEXT NOT NULL,
+        wallet TEXT NOT NULL,
+        address_index INTEGER NOT NULL,
+        label TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('funding', 'receive', 'change')),
+        created_ms INTEGER NOT NULL,
+        PRIMARY KEY (currency, address),
+        UNIQUE (currency, wallet, address_index),
+        FOREIGN KEY (currency, wallet) REFERENCES wallet (currency, name)
+    ) WITHOUT ROWID
+    ;
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1q36tnt2a4cnd0rrcedpp7d37vf6tv9mkr83l32d','shop',3,'','change',1700003600000);
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1q6wrpcu86hpvudflczkwk60nlqyww95mwqppj5c','shop',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1q86lntcypr37hcm5wkzzswu6hf9epyx3r22qe9t','payer',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1qg78j5xcq3gfget60gqgwxxtle4rs8da76gwnxw','stranger',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1qqar38pwl6s5wzuy8jjw3durdm0udrp63363dst','shop',1,'inv_XHEvj7Nn5v95t8I_douVQLsrYtuw_ua3','receive',1700000000000);
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1qrhdcgzn2ghctnl33kq9s2q9p8jxxld7qrdhpn9','payer',1,'refund','receive',1700000000000);
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1qvhn65kd802t92p7wvfmcvlac2u3sm8xpftkyha','shop',2,'inv_WIv0ck-gG6MohV5d_vb4exSg6bQ2vHvx','receive',1700000000000);
+INSERT INTO "wallet_address" VALUES('BTC','bcrt1qwj69mxlgm43kha437xmsma6q4xvd3cevytx6wv','payer',2,'','change',1700003600000);
+INSERT INTO "wallet_address" VALUES('DOGE','DDNApeoyAUcSG7XqWTSZS6WUZvN2hm8eg3','payer',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('DOGE','DMEPjZujUf2bPN1VN5Q1R7yknPvcyE66eW','shop',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('DOGE','DNXgrCgx5Gvr4pRq3YbPjBrcydQjrUHvHd','stranger',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('LTC','rltc1q0mmkcs72crsxc6n7kp960ysn3vjpy7v08yfmse','shop',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('LTC','rltc1q6kwffw9x33szqphzfz6vt9p73wjze8ffk2jq0e','payer',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('LTC','rltc1qd5xvqn9qmef34d783urqyjq3w49pqkadprurg3','stranger',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('LTC','rltc1qfdkhuc67005n85qt3lh6que3vzmdcdzcxyd3pd','shop',1,'inv_PDlVr09Wle4YoBP1kS_oIu1wK6PaX1Bp','receive',1700000000000);
+INSERT INTO "wallet_address" VALUES('LTC','rltc1qgazxz7tw5cu3u28r8p2u2q7n9lw52cx452upxh','payer',2,'','change',1700003600000);
+INSERT INTO "wallet_address" VALUES('LTC','rltc1qqdgpnv6tfs4xsh5dfgy99efvel097zak7e8z7w','shop',2,'inv_zv3kh-9yZo7hjlHI_4ko4RyywDoVDUr7','receive',1700003600000);
+INSERT INTO "wallet_address" VALUES('LTC','rltc1qwh8f2crp3wwdst0wd7skk60gawj3zmc4yxn0hh','payer',1,'','change',1700000000000);
+INSERT INTO "wallet_address" VALUES('XMR','4ZXd51ZcpDE6nYAJ4t44X4cEjPNbtNyP5Pwykwrgp8F4YT1UUZPgTQzuXRCzDEp8feb87G1SeBkWHhj7jw5CXso4V1UQkMw','stranger',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('XMR','4ms2U16iVK68AJM5HaFWaJMgyrpWtxmHNiNTLxz2hzRn3nRmsX3JXRNmagr7xDymgBKQiikt4ugeNVRpLpZhQaYFr1Tsikr','shop',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('XMR','4rd7EtiwM9eCPhDQJhFRhpQnph7zRwVhY2UUYjKd45SNrzfo4FykKwXsi5UPfcnX3m95xeNft1RWotKr45EuACN4gr8cL1D','payer',0,'funding','funding',1700000000000);
+INSERT INTO "wallet_address" VALUES('XMR','88xMUiNoYcGJRSPXvvFr2eSzZp5PQM37fSrcxAP4Y4k52rqDSSEPKGw2WwyBk5Efr1W1pKDXkKunvJqqjX8oePE3gsynLMj','shop',1,'inv_CMzoVASIOBXVIFA91In7QenTDcfJv4B_','receive',1700003600000);
+CREATE UNIQUE INDEX block_best ON block (currency, height) WHERE state = 'best';
+CREATE INDEX ledger_tx_state ON ledger_tx (currency, state);
+CREATE INDEX ledger_tx_block ON ledger_tx (block_id);
+CREATE INDEX ledger_output_address ON ledger_output (currency, address);
+CREATE UNIQUE INDEX ledger_output_key_image ON ledger_output (currency, key_image);
+CREATE INDEX ledger_input_spent ON ledger_input (currency, spent_txid, spent_vout);
+CREATE INDEX api_request_window ON api_request (public_key, at_ms);
+CREATE INDEX invoice_open ON invoice (currency, state);
+CREATE INDEX gift_redemption_card ON gift_redemption (card_id, requested_ms);
+CREATE INDEX session_live ON session (public_key) WHERE state <> 'terminated';
+CREATE INDEX execution_running ON execution (public_key, session_id) WHERE state IN ('pending', 'running');
+CREATE INDEX execution_session ON execution (session_id);
+CREATE UNIQUE INDEX service_name ON service (name) WHERE state <> 'deleted';
+CREATE INDEX service_live ON service (public_key) WHERE state <> 'deleted';
+CREATE INDEX service_log_service ON service_log (service_id, number);
+CREATE INDEX snapshot_owner ON snapshot (public_key, created_ms);
+CREATE INDEX image_owner ON image (owner_key, created_ms);
+CREATE INDEX image_trust_key ON image_trust (public_key);
+CREATE INDEX session_recording_session ON session_recording (session_id, number);
+CREATE INDEX audit_entry_key ON audit_entry (public_key, number);
+CREATE INDEX turtles_run_due ON turtles_run (due_ms) WHERE due_ms IS NOT NULL AND owner IS NULL;
+CREATE INDEX turtles_run_owner ON turtles_run (owner) WHERE owner IS NOT NULL;
+CREATE INDEX turtles_run_parent ON turtles_run (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX turtles_run_created ON turtles_run (created_ms);
+CREATE UNIQUE INDEX turtles_effect_pending ON turtles_effect (run_id) WHERE status = 'pending';
+CREATE INDEX turtles_inbox_waiting ON turtles_inbox (run_id, number) WHERE status = 'accepted';
+DELETE FROM "sqlite_sequence";
+INSERT INTO "sqlite_sequence" VALUES('invoice',5);
+INSERT INTO "sqlite_sequence" VALUES('ledger_tx',16);
+INSERT INTO "sqlite_sequence" VALUES('block',63);
+INSERT INTO "sqlite_sequence" VALUES('gift_letter',1);
+INSERT INTO "sqlite_sequence" VALUES('turtles_inbox',5);
+INSERT INTO "sqlite_sequence" VALUES('api_request',5);
+INSERT INTO "sqlite_sequence" VALUES('audit_entry',4);
+COMMIT;
