@@ -43,6 +43,8 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "store.failed": ("reason",),
     # the clients
     "http_call": ("call", "method", "elapsed_ms", "status", "outcome"),
+    # the engine inside a layer's sandbox
+    "layer.told": ("state", "status"),
     # the embedded platform
     "audit_failed": ("action", "error"),
     "block_skipped": ("reason",),

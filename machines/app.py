@@ -17,8 +17,8 @@ from machines.clients.ports.executions import Executions
 from machines.clients.ports.gift_cards import GiftCards
 from machines.clients.ports.images import Images
 from machines.clients.ports.introspection import Facilities
-from machines.clients.ports.sessions import Sessions
 from machines.clients.ports.services import Services
+from machines.clients.ports.sessions import Sessions
 from machines.clients.ports.snapshots import Snapshots
 from machines.clients.ports.tools import Tools
 from machines.clients.tools import OwnTools
@@ -29,12 +29,13 @@ from machines.flows.f03b_gift_card import GiftCard, Redemption
 from machines.flows.f03c_confirmation import Confirmation
 from machines.flows.f03w_wallet import Spend
 from machines.flows.f04_authentication import Authentication
-from machines.flows.f06_execution import Execution
 from machines.flows.f05_tool_install import ToolInstall
-from machines.flows.f11_introspection import Introspection
+from machines.flows.f06_execution import Execution
+from machines.flows.f07_session import Session
 from machines.flows.f08_service import Service
 from machines.flows.f09_snapshot import Snapshot
 from machines.flows.f10_image import Image
+from machines.flows.f11_introspection import Introspection
 from machines.flows.f12_trust import Trust
 from machines.flows.f13_inception import Inception
 from machines.flows.f14_agent import Agent
@@ -59,6 +60,7 @@ MACHINES: tuple[type[Machine[Any]], ...] = (
     Payment,
     Redemption,
     Service,
+    Session,
     Snapshot,
     Spend,
     ToolInstall,
@@ -72,11 +74,11 @@ def resources_of(clients: Clients) -> dict[Any, Any]:
         Portal: clients.portal,
         GiftCards: clients.gift_cards,
         Platform: clients.platform,
-        Sessions: clients.sessions,
         Wallets: Wallets(clients.wallets),
         Surroundings: LocalSurroundings(),
         Facilities: clients.facilities,
         Executions: clients.executions,
+        Sessions: clients.sessions,
         Images: clients.images,
         Services: clients.services,
         Snapshots: clients.snapshots,

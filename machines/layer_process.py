@@ -35,7 +35,7 @@ from engine.system import SystemClock
 from engine.world import World
 from machines.flows import layer_wire
 from machines.flows.f13_inception import Inception
-from machines.flows.layer import Step, Twig
+from machines.flows.layer import Step, Twig, line_of
 from machines.flows.layer_wire import STEPS_MAX, TWIGS_MAX, Ask, Told, shown
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ async def _told(app: App, outcome: Outcome) -> Told:
     context, output = outcome.context, outcome.output
     above = msgspec.structs.replace(context, depth=context.depth - 1)
     return Told(
-        said=layer_wire.line_of(above),
+        said=line_of(above),
         state=outcome.state,
         status=outcome.status,
         complete=output is not None and output.complete,

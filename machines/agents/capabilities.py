@@ -15,11 +15,13 @@ import msgspec
 from machines.agents.tools import (
     NETWORK,
     NOTHING,
+    SECONDS_MAX,
     TOOLS,
     Schema,
     Tool,
     choice,
     flag,
+    many,
     takes,
     text,
     whole,
@@ -40,7 +42,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
         machine: whose run it starts; None: it only looks, or asks a run to stop.
         fields: names of the machine's context fields, where they differ from the arguments'.
         given: context fields that no argument sets.
-        priced: it spends; without `budget_cents` its list price is the most it may.
+        priced: it spends; without `budget_cents` the list price, or what is to be on the card,
+            is the most it may.
         keyed: the machine acts with a key that an earlier run has bought; it is filled in.
     """
 
@@ -95,6 +98,135 @@ CAPABILITIES: tuple[Capability, ...] = (
         description="Prove that a key works, with a signed call; corrects our clock once.",
         parameters=takes(public_key=_WHOSE),
         machine="Authentication",
+        keyed=True,
+    ),
+    Capability(
+        name="buy_gift_card",
+        description="Buy a card of credit for somebody else, with coins; its code is kept, and "
+        "shown by reveal_gift_code.",
+        parameters=takes(
+            "amount_cents",
+            "currency",
+            amount_cents=whole("What is on the card, in US cents.", 700),
+            currency=_CURRENCY,
+            budget_cents=whole("The most this may cost, in US cents; what is on the card.", 0),
+            require_approval=flag("Ask the buyer before a key is given for it."),
+            email=text("Where the buyer is asked."),
+        ),
+        machine="GiftCard",
+        priced=True,
+    ),
+    Capability(
+        name="redeem_gift_card",
+        description="Get a key for a gift card's code; what is left stays on the card.",
+        parameters=takes("code", code=_CODE, tier=_TIER, months=_MONTHS, budget_cents=_BUDGET),
+        machine="Redemption",
+        given=_SMALLEST,
+        priced=True,
+    ),
+    Capability(
+        name="execute_code",
+        description="Run code in a fresh sandbox as a run of its own: waits for a free slot, "
+        "follows the job, says what is missing if the language is not there.",
+        parameters=takes(
+            "code",
+            code=text("The source text."),
+            language=text("Its language; found out unless said."),
+            stdin=text("What it reads."),
+            network_mode=NETWORK,
+            ttl_seconds=whole("Seconds it may run; 60 unless said.", 1, SECONDS_MAX),
+            public_key=_WHOSE,
+        ),
+        machine="Execution",
+        keyed=True,
+    ),
+    Capability(
+        name="run_session",
+        description="Open a session, run commands in it one after another, and end it; one that "
+        "stays is made with createSession.",
+        parameters=takes(
+            "cells",
+            cells=many("The commands, in order.", text("A command.")),
+            shell=text("bash unless said; python3, node ... as getShells lists them."),
+            network_mode=NETWORK,
+            public_key=_WHOSE,
+        ),
+        machine="Session",
+        given={"end_after": True},
+        keyed=True,
+    ),
+    Capability(
+        name="start_service",
+        description="Start a program that stays up, wait until it answers, and hand it over.",
+        parameters=takes(
+            "name",
+            "bootstrap",
+            name=text("Its name, and the first part of its address."),
+            bootstrap=text("The script that starts it."),
+            ports=many("Ports it listens on.", whole("A port.", 1, 65_535)),
+            network_mode=NETWORK,
+            public_key=_WHOSE,
+        ),
+        machine="Service",
+        given={"then": "hand_over"},
+        keyed=True,
+    ),
+    Capability(
+        name="save_snapshot",
+        description="Save what a session or service holds, and see that it is ready.",
+        parameters=takes(
+            "source_type",
+            "source_id",
+            source_type=choice("What it is taken of.", "session", "service"),
+            source_id=text("Which one."),
+            name=text("A name to recognize it by."),
+            public_key=_WHOSE,
+        ),
+        machine="Snapshot",
+        keyed=True,
+    ),
+    Capability(
+        name="publish_an_image",
+        description="Make an image, which outlives its source, and see that it is published.",
+        parameters=takes(
+            "source_type",
+            "source_id",
+            source_type=choice("What it is made of.", "session", "service", "snapshot"),
+            source_id=text("Which one."),
+            name=text("A name to recognize it by."),
+            description=text("What it is for."),
+            public_key=_WHOSE,
+        ),
+        machine="Image",
+        keyed=True,
+    ),
+    Capability(
+        name="prove_trust",
+        description="Open a session and prove from inside that its walls are as promised.",
+        parameters=takes(
+            trust=choice("The level.", "zerotrust", "semitrusted", "least"),
+            keep=flag("Hand the proven session over; otherwise it is ended."),
+            public_key=_WHOSE,
+        ),
+        machine="Trust",
+        given={"keep": False},
+        keyed=True,
+    ),
+    Capability(
+        name="install_tools",
+        description="Put this program into a session, so that code inside can do all this, too.",
+        parameters=takes("session_id", session_id=text("Which session."), public_key=_WHOSE),
+        machine="ToolInstall",
+        keyed=True,
+    ),
+    Capability(
+        name="introspect",
+        description="What the platform is and has, and what this key may ask for.",
+        parameters=takes(
+            budget_cents=whole("What there is to spend, for the answer to what it buys.", 0),
+            public_key=_WHOSE,
+        ),
+        machine="Introspection",
         keyed=True,
     ),
     Capability(
@@ -159,6 +291,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         name="cancel_run",
         description="Ask a run to stop; what it made is undone, what it paid is followed to its "
         "end.",
+        parameters=takes("run_id", run_id=_RUN),
+    ),
+    Capability(
+        name="reveal_gift_code",
+        description="Show the code of a card that was bought here. No other tool does. Whoever "
+        "has it can spend the card.",
         parameters=takes("run_id", run_id=_RUN),
     ),
     Capability(

@@ -40,7 +40,7 @@ from machines.agents.capabilities import (
     Offer,
     offers,
 )
-from machines.agents.schemas import check_arguments
+from machines.agents.schemas import BadArguments, check_arguments
 from machines.agents.tools import BY_NAME, Tool, request_of
 from machines.clients.ports import Credentials, Portal
 from machines.clients.ports.calls import Calls
@@ -116,6 +116,7 @@ class Dispatcher:
             "list_runs": self._list,
             "journal": self._journal,
             "cancel_run": self._cancel,
+            "reveal_gift_code": self._reveal_code,
             "reveal_secret": self._reveal,
         }
 
@@ -148,8 +149,8 @@ class Dispatcher:
         offer = self._offers.get(name)
         if offer is None:
             raise UsageError(f"no tool {name!r}. There are: {', '.join(self._offers)}.")
+        check_arguments(name, offer.parameters, {} if arguments is None else arguments)
         given = dict(arguments or {})
-        check_arguments(name, offer.parameters, given)
         key = given.pop(KEY_ARGUMENT, None)
         if name in self._looks:
             return _object(await self._looks[name](report=report, **given))
@@ -176,7 +177,10 @@ class Dispatcher:
             raise ToolRefused(f"tool {capability.name}: this program has no {capability.machine}")
         key = key or derived(conversation, capability.name, given)
         fields = await self._fields(capability, given, table.context.__struct_fields__)
-        context = msgspec.convert(fields, table.context, dec_hook=_secret)
+        try:
+            context = msgspec.convert(fields, table.context, dec_hook=_secret)
+        except msgspec.ValidationError as error:
+            raise BadArguments(f"tool {capability.name}: {error}") from error
         begun = await self.app.start(table.name, context, key=f"{capability.name}:{key}")
         outcome = await self._follow(begun.run_id, wait_seconds, report)
         return {**told(outcome), "repeated": not begun.created, KEY_ARGUMENT: key}
@@ -187,9 +191,7 @@ class Dispatcher:
         fields = dict(capability.given)
         fields |= {capability.fields.get(name, name): value for name, value in given.items()}
         if capability.priced:
-            layers = fields.get("max_depth", 1)
-            price = LIST_PRICE_CENTS * fields["tier"] * fields["months"] * layers  # type: ignore[operator]
-            fields.setdefault("budget_cents", price)
+            fields.setdefault("budget_cents", _list_price_cents(fields))
         if capability.keyed:
             credentials = await self.credentials(given.get(OWNER_ARGUMENT))
             fields["public_key"] = credentials.public_key
@@ -266,6 +268,12 @@ class Dispatcher:
         secret = credentials.secret_key.reveal()
         return {"public_key": credentials.public_key, "secret_key": secret}
 
+    async def _reveal_code(self, *, report: Report | None, run_id: str) -> dict[str, Any]:
+        outcome = await self.app.outcome(run_id)
+        if outcome.machine != "GiftCard" or outcome.output is None:
+            raise ToolRefused(f"run {run_id}: expected a card that was bought")
+        return {"run_id": run_id, "code": outcome.output.code.reveal()}
+
     # -- tools ----------------------------------------------------------------------------------
 
     async def _tool(
@@ -320,12 +328,20 @@ class Dispatcher:
                 Query(machine=machine, statuses=("completed",), limit=1_000)
             ):
                 output = (await self.app.outcome(stored.run.run_id)).output
-                if output is not None and output.secret_key is not None:
+                if getattr(output, "secret_key", None) is not None:  # a Payment may buy a card
                     held.setdefault(
                         output.public_key,
                         Credentials(public_key=output.public_key, secret_key=output.secret_key),
                     )
         return held
+
+
+def _list_price_cents(fields: Mapping[str, Any]) -> int:
+    """What a run costs at most that is not told a budget."""
+    if "amount_cents" in fields:
+        return int(fields["amount_cents"])
+    layers = int(fields.get("max_depth", 1))
+    return LIST_PRICE_CENTS * int(fields["tier"]) * int(fields["months"]) * layers
 
 
 def derived(conversation: str, name: str, arguments: Mapping[str, Any]) -> str:

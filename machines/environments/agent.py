@@ -188,7 +188,7 @@ class OfAgent(Environment):
         """A refusal has words."""
         failed = state in (*ENDS[:-1], "incapable", "not_sold", "unaffordable", "unpriced",
                            "unfunded", "card_refused", "not_provisioned", "unproven",
-                           "no_sandbox", "left_behind")  # fmt: skip
+                           "no_sandbox")  # fmt: skip
         return not failed or context.refusal != ""
 
     @sometimes

@@ -3,9 +3,10 @@
 Three blocks are required, and the time is over at the second look.  The chain grows by a block, or
 to the depth required at once.  One trouble comes: an eviction, a reversal (two blocks are lost, or
 one is replaced by another of the same height), a rival, or a standstill; a second one only where it
-meets the first: a rival in the place of what was reversed, a standstill while a reversal lasts, and, while there is time, a reversal of what was
-replaced or stands still.  How long nothing moved is the node's to say, so a standstill may be told
-at any look.
+meets the first: a rival in the place of what was reversed, a standstill while a reversal lasts,
+and, while there is time, a reversal of what was replaced or stands still.  How long nothing moved
+is the node's to say, so a standstill may be told at any look.  A second run watches on, from a
+depth of two, what had counted there.
 """
 
 from __future__ import annotations

@@ -354,7 +354,8 @@ class OfInception(Environment):
     @always
     def a_card_pays_within_budget(self, context: Layer) -> bool:
         """What is put on a card is gone from the purse, spent or not."""
-        return context.paid_cents + context.card_cents <= context.budget_cents
+        spent_cents = context.paid_cents + context.card_cents
+        return not context.card_cents or spent_cents <= context.budget_cents
 
     @always
     def what_the_card_has_left_is_known(self, context: Layer, state: str) -> bool:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from engine.secret import Secret
 from engine.verification.environment import Done, Environment, always, payloads, sometimes
 from engine.verification.result import Scope
-from machines.flows.f11_introspection import (
+from machines.flows.f11_introspection import Introspection
+from machines.flows.inquiry import (
     SILENCES_MAX,
     TOPICS,
     Denied,
     Health,
     Inquiry,
-    Introspection,
     Kept,
     Known,
     Limits,

@@ -8,10 +8,10 @@ end one after the other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import ClassVar, get_args
 
 from engine.secret import Secret
-from engine.verification.environment import Done, Environment, always, payloads
+from engine.verification.environment import Done, Environment, always, payloads, sometimes
 from engine.verification.result import Scope
 from machines.flows.f07_session import Session
 from machines.flows.session_run import (
@@ -46,6 +46,12 @@ class OfSession(Environment):
 
     machine = Session
     scope = Scope(contexts=2, messages=1, attempts=2)
+    reasons: ClassVar[dict[str, str]] = {
+        f"{state} --cancel--> ending x event twice": "a request to stop has no key: a second one "
+        "is another request, and the scope has one"
+        for state in ("running", "frozen", "executing", "freezing", "unfreezing", "extending",
+                      "boosting", "checking", "ending")
+    }  # fmt: skip
 
     def contexts(self) -> Iterator[SessionRun]:
         """A script of two cells and its end; one that waits for messages."""
@@ -116,8 +122,7 @@ class OfSession(Environment):
         """As it should be after the operation; a look may find either."""
         if state != "freezing":
             yield Seen(frozen=False, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS)
-        may_be_frozen = not context.end_after or _was_refused(context)
-        if state in ("freezing", "extending", "checking") and may_be_frozen:
+        if state in ("freezing", "extending", "checking") and not context.end_after:
             yield Seen(frozen=True, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS)
 
     @payloads("over")
@@ -134,8 +139,8 @@ class OfSession(Environment):
 
     @payloads("declined")
     def refused_operations(self, context: SessionRun) -> Iterator[Declined]:
-        """Everything; of a script the first cell."""
-        if not context.end_after or context.cells == SCRIPT:
+        """Everything but a script."""
+        if not context.end_after:
             yield Declined(detail="no")
 
     @always
@@ -143,6 +148,48 @@ class OfSession(Environment):
         """Whatever is lost, all creating is under one key."""
         return len({one.key for one in done if one.effect == "create"}) <= 1
 
+    @always
+    def runs_each_cell_under_one_key(self, context: SessionRun, done: Sequence[Done]) -> bool:
+        """No more keys than cells that have ended, and the one that runs."""
+        keys = {one.key for one in done if one.effect == "run_cell"}
+        return len(keys) <= context.done + 1
 
-def _was_refused(context: SessionRun) -> bool:
-    return [one.outcome for one in context.results] == ["refused"]
+    @always
+    def runs_only_what_was_asked_for(self, context: SessionRun, done: Sequence[Done]) -> bool:
+        """A script of two, or the one message."""
+        return context.done + len(context.cells) <= len(SCRIPT)
+
+    @always
+    def is_gone_only_when_the_platform_says_so(self, state: str, done: Sequence[Done]) -> bool:
+        """A look, or the answer to our own wish, comes before every end of a session."""
+        if state not in ("terminated", "cancelled", "expired", "idled", "lost"):
+            return True
+        return any(isinstance(one.event, Over) for one in done)
+
+    @always
+    def ends_for_the_reason_given(
+        self, state: str, context: SessionRun, done: Sequence[Done]
+    ) -> bool:
+        """The state is named after what was said."""
+        given = [one.event for one in done if isinstance(one.event, Refused)]
+        return state not in STATES or any(
+            (one.kind, one.detail) == (state, context.reason) for one in given
+        )
+
+    @sometimes
+    def a_script_runs_to_its_end(self, state: str, context: SessionRun) -> bool:
+        """And its session is ended."""
+        ended = [one.outcome for one in context.results]
+        return state == "terminated" and ended == ["completed", "completed"]
+
+    @sometimes
+    def a_session_is_frozen_and_wakes(self, context: SessionRun, done: Sequence[Done]) -> bool:
+        """By message, or by somebody else."""
+        return not context.frozen and any(
+            isinstance(one.event, Seen) and one.event.frozen for one in done
+        )
+
+    @sometimes
+    def a_cell_is_unknown(self, context: SessionRun) -> bool:
+        """And not run again."""
+        return any(one.outcome == "unknown" for one in context.results)

@@ -15,7 +15,8 @@ import msgspec
 from engine.secret import Secret
 from engine.verification.environment import Done, Environment, always, payloads, sometimes
 from engine.verification.result import Scope
-from machines.flows.f12_trust import (
+from machines.flows.f12_trust import Trust
+from machines.flows.trial import (
     MAY_BE_LEFT,
     PROMISES,
     Gone,
@@ -25,7 +26,6 @@ from machines.flows.f12_trust import (
     SessionLost,
     Sight,
     Trial,
-    Trust,
     Withdrawn,
     chosen,
 )

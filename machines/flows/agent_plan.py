@@ -168,7 +168,3 @@ class Lost(Event, tag="lost"):
 
 class Ended(Event, tag="ended"):
     """The sandbox is gone, on purpose."""
-
-
-class NotEnded(GaveUp, tag="not_ended"):
-    """The platform would not end it; it ends with its time."""

@@ -163,7 +163,9 @@ class GiftCard(Machine[CardOrder]):
         | active.to(  # turtles: ignore[V005] the sums are looked at first
             exhausted, cond="is_spent", on="keep_balance"
         )
-        | active.to(expired, cond="has_expired", on=["keep_balance", "note_expiry"])
+        | active.to(  # turtles: ignore[V005] as above
+            expired, cond="has_expired", on=["keep_balance", "note_expiry"]
+        )
         | active.to(active, on="keep_balance")
     )
     watch_over = active.to(issued)

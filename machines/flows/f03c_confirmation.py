@@ -29,8 +29,8 @@ A payment that was deep enough is watched on by a second run, whose context begi
 default twice the coin's: a reorganisation after completion is then `reversed`, too, and followed.
 
 Source: payments.md 4.1 (SEEN mempool, CONFIRMING confirming, REORGED reversed, STALLED stalled,
-CONFLICTED contested, DEAD replaced, FINAL and DONE deep_enough, MANUAL given_up), paper Flow 3 (poll
-every 14 s).
+CONFLICTED contested, DEAD replaced, FINAL and DONE deep_enough, MANUAL given_up), paper Flow 3
+(poll every 14 s).
 """
 
 from __future__ import annotations
@@ -297,7 +297,9 @@ class Confirmation(Machine[Following]):
     )
     rival_seen = unseen.to(contested) | mempool.to(contested) | reversed.to(contested)
     rival_gone = contested.to(unseen)
-    sank = unseen.to(reversed) | confirming.to(reversed) | stalled.to(reversed) | reversed.to(reversed)
+    sank = (
+        unseen.to(reversed) | confirming.to(reversed) | stalled.to(reversed) | reversed.to(reversed)
+    )
     stalled_for = (
         unseen.to(stalled) | mempool.to(stalled) | confirming.to(stalled) | reversed.to(stalled)
     )

@@ -399,9 +399,7 @@ class Spend(Machine[SpendOrder]):
     funded = underfunded.to(building)
     refused = building.to(rejected) | wallet_locked.to(rejected)
     too_late = (
-        building.to(abandoned)
-        | underfunded.to(unfunded)
-        | signed.to(releasing, on="give_up_late")
+        building.to(abandoned) | underfunded.to(unfunded) | signed.to(releasing, on="give_up_late")
     )
     seen = (
         broadcasting.to(broadcast)
@@ -419,7 +417,7 @@ class Spend(Machine[SpendOrder]):
     released = (
         releasing.to(conflicted, cond="was_handed_out")
         | releasing.to(rejected, cond="is_wrong")
-        | releasing.to(building, cond="is_to_be_built_anew")
+        | releasing.to(building, cond="is_to_be_built_anew", on="bury")
         | releasing.to(abandoned)
     )
     not_released = (
@@ -474,13 +472,9 @@ class Spend(Machine[SpendOrder]):
     def on_robbed(self, context: SpendOrder) -> SpendOrder:
         return self.but(context, fate="anew", reason="an input was spent before anything was sent")
 
-    def on_released(self, context: SpendOrder) -> SpendOrder:
-        return self._buried(context)
-
-    def _buried(self, context: SpendOrder) -> SpendOrder:
+    def bury(self, context: SpendOrder) -> SpendOrder:
         """Bytes that no node ever had: their name is kept, and others may take their place."""
-        if context.fate != "anew" or context.transaction is None:
-            return context
+        assert context.transaction is not None
         tombstones = (*context.tombstones, context.transaction.txid)
         return self.but(context, transaction=None, tombstones=tombstones, fate="")
 
@@ -524,7 +518,8 @@ class Spend(Machine[SpendOrder]):
 
     def on_not_released(self, context: SpendOrder, event: NotReleased) -> SpendOrder:
         reason = f"{context.reason}; inputs stay reserved: {event.reason}"
-        return self.but(self._buried(context), reason=reason)
+        left = self.bury(context) if context.fate == "anew" else context
+        return self.but(left, reason=reason)
 
     def on_seen(self, context: SpendOrder, event: Seen) -> SpendOrder:
         return self.but(context, reason="")

@@ -35,316 +35,35 @@ Source: flows.md f12; paper, Flow 12; isolation.md 8 and 12.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
-
-import msgspec
-
-from engine.clock import minutes
 from engine.contracts import ensures, invariant, requires
 from engine.definition import Machine, State
-from engine.effects import Call, effect
-from engine.errors import Transient
-from engine.events import Event, GaveUp
-from machines.clients.ports import ClientError, NotFound, Record, Rejected, Unavailable
-from machines.clients.ports.introspection import Facilities
-from machines.flows import wall_probes
-from machines.flows.canaries import Canaries
-from machines.flows.keyed import PATIENT, Keyed, credentials_of, later
-from machines.flows.money import platform_of
-
-Level = Literal["zerotrust", "semitrusted"]
-Seen = Literal["open", "closed", "inconclusive"]
-Verdict = Literal["", "proven", "breached", "inconclusive", "lost"]
-
-PROBES: tuple[str, ...] = tuple(probe.__name__ for probe in wall_probes.PROBES)
-PROMISES: Mapping[Level, Mapping[str, Seen]] = {
-    "zerotrust": dict.fromkeys(PROBES, "closed"),
-    "semitrusted": {**dict.fromkeys(PROBES, "closed"), "proxy": "open"},
-}
-"""What each probe must see at each level."""
-REASON_CHARACTERS_MAX = 300
-SESSION_SECONDS = 3600
-MAY_BE_LEFT = "one may live on to its ttl"
-
-
-class Sight(Record):
-    """What one probe saw from inside, in the session's own words."""
-
-    probe: str
-    seen: Seen
-    detail: str = ""
-
-
-class Trial(Keyed):
-    """What is wanted (first seven), and what has been seen.
-
-    Args:
-        trust: a level, or `least`: the smaller one that serves.
-        needs_platform: code inside must reach the platform.
-        keep: hand the session over when it is proven; otherwise it is ended.
-        opening_ms: how long a slot is waited for.
-        probing_ms: how long the probes may take, with all repetitions.
-    """
-
-    trust: Literal["zerotrust", "semitrusted", "least"] = "least"
-    needs_platform: bool = False
-    keep: bool = True
-    ttl_seconds: int = SESSION_SECONDS
-    opening_ms: int = minutes(10)
-    reading_ms: int = minutes(5)
-    probing_ms: int = minutes(5)
-    session_id: str = ""
-    last_session_id: str = ""
-    verdict: Verdict = ""
-    sights: tuple[Sight, ...] = ()
-    hits: int = 0
-    reason: str = ""
-
-
-class TrustReport(Record):
-    """The outcome.  `session_id` is a live session if proven and kept, else empty."""
-
-    trust: Level
-    verdict: Verdict
-    session_id: str
-    sights: tuple[Sight, ...]
-    hits: int
-    reason: str
-
-
-class Opened(Event, tag="opened"):
-    """A session exists."""
-
-    session_id: str
-
-
-class NotOpened(GaveUp, tag="not_opened"):
-    """The platform gave no session, or nobody knows."""
-
-
-class Withdrawn(Event, tag="withdrawn"):
-    """No session is left of the one that was asked for."""
-
-
-class NotWithdrawn(GaveUp, tag="not_withdrawn"):
-    """Nobody can say whether a session is left; one that there is ends with its time."""
-
-
-class Promised(Event, tag="promised"):
-    """What the platform itself says the session may reach."""
-
-    network_mode: str
-
-
-class Unread(GaveUp, tag="unread"):
-    """The platform does not say what the session may reach."""
-
-
-class Probed(Event, tag="probed"):
-    """The probes ran, or what ran said nothing that makes sense (`problem`)."""
-
-    sights: tuple[Sight, ...]
-    hits: int
-    problem: str = ""
-
-
-class Unprobed(GaveUp, tag="unprobed"):
-    """The probes could not be run."""
-
-
-class SessionLost(Event, tag="session_lost"):
-    """The session ended before it was proven."""
-
-
-class Gone(Event, tag="gone"):
-    """The session is ended."""
-
-
-def chosen(context: Trial) -> Level:
-    """The level: the one asked for, or the least that serves."""
-    if context.trust == "least":
-        return "semitrusted" if context.needs_platform else "zerotrust"
-    return context.trust
-
-
-def leaks(context: Trial, sights: tuple[Sight, ...], hits: int) -> tuple[str, ...]:
-    """What got through that the level promises to keep in."""
-    promise = PROMISES[chosen(context)]
-    found = [
-        f"{one.probe}: {one.detail}"
-        for one in sights
-        if one.seen == "open" and promise.get(one.probe) == "closed"
-    ]
-    return (*found, *([f"{hits} visits to this host's canaries"] if hits else []))
-
-
-def doubts(context: Trial, sights: tuple[Sight, ...]) -> tuple[str, ...]:
-    """What was not seen as promised, without being a leak."""
-    seen = {one.probe: one for one in sights}
-    return tuple(
-        f"{probe}: {seen[probe].seen if probe in seen else 'not tried'}, promised {expected}"
-        for probe, expected in PROMISES[chosen(context)].items()
-        if probe not in seen or seen[probe].seen != expected
-    )
-
-
-def _key(call: Call) -> str:
-    """One session for one run, so that one nobody told us of can be found again."""
-    return f"trust-{call.run_id}"
-
-
-async def _open(context: Trial, call: Call) -> str:
-    session = await platform_of(call).create_session(  # noqa: S604 - the name of a shell
-        credentials_of(context),
-        shell="bash",
-        network_mode=chosen(context),
-        ttl_seconds=context.ttl_seconds,
-        key=_key(call),
-    )
-    return session.session_id
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def open_session(context: Trial, call: Call) -> Opened:
-    """Create the session; the same key gives the same one."""
-    try:
-        return Opened(session_id=await _open(context, call))
-    except ClientError as error:
-        raise later(error) from error
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def withdraw(context: Trial, call: Call) -> Withdrawn:
-    """Ask once more under the same key, which gives the session that there may be, and end it."""
-    try:
-        session_id = await _open(context, call)
-        await platform_of(call).delete_session(credentials_of(context), session_id)
-    except Rejected:
-        return Withdrawn()  # an order that is refused has made nothing
-    except ClientError as error:
-        # Without a free slot none is made; the one that there may be would have been given again.
-        if isinstance(error, Unavailable) and error.kind == "concurrency":
-            return Withdrawn()
-        raise later(error) from error
-    return Withdrawn()
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def end_session(context: Trial, call: Call) -> Gone:
-    """End the session; no error when it is gone."""
-    if not context.session_id:
-        return Gone()
-    try:
-        await platform_of(call).delete_session(credentials_of(context), context.session_id)
-    except ClientError as error:
-        raise later(error) from error
-    return Gone()
-
-
-@effect(idempotent=True, retry=PATIENT)
-async def read_promise(context: Trial, call: Call) -> Promised | SessionLost:
-    """What the platform says of the session it made."""
-    facilities = call.resource(Facilities)  # type: ignore[type-abstract]
-    try:
-        mode = await facilities.network_mode(credentials_of(context), context.session_id)
-    except NotFound:
-        return SessionLost()
-    except ClientError as error:
-        raise later(error) from error
-    return SessionLost() if mode == "terminated" else Promised(network_mode=mode)
-
-
-@effect(idempotent=True, retry=PATIENT, timeout_ms=minutes(2))
-async def probe_walls(context: Trial, call: Call) -> Probed | SessionLost:
-    """Try the walls from inside, while this host's canaries listen.
-
-    Every attempt asks anew: the answer to an earlier one would tell of canaries that are gone.
-    """
-    canaries = call.resource(Canaries)  # type: ignore[type-abstract]
-    try:
-        async with canaries.placed() as canary:
-            done = await platform_of(call).execute(
-                credentials_of(context),
-                context.session_id,
-                wall_probes.command(canary.ask()),
-                key=f"{call.key}-{call.attempt}",
-            )
-    except NotFound:
-        return SessionLost()
-    except ClientError as error:
-        raise later(error) from error
-    except OSError as error:
-        raise Transient(f"no canary can be placed: {error}") from error
-    sights, problem = read_sights(done.stdout, canary.nonce)
-    if done.exit_code != 0:
-        problem = f"the probes exited {done.exit_code}"
-    return Probed(sights=sights, hits=canary.hits, problem=problem)
-
-
-class _Told(msgspec.Struct, forbid_unknown_fields=True):
-    """The shape of `wall_probes.tried`."""
-
-    nonce: str
-    sights: dict[str, tuple[Seen, str]]
-
-
-def read_sights(stdout: str, nonce: str) -> tuple[tuple[Sight, ...], str]:
-    """What a session says that it saw, and what is wrong with that; it may say anything.
-
-    Args:
-        nonce: what it was asked with; an answer to another question is none.
-    """
-    if len(stdout) > wall_probes.ANSWER_BYTES_MAX:
-        return (), f"the probes said {len(stdout)} characters"
-    try:
-        told = msgspec.json.decode(stdout, type=_Told)
-    except (msgspec.DecodeError, UnicodeEncodeError):
-        return (), "the probes said nothing that makes sense"
-    if told.nonce != nonce:
-        return (), "the probes answered another question"
-    strange = sorted(told.sights.keys() - set(PROBES))
-    if strange:
-        return (), f"the probes tell of {len(strange)} things that nobody asked"
-    return tuple(
-        Sight(probe=probe, seen=told.sights[probe][0], detail=_shown(told.sights[probe][1]))
-        for probe in PROBES
-        if probe in told.sights
-    ), ""
-
-
-def _shown(text: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in text)[:120]
-
-
-def judge(context: Trial, event: Probed) -> Verdict:
-    """What the evidence comes to: any leak, else any doubt, else a proof."""
-    if leaks(context, event.sights, event.hits):
-        return "breached"
-    return "inconclusive" if event.problem or doubts(context, event.sights) else "proven"
-
-
-def cut(text: str) -> str:
-    """As much as a reason may say."""
-    return text[:REASON_CHARACTERS_MAX]
-
-
-def ended(context: Trial) -> bool:
-    """No session is left behind."""
-    return context.session_id == ""
-
-
-def says_why(context: Trial) -> bool:
-    """A run without a proof names its reason, and leaves no session."""
-    return bool(context.reason) and ended(context)
-
-
-def stands_as_promised(context: Trial) -> bool:
-    """Every probe was seen as promised; the session is the caller's, or it is gone."""
-    proven = not leaks(context, context.sights, context.hits) and not doubts(
-        context, context.sights
-    )
-    return proven and bool(context.session_id) == context.keep
+from machines.flows.trial import (
+    MAY_BE_LEFT,
+    PROBES,
+    NotOpened,
+    NotWithdrawn,
+    Opened,
+    Probed,
+    Promised,
+    Trial,
+    TrustReport,
+    Unprobed,
+    Unread,
+    chosen,
+    cut,
+    doubts,
+    judge,
+    leaks,
+    says_why,
+    stands_as_promised,
+)
+from machines.flows.trial_calls import (
+    end_session,
+    open_session,
+    probe_walls,
+    read_promise,
+    withdraw,
+)
 
 
 class Trust(Machine[Trial]):

@@ -7,20 +7,20 @@
       Discovery)      |                 or Redemption    Authenti-  |          |            v
        |              |                 with a card)     cation)    |          |        unfreezing
        v              v                    |                |       v          |            |
-    incapable     not_offered,          unfunded,        unproven  clearing_up |            v
+    incapable     not_sold,             unfunded,        unproven  clearing_up |            v
                   unaffordable,         card_refused,               |          | executing_again
                   unpriced              not_provisioned             v          v            |
                                                                  no_sandbox   ending <------+
                                                                                |
-       done, program_failed, not_frozen, forgotten, sandbox_lost, stuck <------+
-                                                     left_behind (not ended; its time will) <-+
+       done, program_failed, froze_not, forgotten, sandbox_lost, stuck <-------+
 
 Five frameworks drive it (`machines.agents`): whatever they call a tool, the journal of a plan is
 the same but for ids, times, addresses and amounts.
 
 Promise: at most one key is bought, for no more than `budget_cents`; what the first program left is
 there after the freeze, or the run says that it is not; whatever ends the run, its sandbox is ended
-first.  A sandbox of which no reply told is found by its key and ended (`clearing_up`).
+first.  A sandbox of which no reply told is found by its key and ended (`clearing_up`); one that
+the platform will not end stops the run for a person (it is quarantined in `ending`).
 
 Source: paper, Phases 1 to 4 and 6; flows.md f14.
 """
@@ -46,7 +46,6 @@ from machines.flows.agent_plan import (
     AgentReport,
     Discovered,
     NotCleared,
-    NotEnded,
     NotFrozen,
     NotOpened,
     NotRun,
@@ -91,9 +90,7 @@ class Agent(Machine[Plan]):
     executing_again = State(
         effect=run_second, on_exhausted="not_run", timeout="program_time", on_timeout="overdue"
     )
-    ending = State(
-        effect=end_session, undoes="opening", on_exhausted="not_ended", cancellable=False
-    )
+    ending = State(effect=end_session, undoes="opening", cancellable=False)
     done = State(final=True, invariant=remembered)
     incapable = State(final=True, failure=True)
     not_sold = State(final=True, failure=True, invariant="paid_nothing")
@@ -109,9 +106,10 @@ class Agent(Machine[Plan]):
     forgotten = State(final=True, failure=True, invariant=released)
     sandbox_lost = State(final=True, failure=True, invariant=released)
     stuck = State(final=True, failure=True, invariant=released)
-    left_behind = State(final=True, failure=True)
 
-    discovered = discovering.to(learning_prices, cond="is_capable") | discovering.to(incapable)
+    discovered = discovering.to(learning_prices, cond="is_capable") | (
+        discovering.to(incapable, on="note_incapable")
+    )
     priced = learning_prices.to(provisioning, cond="affordable") | learning_prices.to(unaffordable)
     not_offered = learning_prices.to(not_sold)
     nobody_answers = learning_prices.to(unpriced)
@@ -155,7 +153,6 @@ class Agent(Machine[Plan]):
         | ending.to(stuck, cond="it_was_stuck")
         | ending.to(done)
     )
-    not_ended = ending.to(left_behind)
 
     def silence(self, context: Plan) -> int:
         return context.silence_ms
@@ -226,9 +223,7 @@ class Agent(Machine[Plan]):
 
     # -- actions --------------------------------------------------------------------------------
 
-    def on_discovered(self, context: Plan, event: Discovered) -> Plan:
-        if self.is_capable(event):
-            return context
+    def note_incapable(self, context: Plan) -> Plan:
         return self.but(context, refusal="discovery found no way to orchestrate")
 
     def on_priced(self, context: Plan, event: Priced) -> Plan:
@@ -300,10 +295,6 @@ class Agent(Machine[Plan]):
 
     def on_ended(self, context: Plan) -> Plan:
         return self.but(context, session_id="")
-
-    def on_not_ended(self, context: Plan, event: NotEnded) -> Plan:
-        told = f"{context.refusal}; " if context.refusal else ""
-        return self.but(context, refusal=f"{told}the sandbox was not ended: {event.reason}")
 
     # -- contracts ------------------------------------------------------------------------------
 

@@ -174,7 +174,8 @@ async def run_in_child(
 ) -> Executed | InnerMoved | InnerTold | InnerOdd | ChildLost | ExecutionFailed:
     """Look around inside, or attend the engine there; the same key runs the command once."""
     if context.nested:
-        command = layer_wire.attend_command(layer_wire.ask_of(context, call.run_id))
+        ask = layer_wire.ask_of(context, call.run_id)
+        command = layer_wire.attend_command(ask, again=bool(context.twigs))
     else:
         command = greeting(context)
     try:

@@ -38,8 +38,8 @@ from persistence import open_store
 
 ROOT = Path(__file__).parents[2]
 MINUTES = 60_000
-FAST = ("--depth", "1", "--block-seconds", "0.05", "--poll-seconds", "0.1")
-LONGER = ("--depth", "1", "--block-seconds", "0.2", "--poll-seconds", "0.1")
+FAST = ("--depth", "1", "--trust", "zerotrust", "--block-seconds", "0.05", "--poll-seconds", "0.1")
+LONGER = ("--depth", "1", "--trust", "zerotrust", "--block-seconds", "0.2", "--poll-seconds", "0.1")
 COIN = ("--currency", "LTC")  # fewer blocks to wait for
 NO_NAMESPACES = """#!/bin/sh
 echo "bwrap: No permissions to create new namespace, likely because the kernel does not allow \

@@ -174,7 +174,8 @@ def test_serve_refuses_a_wrong_option_before_anything_is_made(turtles, tmp_path,
     ("options", "message"),
     [
         (("--trust", "full"), "trust 'full': expected one of zerotrust, semitrusted"),
-        (("--trust", "semitrusted", "--tier", "4"), "two at once need tier 5 or more"),
+        (("--one-key",), "tier: --one-key needs --tier"),
+        (("--one-key", "--trust", "semitrusted", "--tier", "16"), "--one-key builds zerotrust"),
     ],
 )
 def test_inception_refuses_a_trust_that_cannot_be(turtles, tmp_path, options, message):
@@ -185,7 +186,8 @@ def test_inception_refuses_a_trust_that_cannot_be(turtles, tmp_path, options, me
 
 
 def test_an_interrupted_inception_goes_on_with_the_same_command(started, turtles):
-    command = ("inception", "--depth", "1", "--currency", "LTC", "--block-seconds", "0.1", "--json")
+    command = ("inception", "--depth", "1", "--trust", "zerotrust", "--currency", "LTC",
+               "--block-seconds", "0.1", "--json")  # fmt: skip
     first = started(*command)
     line_with(first.stderr, "layer 1 Payment  paying -> confirming")
     first.send_signal(signal.SIGINT)

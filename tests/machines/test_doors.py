@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -31,18 +30,22 @@ from machines.flows.f03w_wallet import Spend, SpendOrder
 from machines.flows.f04_authentication import Authentication, Proof
 from machines.flows.f05_tool_install import ToolInstall
 from machines.flows.f06_execution import Execution
+from machines.flows.f07_session import Session
 from machines.flows.f08_service import Service
 from machines.flows.f09_snapshot import Snapshot
 from machines.flows.f10_image import Image
-from machines.flows.f11_introspection import Inquiry, Introspection
-from machines.flows.f12_trust import Trial, Trust
+from machines.flows.f11_introspection import Introspection
+from machines.flows.f12_trust import Trust
 from machines.flows.f13_inception import Inception
 from machines.flows.f14_agent import Agent
 from machines.flows.gift_card import CardClaim, CardOrder
+from machines.flows.inquiry import Inquiry
 from machines.flows.layer import Layer
 from machines.flows.publication import Grant, Publication, Revoke, Show, Spawn
 from machines.flows.purchase import Purchase
+from machines.flows.session_run import SessionRun
 from machines.flows.tool_calls import Installation
+from machines.flows.trial import Trial
 from machines.platform import gift_cards
 from machines.platform.ledger.report import ledger_report
 from machines.platform.sandbox.backend import Handle, Result
@@ -50,7 +53,6 @@ from machines.platform.sandbox.fake import FakeBackend
 
 POLL_MS = 14_000
 ENDED = ("completed", "failed", "cancelled", "quarantined")
-Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 async def go(world: Any, machine: Any, context: Any, turn: Any = None) -> Any:
@@ -142,26 +144,24 @@ def not_a_number(invoice: dict[str, Any]) -> dict[str, Any]:
     return invoice | {"amount": "NaN"}
 
 
-@pytest.mark.parametrize(
-    ("change", "state", "says"),
-    [
-        (other_coin, "invoice_refused", "LTC"),
-        (dearer, "price_changed", "800"),
-        (foreign_address, "wallet_refused", ""),
-        (nine_decimals, "invoice_refused", "decimal"),
-        (not_a_number, "invoice_refused", "amount"),
-    ],
-)
-async def test_an_invoice_that_is_not_as_agreed(
-    embed: Any, change: Change, state: str, says: str
-) -> None:
+INVOICES = {
+    other_coin: ("invoice_refused", "LTC"),
+    dearer: ("price_changed", "800"),
+    foreign_address: ("wallet_refused", ""),
+    nine_decimals: ("invoice_refused", "decimal"),
+    not_a_number: ("invoice_refused", "amount"),
+}
+
+
+async def test_an_invoice_that_is_not_as_agreed(embed: Any) -> None:
     world = await embed()
     before = footprint(world)
-    world.wire.changes["/api/invoices"] = change
-    outcome = await go(world, Payment, purchase())
-    assert (outcome.state, outcome.status) == (state, "failed")
-    assert says in outcome.context.reason
-    assert footprint(world) == before
+    for change, (state, says) in INVOICES.items():
+        world.wire.changes["/api/invoices"] = change
+        outcome = await go(world, Payment, purchase())
+        assert (outcome.state, outcome.status) == (state, "failed"), change
+        assert says in outcome.context.reason
+        assert footprint(world) == before, change
 
 
 async def test_a_currency_that_nobody_has(embed: Any) -> None:
@@ -174,21 +174,21 @@ async def test_a_currency_that_nobody_has(embed: Any) -> None:
             await harness.app.start(Payment, Trial(public_key="", secret_key=Secret("")))
 
 
-@pytest.mark.parametrize(
-    ("changes", "state"),
-    [
-        ({"budget_cents": 699}, "over_budget"),
-        ({"tier": 33}, "not_offered"),
-        ({"months": 2}, "not_offered"),
-        ({"amount_atomic_max": 1}, "invoice_refused"),
-    ],
-)
-async def test_an_order_that_cannot_be_filled(embed: Any, changes: Any, state: str) -> None:
+ORDERS: list[tuple[dict[str, Any], str]] = [
+    ({"budget_cents": 699}, "over_budget"),
+    ({"tier": 33}, "not_offered"),
+    ({"months": 2}, "not_offered"),
+    ({"amount_atomic_max": 1}, "invoice_refused"),
+]
+
+
+async def test_an_order_that_cannot_be_filled(embed: Any) -> None:
     world = await embed()
     before = footprint(world)
-    outcome = await go(world, Payment, purchase(**changes))
-    assert (outcome.state, outcome.status) == (state, "failed")
-    assert footprint(world) == before
+    for changes, state in ORDERS:
+        outcome = await go(world, Payment, purchase(**changes))
+        assert (outcome.state, outcome.status) == (state, "failed"), changes
+        assert footprint(world) == before, changes
 
 
 # -- gift cards ---------------------------------------------------------------------------------
@@ -243,33 +243,37 @@ async def test_an_approval_that_is_denied(embed: Any) -> None:
     assert footprint(world) == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "state"),
-    [({"budget_cents": 1_952}, "over_budget"), ({"tier": 4}, "over_budget"),
-     ({"tier": 4, "budget_cents": 9_000}, "too_little"), ({"months": 4}, "not_offered")],
-)  # fmt: skip
-async def test_a_card_that_cannot_buy_this(embed: Any, changes: Any, state: str) -> None:
+CLAIMS: list[tuple[dict[str, Any], str]] = [
+    ({"budget_cents": 1_952}, "over_budget"),
+    ({"tier": 4}, "over_budget"),
+    ({"tier": 4, "budget_cents": 9_000}, "too_little"),
+    ({"months": 4}, "not_offered"),
+]
+
+
+async def test_a_card_that_cannot_buy_this(embed: Any) -> None:
     world = await embed()
     card = await a_card(world)
     before = footprint(world)
-    outcome = await go(world, Redemption, claim(card.code, **changes))
-    assert (outcome.state, outcome.status) == (state, "failed")
-    assert footprint(world) == before
+    for changes, state in CLAIMS:
+        outcome = await go(world, Redemption, claim(card.code, **changes))
+        assert (outcome.state, outcome.status) == (state, "failed"), changes
+        assert footprint(world) == before, changes
 
 
-@pytest.mark.parametrize(
-    ("cents", "state"), [(699, "below_minimum"), (10**9, "above_maximum"), (5_001, "over_budget")]
-)
-async def test_a_card_that_is_not_made(embed: Any, cents: int, state: str) -> None:
+CARDS = [
+    (699, 699, "below_minimum"), (10**9, 10**9, "above_maximum"), (5_001, 5_000, "over_budget"),
+]  # fmt: skip
+
+
+async def test_a_card_that_is_not_made(embed: Any) -> None:
     world = await embed()
     before = footprint(world)
-    budget_cents = 5_000 if state == "over_budget" else cents
-    outcome = await go(
-        world, GiftCard,
-        CardOrder(amount_cents=cents, budget_cents=budget_cents, currency=Currency.LTC),
-    )  # fmt: skip
-    assert (outcome.state, outcome.status) == (state, "failed")
-    assert footprint(world) == before
+    for cents, budget_cents, state in CARDS:
+        order = CardOrder(amount_cents=cents, budget_cents=budget_cents, currency=Currency.LTC)
+        outcome = await go(world, GiftCard, order)
+        assert (outcome.state, outcome.status) == (state, "failed"), cents
+        assert footprint(world) == before, cents
 
 
 # -- code ---------------------------------------------------------------------------------------
@@ -446,6 +450,16 @@ def no_session(world: Any, key: Any) -> Any:
     return Installation(**_keyed(key), session_id="unsb-session-0000")
 
 
+def too_long(world: Any, key: Any) -> Any:
+    """A session of more than a day."""
+    return SessionRun(**_keyed(key), ttl_seconds=86_401)
+
+
+def odd_shell(world: Any, key: Any) -> Any:
+    """A session in a shell that nobody knows."""
+    return SessionRun(**_keyed(key), shell="clamshell")  # noqa: S604 - a name
+
+
 def too_deep(world: Any, key: Any) -> Any:
     """A layer below its own bound."""
     return Layer(depth=3, max_depth=2, currency="LTC", budget_cents=5_000)
@@ -457,32 +471,34 @@ def nobody(world: Any, key: Any) -> Any:
     return Inquiry(**_keyed(key))
 
 
-@pytest.mark.parametrize(
-    ("machine", "bad", "state"),
-    [
-        (Authentication, wrong_secret, "rejected"),
-        (Discovery, nonsense, "unaware"),
-        (Spend, foreign_payee, "rejected"),
-        (Confirmation, never_sent, "given_up"),
-        (Agent, odd_duration, "not_sold"),
-        (Service, odd_name, "refused"),
-        (ToolInstall, no_session, "session_gone"),
-        (Inception, too_deep, "too_deep"),
-        (Introspection, nobody, "unreachable"),
-    ],
-)
-async def test_nothing_comes_of_it(embed: Any, machine: Any, bad: Any, state: str) -> None:
+DOORS: list[tuple[Any, Any, str]] = [
+    (Authentication, wrong_secret, "rejected"),
+    (Discovery, nonsense, "unaware"),
+    (Spend, foreign_payee, "rejected"),
+    (Confirmation, never_sent, "given_up"),
+    (Agent, odd_duration, "not_sold"),
+    (Service, odd_name, "refused"),
+    (ToolInstall, no_session, "session_gone"),
+    (Session, too_long, "out_of_range"),
+    (Session, odd_shell, "rejected"),
+    (Inception, too_deep, "too_deep"),
+    (Introspection, nobody, "unreachable"),
+]  # the last one cuts the wire
+
+
+async def test_nothing_comes_of_it(embed: Any) -> None:
     world = await embed()
-    key = world.key()
+    key = world.key(tier=32)
     before = footprint(world)
-    outcome = await go(world, machine, bad(world, key))
-    assert (outcome.state, outcome.status) == (state, "failed"), outcome
-    assert footprint(world) == before
+    for machine, bad, state in DOORS:
+        outcome = await go(world, machine, bad(world, key))
+        assert (outcome.state, outcome.status) == (state, "failed"), machine
+        assert footprint(world) == before, machine
 
 
 KNOCKED_AT = {
     Agent, Authentication, Confirmation, Discovery, Execution, GiftCard, Image, Inception,
-    Introspection, Payment, Redemption, Service, Snapshot, Spend, ToolInstall, Trust,
+    Introspection, Payment, Redemption, Service, Session, Snapshot, Spend, ToolInstall, Trust,
 }  # fmt: skip
 
 

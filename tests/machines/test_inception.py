@@ -24,7 +24,7 @@ from machines.inception import (
     InceptionResult,
     PlatformKeeper,
     incept,
-    lowest_tier,
+    usual_trust,
 )
 from machines.platform import keys, server
 from machines.platform.database import open_platform_database
@@ -50,7 +50,10 @@ DURATIONS = (
         ({"tier": 0}, "tier 0: expected 1 to 32"),
         ({"tier": 33}, "tier 33: expected 1 to 32"),
         ({"trust": "none"}, "trust 'none': expected one of zerotrust, semitrusted"),
-        ({"trust": "semitrusted", "tier": 4}, "tier 4: --trust semitrusted makes a sandbox beside"),
+        ({"one_key": True}, "trust 'semitrusted': --one-key builds zerotrust sandboxes"),
+        ({"one_key": True, "trust": "zerotrust"}, "tier: --one-key needs --tier, 1 to 32"),
+        ({"latency_ms_max": -1}, "latency -1 ms: expected 0 (no bound) to 3600000"),
+        ({"latency_ms_max": 3_600_001}, "latency 3600001 ms: expected 0 (no bound) to 3600000"),
         ({"months": 2}, "months 2: expected one of 1, 3, 6, 12, 24"),
         ({"months": 0}, "months 0: expected one of 1, 3, 6, 12, 24"),
         ({"budget_cents": -1}, "budget -1 cents: expected 0 or more"),
@@ -82,7 +85,9 @@ def test_what_cannot_be_is_refused(changed: dict[str, Any], message: str) -> Non
         {"currency": "DOGE", "budget_cents": 0},
         {"poll_seconds": 0.001, "block_seconds": 0.001, "timeout_seconds": 1.0},
         {"key": "k" * 200},
-        {"trust": "semitrusted", "tier": 5},
+        {"trust": "zerotrust"},
+        {"trust": "zerotrust", "one_key": True, "tier": 16, "depth": 5},
+        {"latency_ms_max": 4_000},
     ],
 )
 def test_what_can_be_is_not_refused(changed: dict[str, Any]) -> None:
@@ -112,6 +117,7 @@ async def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
         ({"depth": 4, "tier": 2, "months": 3}, 16_800),
         ({"depth": 4, "budget_cents": 0}, 0),
         ({"depth": 4, "budget_cents": 701}, 701),
+        ({"depth": 4, "one_key": True, "trust": "zerotrust", "tier": 16}, 11_200),
     ],
 )
 def test_budget(changed: dict[str, Any], cents: int) -> None:
@@ -119,9 +125,9 @@ def test_budget(changed: dict[str, Any], cents: int) -> None:
     assert InceptionOptions(data_dir=HERE, **changed).budget() == cents
 
 
-def test_the_lowest_tier() -> None:
-    """Code inside that makes a sibling needs a second slot."""
-    assert [lowest_tier(trust) for trust in ("zerotrust", "semitrusted")] == [1, 5]
+def test_the_usual_trust() -> None:
+    """A chain is nested, unless all of it lives on one key."""
+    assert [usual_trust(one_key) for one_key in (False, True)] == ["semitrusted", "zerotrust"]
 
 
 @pytest.mark.parametrize("currency", CURRENCIES)
@@ -131,8 +137,8 @@ def test_the_currencies_are_those_of_the_clients(currency: str) -> None:
 
 def test_a_result_is_one_line_of_json() -> None:
     result = InceptionResult(
-        run_id="r", state="done", status="completed", depth=1, spent_cents=700, layers=(),
-        transitions=3, refusal=None,
+        run_id="r", state="done", status="completed", depth=1, spent_cents=700,
+        card_left_cents=0, layers=(), transitions=3, refusal=None,
     )  # fmt: skip
     assert "\n" not in result.to_json()
     assert msgspec.json.decode(result.to_json(), type=InceptionResult) == result
@@ -213,8 +219,8 @@ async def test_the_same_key_again_gives_the_same_chain(tmp_path: Path) -> None:
     """After completion nothing is spent again, and other options under that key are refused."""
     seen: list[str] = []
     options = InceptionOptions(
-        data_dir=tmp_path / "data", depth=1, currency="LTC", key="mine", poll_seconds=0.1,
-        block_seconds=0.05, timeout_seconds=90,
+        data_dir=tmp_path / "data", depth=1, trust="zerotrust", currency="LTC", key="mine",
+        poll_seconds=0.1, block_seconds=0.1, timeout_seconds=90,
     )  # fmt: skip
 
     async def again(**changes: Any) -> InceptionResult:
@@ -244,43 +250,78 @@ async def test_the_same_key_again_gives_the_same_chain(tmp_path: Path) -> None:
     assert ledger["consistent"]
 
 
-async def test_code_inside_a_semitrusted_chain_makes_siblings(tmp_path: Path) -> None:
-    """Through the platform's proxy, with the key of its layer, which is written nowhere."""
+@pytest.mark.acceptance
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("depth", [2, 4])
+async def test_layers_inside_one_another(depth: int, tmp_path: Path) -> None:
+    """Each redeems a key of its own, and tells its journal from inside; nothing is left."""
     options = InceptionOptions(
-        data_dir=tmp_path / "data", depth=2, currency="LTC", tier=5, trust="semitrusted",
-        poll_seconds=0.1, block_seconds=0.05, timeout_seconds=90,
+        data_dir=tmp_path / "data", depth=depth, currency="LTC", poll_seconds=0.2,
+        timeout_seconds=280,
     )  # fmt: skip
     result = await incept(options, progress=lambda decision: None)
-    assert (result.state, result.spent_cents) == ("done", 7_000)
-    made = [one.sibling for one in result.layers]
-    assert len(set(made)) == 2 and all(one.startswith("unsb-session-") for one in made)
-    assert [one.no_sibling for one in result.layers] == ["", ""]
+    assert (result.state, result.refusal) == ("done", None)
+    assert (result.spent_cents, result.card_left_cents) == (700 * depth, 0)
+    assert [one.depth for one in result.layers] == list(range(1, depth + 1))
+    assert len({one.public_key for one in result.layers}) == depth
+    assert len({one.session_id for one in result.layers}) == depth
+    assert [one.profile for one in result.layers[1:]] == ["bubblewrap"] * (depth - 1)
+    assert all(one.latency_ms > 0 for one in result.layers)
+    for one in result.layers:
+        passed = [step.target for step in one.journal if step.machine == "Inception"]
+        assert passed[:2] == ["inside_sandbox", "discover_tools"]
+        assert passed[-1] == ("done" if one.depth < depth else "too_deep")
+    check_nested_books(options.data_dir, result)
 
-    place = options.data_dir / "platform"
+
+def check_nested_books(data_dir: Path, result: InceptionResult) -> None:
+    """What the platform knows of a nested chain, and what lies in its files."""
+    place = data_dir / "platform"
     database = open_platform_database(place)
     keys.bind(database, load_codec(place / "master.key", os.environ))
     with database.reading() as sql:
-        rows = sql.all("SELECT session_id, public_key, network_mode, state, reason FROM session")
+        sessions = sql.all("SELECT session_id, public_key, network_mode, state FROM session")
+        redemptions = sql.all("SELECT redemption_id, public_key, state FROM gift_redemption")
+        balances = sql.all("SELECT balance_cents FROM gift_card")
         found = sql.all("SELECT public_key FROM api_key")
         secrets = [keys.secret(sql, row["public_key"]) for row in found]
+    ledger = ledger_report(database)
     database.close()
-    assert {row["state"] for row in rows} == {"terminated"}
-    by_id = {row["session_id"]: row for row in rows}
-    for one in result.layers:
-        assert by_id[one.session_id]["network_mode"] == "semitrusted"
-        assert by_id[one.sibling]["network_mode"] == "zerotrust"
-        assert by_id[one.sibling]["public_key"] == one.public_key
-        assert by_id[one.sibling]["reason"] == "deleted"
-    log = (place / "platform.log").read_text()
-    assert log.count('"host": "platform.turtles"') >= 4
-    written = b"".join(one.read_bytes() for one in options.data_dir.rglob("*") if one.is_file())
+    assert ledger["consistent"]
+    assert sorted(one["price_cents"] for one in ledger["invoices"]) == sorted(
+        [700, 700 * (result.depth - 1)]
+    )
+    assert [row["balance_cents"] for row in balances] == [0]
+    assert {row["state"] for row in sessions} == {"terminated"}
+    assert {row["network_mode"] for row in sessions} == {"semitrusted"}
+    owners = {row["session_id"]: row["public_key"] for row in sessions}
+    assert owners == {one.session_id: one.public_key for one in result.layers}
+    redeemed = {row["public_key"]: row["redemption_id"] for row in redemptions}
+    assert redeemed == {one.public_key: one.txids[0] for one in result.layers[1:]}
+    written = b"".join(one.read_bytes() for one in data_dir.rglob("*") if one.is_file())
     assert secrets and not any(secret.encode() in written for secret in secrets)
+
+
+async def test_one_key_holds_four_layers_at_tier_sixteen(tmp_path: Path) -> None:
+    """And five are refused before anything is spent (paper: 4 slots at tier 16)."""
+    options = InceptionOptions(
+        data_dir=tmp_path / "data", depth=5, currency="LTC", poll_seconds=0.1, key="five",
+        block_seconds=0.1, timeout_seconds=90, trust="zerotrust", one_key=True, tier=16,
+    )  # fmt: skip
+    refused = await incept(options, progress=lambda decision: None)
+    assert (refused.state, refused.status) == ("too_few_slots", "failed")
+    assert (refused.spent_cents, refused.layers) == (0, ())
+    options = msgspec.structs.replace(options, depth=4, key="four")
+    result = await incept(options, progress=lambda decision: None)
+    assert (result.state, result.spent_cents) == ("done", 11_200)
+    assert len(result.layers) == 4
+    assert len({one.public_key for one in result.layers}) == 1
 
 
 async def test_code_inside_a_zerotrust_chain_reaches_nothing(tmp_path: Path) -> None:
     options = InceptionOptions(
         data_dir=tmp_path / "data", depth=1, currency="LTC", poll_seconds=0.1,
-        block_seconds=0.05, timeout_seconds=90,
+        block_seconds=0.1, timeout_seconds=90, trust="zerotrust",
     )  # fmt: skip
     (layer,) = (await incept(options, progress=lambda decision: None)).layers
     assert layer.sibling == ""

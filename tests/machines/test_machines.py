@@ -21,27 +21,44 @@ from engine.events import Event, event_id
 from engine.secrets import Secret, SecretsCodec
 from engine.table import Place, Table, compile_table
 from machines.app import MACHINES
+from machines.flows.code_run import ExecutionReport
 from machines.flows.f01_discovery import Discovered, Findings
 from machines.flows.f03c_confirmation import FollowReport
 from machines.flows.f03w_wallet import SpendReport
 from machines.flows.f04_authentication import Identity
 from machines.flows.gift_card import CardPayment, CardReceipt, Redeemed
-from machines.flows.layer import KeyReceipt, Layers, Proof, Surroundings
+from machines.flows.inquiry import CapabilityDocument
+from machines.flows.layer import Layers
+from machines.flows.layer_events import (
+    BoughtCard,
+    KeyReceipt,
+    Proof,
+    RedeemedKey,
+    Surroundings,
+    Tool,
+)
 from machines.flows.purchase import Delivery, FollowResult, Receipt, SpendResult
+from machines.flows.session_run import SessionReport
+from machines.flows.tool_calls import Installed
+from machines.flows.trial import TrustReport
 
 TABLES = {machine.__name__: compile_table(machine) for machine in MACHINES}
 CODEC = Codec(SecretsCodec(b"c" * 32), TABLES)
 INT64 = 2**63
 OUTPUTS = (
+    CapabilityDocument,
     CardReceipt,
     Delivery,
     Discovered,
+    ExecutionReport,
     FollowReport,
     Identity,
     Layers,
     Receipt,
     Redeemed,
+    SessionReport,
     SpendReport,
+    TrustReport,
 )
 each_machine = pytest.mark.parametrize("name", sorted(TABLES))
 
@@ -198,8 +215,10 @@ NAME_SAYS_WHY: dict[str, set[str]] = {
     "Authentication": {"unreachable"},
     "Confirmation": {"given_up", "replaced"},
     "Discovery": set(),
+    "Execution": {"unreachable"},
     "GiftCard": {"unavailable"},
-    "Inception": {"cut_short", "no_slot"},
+    "Inception": {"cut_short", "execution_refused", "no_slot", "no_tools"},
+    "Introspection": {"unreachable"},
     "Payment": {
         "expired_unpaid",
         "over_budget",
@@ -209,10 +228,12 @@ NAME_SAYS_WHY: dict[str, set[str]] = {
         "unsettled",
     },
     "Redemption": {"unavailable"},
+    "Session": {"locked"},
     "Spend": {"abandoned", "conflicted", "rejected", "unfunded"},
+    "Trust": {"breached", "inconclusive", "lost", "refused"},
 }
 """Failures that some edge enters without a word: the name says it, or an earlier state has said it
-(`no_slot` and `cut_short`; all those of Spend, but for an order whose time was over at once)."""
+(those of Inception, before the sandbox ended; all those of Spend, but for an order whose time was over at once)."""
 
 
 def test_fingerprints_differ() -> None:
@@ -230,6 +251,9 @@ def test_every_child_is_a_machine_that_tells_what_its_parent_expects() -> None:
         Surroundings: Discovered,
         CardPayment: Delivery,
         KeyReceipt: Receipt,
+        RedeemedKey: Redeemed,
+        BoughtCard: CardReceipt,
+        Tool: Installed,
         Proof: Identity,
         SpendResult: SpendReport,
         FollowResult: FollowReport,

@@ -63,10 +63,20 @@ from machines.clients.ports import (
     Unavailable,
     WalletLocked,
 )
+from machines.clients.ports.gift_cards import (
+    CardRefused,
+    CardStatus,
+    GiftCards,
+    KeyPrice,
+    NewCard,
+    PriceList,
+    RedemptionStatus,
+)
 from machines.flows.f01_discovery import Findings, Surroundings
 from machines.flows.f03c_confirmation import Following
 from machines.flows.f03w_wallet import SpendOrder
 from machines.flows.f04_authentication import Proof
+from machines.flows.gift_card import CardClaim, CardOrder
 from machines.flows.layer import Layer
 from machines.flows.money import Wallets
 from machines.flows.purchase import Purchase
@@ -217,6 +227,76 @@ class Ports:
         )  # fmt: skip
 
     async def regenerate_secret(self, invoice_id: str) -> Credentials:
+        self.may_fail()
+        return Credentials("pk", Secret(self.one("sk2", "sk3")))
+
+    # gift cards
+
+    async def prices(self) -> PriceList:
+        self.may_fail()
+        tier, months = getattr(self.context, "tier", 1), getattr(self.context, "months", 1)
+        wanted = KeyPrice(tier, months, self.one(700, 0, 10**6))
+        limits = self.one((700, 10**7), (0, 0), (0, 10**7))
+        return PriceList(*limits, prices=self.one((wanted,), ()))
+
+    async def create(
+        self, *, amount_cents: int, currency: Currency, key: str, **wanted: Any
+    ) -> NewCard:
+        self.may_fail()
+        invoice = Invoice(
+            invoice_id=key,
+            currency=self.one(currency, currency, currency, Currency.BTC),
+            address=self.one("shop", "shop", "shop", wanted["refund_address"], ""),
+            amount_atomic=self.one(1_000_003, 100, 1, 0),
+            price_cents=self.one(*[amount_cents] * 4, 1),
+            tier=0,
+            months=0,
+            expires_ms=self.now_ms + self.one(hours(1), 0, minutes(30), hours(90)),
+            confirmations_required=self.one(1, 0, 20),
+        )
+        return NewCard(
+            card_id=f"card-{self.number}",
+            code=self.one(Secret("four-words"), None),
+            amount_cents=self.one(*[amount_cents] * 4, 1),
+            invoice=invoice,
+        )
+
+    async def card(self, card_id: str) -> CardStatus:
+        self.may_fail()
+        amount = getattr(self.context, "amount_cents", 700)
+        left = self.one(amount, 0, amount // 2, amount + 1)
+        return CardStatus(
+            card_id=card_id,
+            standing=self.one("active", "exhausted", "unpaid", "expired", "reversed"),
+            amount_cents=amount,
+            balance_cents=left,
+            taken_cents=self.one(amount - left, amount - left, amount - left, 0),
+            pending=self.one(0, 1),
+        )
+
+    async def redeem(self, code: Secret[str], **wanted: Any) -> RedemptionStatus:
+        why = ("unknown_code", "unpaid", "expired", "reversed", "too_little", "denied", "other")
+        self.may_fail(*(CardRefused("no", reason=one) for one in why))  # type: ignore[arg-type]
+        return self.redemption_now("redeem-1")
+
+    async def redemption(self, redemption_id: str) -> RedemptionStatus:
+        self.may_fail()
+        return self.redemption_now(redemption_id)
+
+    def redemption_now(self, redemption_id: str) -> RedemptionStatus:
+        standing = self.one("redeemed", "pending_approval", "denied")
+        key, shown = self.one(("pk", Secret("sk")), ("pk", None))
+        done = standing == "redeemed"
+        return RedemptionStatus(
+            redemption_id=redemption_id,
+            standing=standing,
+            price_cents=self.one(*[self.context.price_cents] * 4, 1),
+            balance_cents=self.one(700, 0),
+            public_key=key if done else None,
+            secret_key=shown if done else None,
+        )
+
+    async def regenerate(self, redemption_id: str) -> Credentials:
         self.may_fail()
         return Credentials("pk", Secret(self.one("sk2", "sk3")))
 
@@ -392,7 +472,7 @@ class World:
 
     def _over_ports(self, context: Any, call: Call) -> Call:
         ports = Ports(self.draw, self.luck, context, self.count, call.now_ms)
-        resources = dict.fromkeys((Portal, Platform, Surroundings, Wallets), ports)
+        resources = dict.fromkeys((GiftCards, Portal, Platform, Surroundings, Wallets), ports)
         return Call(
             run_id=call.run_id,
             key=call.key,
@@ -453,6 +533,18 @@ BEGINNINGS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
         require_sandbox=st.booleans(),
         probes_max=st.sampled_from([0, 1, 15]),
     ),
+    "GiftCard": lambda now_ms: st.builds(
+        CardOrder,
+        amount_cents=st.sampled_from([700, 5_000, 0]),
+        currency=_coins,
+        budget_cents=st.sampled_from([5_000, 700, 0]),
+        amount_atomic_max=st.sampled_from([None, None, None, 0]),
+        watch=st.booleans(),
+        passphrase=_secrets,
+        poll_ms=_polls,
+        silence_ms=st.sampled_from([hours(1), hours(9), 0]),
+        watch_ms=st.sampled_from([hours(1), hours(9), 0]),
+    ),
     "Inception": lambda now_ms: st.builds(
         Layer,
         depth=st.sampled_from([1, 1, 1, 2, 8]),
@@ -475,6 +567,19 @@ BEGINNINGS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
         silence_ms=st.sampled_from([hours(1), hours(9), 0]),
         settle_ms=st.sampled_from([hours(24), hours(9), 0]),
     ),
+    "Redemption": lambda now_ms: st.builds(
+        CardClaim,
+        code=st.just(Secret("four-words")),
+        tier=st.sampled_from([1, 32]),
+        months=st.sampled_from([1, 12]),
+        budget_cents=st.sampled_from([700, 10**7, 0]),
+        redemption_key=st.sampled_from(["", "earlier"]),
+        card_id=st.sampled_from(["", "card"]),
+        poll_ms=_polls,
+        approval_ms=st.sampled_from([hours(72), hours(1), 0]),
+        settle_ms=st.sampled_from([hours(24), hours(9), 0]),
+        silence_ms=st.sampled_from([hours(1), hours(9), 0]),
+    ),
     "Spend": lambda now_ms: st.builds(
         SpendOrder,
         currency=_coins,
@@ -490,7 +595,7 @@ BEGINNINGS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
 
 
 CHILDHOOD = {"Discovery": 2, "Inception": 40, "Payment": 9, "Spend": 1}
-CHILDHOOD |= {"Authentication": 0, "Confirmation": 0}
+CHILDHOOD |= {"Authentication": 0, "Confirmation": 0, "GiftCard": 12, "Redemption": 3}
 """How many calls at most go well before anything else happens, so that it happens at any stage."""
 
 

@@ -32,10 +32,10 @@ def test_it_is_what_pyproject_says_and_no_more() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     said = project["project"]
     assert list(wheel.REQUIREMENTS) == said["dependencies"]
-    assert (wheel.NAME, wheel.VERSION, wheel.SUMMARY, wheel.REQUIRES_PYTHON) == (
+    assert (
         said["name"], said["version"], said["description"], said["requires-python"],
-    )  # fmt: skip
-    shipped = {each for each in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    ) == (wheel.NAME, wheel.VERSION, wheel.SUMMARY, wheel.REQUIRES_PYTHON)  # fmt: skip
+    shipped = set(project["tool"]["setuptools"]["packages"]["find"]["include"])
     assert {each.partition(".")[0] for each in shipped} == set(PACKAGES)
     entries = {"console_scripts": said["scripts"], **said["entry-points"]}
     lines = [f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())

@@ -65,7 +65,7 @@ def accept(sql: Session, transaction: Transaction, now_ms: int) -> str:
 
 
 def refusal_of(sql: Session, transaction: Transaction) -> Reason | None:
-    """Why a transaction that does not wait already would be refused; None when it would be taken."""
+    """Why a transaction that does not wait already would be refused; None: it would be taken."""
     known = chain.find(sql, transaction.currency, transaction.txid)
     try:
         if known is not None and known["state"] == "mined":

@@ -1,8 +1,8 @@
 """What a bitcoin-like wallet answers: addresses, funding, signing, history.
 
-`fundrawtransaction` works while the wallet is locked; signing does not (-13).  It names its refusals
--4 where `sendtoaddress` says -6 (seen on litecoin 0.21), in the same words.  Reservations made
-by `lockUnspents` and `lockunspent` last until the output is spent or the platform restarts.
+`fundrawtransaction` works while the wallet is locked; signing does not (-13).  It names its
+refusals -4 where `sendtoaddress` says -6 (seen on litecoin 0.21), in the same words.  Reservations
+made by `lockUnspents` and `lockunspent` last until the output is spent or the platform restarts.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class WalletRpc(HistoryRpc):
     ) -> bool:
         """Reserve outputs, or give them back; without a list, give all back."""
         if persistent is not None and not self.dialect.persistent_locks:
-            raise RpcError(-1, "lockunspent unlock ( [{\"txid\":\"hex\",\"vout\":n},...] )")
+            raise RpcError(-1, 'lockunspent unlock ( [{"txid":"hex","vout":n},...] )')
         if transactions is None:
             if unlock:
                 self._release_all()

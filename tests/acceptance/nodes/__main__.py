@@ -1,4 +1,4 @@
-"""Money on real nodes: exactly-once under SIGKILL of ourselves, of litecoind, monerod and its wallet.
+"""Money on real nodes: exactly-once under SIGKILL of ourselves and of the nodes.
 
     python -m tests.acceptance.nodes                 every boundary, 60 examples, all of monero
     python -m tests.acceptance.nodes --quick         as .ci/run: three minutes at most
@@ -24,9 +24,9 @@ from pathlib import Path
 
 import structlog
 
-from tests.acceptance.nodes import litecoin_suite, monero_suite
+from tests.acceptance.nodes import litecoin_suite, monero_suite, purchase
 from tests.acceptance.nodes.conformance import conforms
-from tests.acceptance.nodes.daemon import BinariesMissing, need
+from tests.acceptance.nodes.daemon import BinariesMissing, die_with_parent, need
 from tests.acceptance.nodes.leg import stopwatch
 from tests.acceptance.nodes.litecoin import BINARY, Litecoin
 from tests.acceptance.nodes.monero import DAEMON, WALLET_RPC, Monero, snapshot
@@ -49,8 +49,7 @@ def main() -> int:
     coins = (options.only,) if options.only else ("litecoin", "monero")
     context = multiprocessing.get_context("fork")
     workers = [
-        context.Process(target=_coin, args=(coin, options.quick, seed), name=coin)
-        for coin in coins
+        context.Process(target=_coin, args=(coin, options.quick, seed), name=coin) for coin in coins
     ]
     elapsed = stopwatch()
     for worker in workers:
@@ -84,11 +83,12 @@ def _need_daemons(only: str | None) -> None:
 
 def _coin(coin: str, quick: bool, seed: int) -> None:
     """One coin's suite in a directory that is removed; exit code 1 when something is wrong."""
+    die_with_parent()
     try:
         with tempfile.TemporaryDirectory(prefix=f"turtles-{coin}-") as name:
             suite = _litecoin if coin == "litecoin" else _monero
             suite(Path(name), quick, seed)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it was, the other coin's suite goes on
         print(f"{coin}: FAILED\n{traceback.format_exc()}", flush=True)
         sys.exit(BAD)
 
@@ -105,6 +105,9 @@ def _litecoin(directory: Path, quick: bool, seed: int) -> None:
         for script in litecoin_suite.SCRIPTS:
             script(node, tally)
         _say("litecoin", f"{len(litecoin_suite.SCRIPTS)} scripts in {elapsed()} s")
+        elapsed = stopwatch()
+        deaths = purchase.whole_purchases(node)
+        _say("litecoin", f"{deaths + 1} whole purchases, {deaths} deaths in {elapsed()} s")
         elapsed = stopwatch()
         points = litecoin_suite.every_boundary(node, tally, quick=quick)
         _say("litecoin", f"{tally.deaths} deaths at boundaries in {elapsed()} s")
@@ -126,6 +129,7 @@ def _monero(directory: Path, quick: bool, seed: int) -> None:
     try:
         _say("monero", f"up in {elapsed()} s")
         elapsed = stopwatch()
+        _say("monero", f"{monero_suite.errors_are_those_of_the_catalogue(node)}")
         _say("monero", f"{monero_suite.every_point(node)} in {elapsed()} s")
         elapsed = stopwatch()
         _say("monero", f"{monero_suite.reorganised(node)} in {elapsed()} s")

@@ -7,6 +7,7 @@ share its code with what made it.
 from __future__ import annotations
 
 import base64
+import ctypes
 import http.client
 import json
 import os
@@ -22,6 +23,8 @@ READY_SECONDS = 60.0
 CALL_SECONDS = 60.0
 STOP_SECONDS = 20.0
 PAUSE_SECONDS = 0.02
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+_LIBC = ctypes.CDLL(None)
 
 
 class BinariesMissing(Exception):
@@ -59,6 +62,11 @@ def need(path: str, package: str) -> str:
     return path
 
 
+def die_with_parent() -> None:
+    """From now on this process gets SIGKILL when its parent ends, however that ends."""
+    _LIBC.prctl(_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
@@ -84,7 +92,7 @@ class Daemon:
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
 
     def kill(self) -> None:

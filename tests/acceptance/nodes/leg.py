@@ -27,7 +27,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,8 +72,7 @@ class Progress:
     txid: str
     inputs: tuple[str, ...]
     report: dict[str, int]
-    points: list[Point]
-    problem: str = ""
+    points: list[Point] = field(repr=False)
 
     @property
     def ended(self) -> bool:
@@ -168,24 +167,14 @@ class Leg:
         horizon_ms: int = HORIZON_MS,
     ) -> Progress | None:
         """One life of the program: until nothing is due, or until SIGKILL (then None)."""
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            _live(self, DyingPlan(die_at), dict(lose or {}), horizon_ms, writer)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            said = pipe.read()
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            assert os.WTERMSIG(status) == signal.SIGKILL, status
+        plan = DyingPlan(die_at)
+        told = in_a_child(lambda: _move(self, plan, dict(lose or {}), horizon_ms))
+        if told is None:
             assert die_at is not None
             self.deaths += 1
             self.died_at.append(die_at)
             self.now_ms += AFTER_DEATH_MS
             return None
-        told = json.loads(said)
-        assert not told.get("problem"), told["problem"]
         told["inputs"] = tuple(told["inputs"])
         told["points"] = [tuple(point) for point in told["points"]]
         self.last = Progress(**told)
@@ -193,9 +182,7 @@ class Leg:
         return self.last
 
 
-def order_for(
-    currency: Currency, address: str, amount_atomic: int, **changes: Any
-) -> SpendOrder:
+def order_for(currency: Currency, address: str, amount_atomic: int, **changes: Any) -> SpendOrder:
     """An order with a year to begin in."""
     fields: dict[str, Any] = {
         "currency": currency,
@@ -209,16 +196,38 @@ def order_for(
     return SpendOrder(**(fields | changes))
 
 
-def _live(
-    leg: Leg, plan: DyingPlan, lose: Mapping[str, Loss], horizon_ms: int, writer: int
-) -> None:
+def in_a_child(life: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any] | None:
+    """Run it in a process of its own: what it says of itself, None when SIGKILL came.
+
+    Raises:
+        AssertionError: it failed in another way.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _live(life, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        return None
+    told: dict[str, Any] = json.loads(said)
+    assert not told.get("problem"), told["problem"]
+    return told
+
+
+def _live(life: Callable[[], Coroutine[Any, Any, dict[str, Any]]], writer: int) -> None:
     """The child's whole life; never returns."""
     try:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-        said = asyncio.run(_move(leg, plan, lose, horizon_ms))
-    except BaseException:  # a child must not fall back into the parent's code
-        said = {"problem": traceback.format_exc(), "inputs": [], "points": []}
-    os.write(writer, json.dumps(said).encode())
+        said = asyncio.run(life())
+    except BaseException:  # noqa: BLE001 - a child must not fall back into the parent's code
+        said = {"problem": traceback.format_exc()}
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(json.dumps(said).encode())
     os._exit(0)
 
 

@@ -40,7 +40,9 @@ from hypothesis.stateful import (
 from engine.clock import minutes
 from engine.secret import Secret
 from machines.clients import BitcoindWallet, Transport
-from machines.clients.ports import Currency, Wallet
+from machines.clients.money import format_amount
+from machines.clients.ports import Currency, SignedTransaction, Wallet
+from tests.acceptance.nodes.conformance import PASSPHRASE
 from tests.acceptance.nodes.daemon import NodeError
 from tests.acceptance.nodes.leg import (
     EPOCH_MS,
@@ -54,14 +56,13 @@ from tests.acceptance.nodes.leg import (
 from tests.acceptance.nodes.litecoin import Litecoin
 
 AMOUNT_ATOMIC = 25_000_001  # odd in its last place: nothing rounds it
+SECRETS = ("", PASSPHRASE)
 COINS = "0.6"
 OUTPUTS = 3
 REQUIRED = Currency.LTC.confirmations
-PASSPHRASE = "correct horse"
 ROUNDS_MAX = 20
 CHAIN_MAX = 25
 """So many unconfirmed transactions in a row a node takes."""
-FIRST_CLAIM: Point = ("after runs.claim", 1)
 STEPS_MIN, STEPS_MAX = 5, 8
 LOST_METHODS = (
     "createrawtransaction",
@@ -189,10 +190,12 @@ def _distinct(points: list[Point]) -> list[Point]:
 
 
 def of_the_leg(point: Point) -> bool:
-    """What the payment itself passes: not the bookkeeping of workers, not the probe of a dialect."""
-    name, number = point
-    bookkeeping = ("machines.", "workers.", "runs.claim", "rpc help", "rpc getnetworkinfo")
-    return not any(part in name for part in bookkeeping) or (name, number) == FIRST_CLAIM
+    """The labelled points: either side of every commit and effect, and of every call that leaves
+    something behind.  Between two calls that only read, nothing can be lost."""
+    name, _ = point
+    leaves = ("fundrawtransaction", "signrawtransactionwithwallet", "sendrawtransaction")
+    kept = ("runs.start", "runs.commit", "effect", *leaves)
+    return any(part in name for part in kept)
 
 
 def every_boundary(node: Litecoin, tally: Tally, *, quick: bool = False) -> list[Point]:
@@ -227,7 +230,7 @@ class Troubles(RuleBasedStateMachine):
     node_may_die = True
     """Once an example: it takes half a second."""
 
-    @initialize(poor=st.sampled_from((False, False, True)), secret=st.sampled_from(("", PASSPHRASE)))
+    @initialize(poor=st.sampled_from((False, False, True)), secret=st.sampled_from(SECRETS))
     def begin(self, poor: bool, secret: str) -> None:
         """A wallet that is full or empty, open or locked."""
         self.purse = open_purse(self.node, coins="" if poor else COINS, secret=secret)
@@ -364,7 +367,7 @@ def random_troubles(
     """So many payments under random troubles."""
     Troubles.node, Troubles.points, Troubles.tally = node, points, tally
     machine = hypothesis.seed(seed)(Troubles)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         _min_steps=STEPS_MIN,
         settings=settings(
@@ -472,9 +475,7 @@ def repairing_a_chain_that_is_too_long(node: Litecoin, tally: Tally) -> None:
 
 def locked_until_it_is_too_late(node: Litecoin, tally: Tally) -> None:
     """Nobody opens the wallet: nothing is signed, nothing reserved for good."""
-    purse = open_purse(
-        node, secret=PASSPHRASE, knows_secret=False, pay_by_ms=EPOCH_MS + minutes(3)
-    )
+    purse = open_purse(node, secret=PASSPHRASE, knows_secret=False, pay_by_ms=EPOCH_MS + minutes(3))
     assert "wallet_locked" in _worked(purse).passed
     _ends_unpaid(purse, "abandoned", tally)
 
@@ -494,6 +495,38 @@ def signed_and_found_too_late(node: Litecoin, tally: Tally) -> None:
     _ends_unpaid(purse, "abandoned", tally)
 
 
+class Naive(BitcoindWallet):
+    """A control: it pays by `sendtoaddress`, as most programs do, and repeats what got lost."""
+
+    async def broadcast(self, transaction: SignedTransaction) -> None:
+        """Another transaction each time."""
+        amount = format_amount(transaction.amount_atomic, Currency.LTC)
+        await self._call("sendtoaddress", transaction.address, amount)
+
+
+def the_witness_sees_a_double_payment(node: Litecoin, tally: Tally) -> None:
+    """The control: with the naive wallet a lost reply pays twice, and the invariant says so."""
+    purse = open_purse(node, coins="2", outputs=10)  # the naive one takes others each time
+    purse.leg.wallet_over = lambda transport: Naive(
+        Currency.LTC,
+        node.url(),
+        transport,
+        wallet_name=purse.name,
+        username="u",
+        password=Secret("p"),
+    )
+    purse.leg.work(lose={"sendtoaddress": "reply"})
+    paid = purse.paid()
+    assert len(paid) > 1, f"the control paid {paid}: the suite would not notice"
+    try:
+        purse.at_most_once()
+    except AssertionError:
+        tally.done["control"] += 1
+        purse.close()
+        return
+    raise AssertionError("paid twice, and nobody noticed")
+
+
 def _ends_unpaid(purse: Purse, state: str, tally: Tally) -> None:
     purse.finish()
     assert purse.leg.last is not None and purse.leg.last.spend == state, purse.leg.last
@@ -503,6 +536,7 @@ def _ends_unpaid(purse: Purse, state: str, tally: Tally) -> None:
 
 
 SCRIPTS: tuple[Callable[[Litecoin, Tally], None], ...] = (
+    the_witness_sees_a_double_payment,
     reversed_before_it_was_deep,
     reversed_after_it_was_deep,
     replaced_by_a_double_spend,

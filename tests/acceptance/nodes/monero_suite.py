@@ -10,15 +10,18 @@ too), and `check_tx_key` of the shop's server for the transaction that we say pa
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine.secret import Secret
 from machines.clients import MoneroWallet, Transport
-from machines.clients.ports import Currency, Wallet
+from machines.clients.ports import Currency, InsufficientFunds, Rejected, Wallet
+from tests.acceptance.nodes.daemon import NodeError
 from tests.acceptance.nodes.leg import Leg, Point, order_for
 from tests.acceptance.nodes.monero import Monero
 
@@ -88,17 +91,11 @@ class Till:
 def open_till(node: Monero) -> Till:
     """An order for a new subaddress of the shop."""
     directory = Path(tempfile.mkdtemp(prefix="turtles-leg-", dir=node.directory))
-
-    def wallet(transport: Transport) -> Wallet:
-        base = "http://127.0.0.1"
-        return MoneroWallet(
-            f"{base}:{node.payer_port}/json_rpc", f"{base}:{node.port}", transport,
-            wallet_name="payer",
-        )  # fmt: skip
-
     address = node.fresh()
     order = order_for(Currency.XMR, address, AMOUNT_ATOMIC, passphrase=Secret(""))
-    return Till(node, directory, address, Leg(directory, wallet, order, REQUIRED))
+    return Till(
+        node, directory, address, Leg(directory, partial(wallet_over, node), order, REQUIRED)
+    )
 
 
 def every_point(node: Monero) -> dict[str, Any]:
@@ -122,6 +119,61 @@ def every_point(node: Monero) -> dict[str, Any]:
         deaths += till.leg.deaths
         till.close()
     return {"payments": len(POINTS), "deaths": deaths}
+
+
+def errors_are_those_of_the_catalogue(node: Monero) -> dict[str, Any]:
+    """What the wallet answers to bad orders, and what our client makes of it (Appendix B)."""
+    good, bad = node.fresh(), "not an address"
+    coins = node.payer("get_balance", account_index=0)["balance"]
+    expected: dict[int, dict[str, Any]] = {
+        -2: {"destinations": [{"address": bad, "amount": 1}]},
+        -20: {"destinations": []},
+        -17: {"destinations": [{"address": good, "amount": 2 * coins}]},
+        -37: {"destinations": [{"address": good, "amount": coins - 10**10}]},
+    }
+    for code, params in expected.items():
+        assert _code(node, "transfer", do_not_relay=True, **params) == code, (code, params)
+    assert _code(node, "get_transfer_by_txid", txid="ab" * 32) == -8
+    asyncio.run(_refusals(node, good, bad, coins))
+    return {"errors": len(expected) + 1}
+
+
+def _code(node: Monero, method: str, **params: Any) -> int:
+    try:
+        result = node.payer(method, **params)
+    except NodeError as error:
+        return error.code
+    raise AssertionError(f"{method} {params}: expected an error, got {result!r}")
+
+
+async def _refusals(node: Monero, good: str, bad: str, coins: int) -> None:
+    transport = Transport(lambda: 1_700_000_000_000)
+    wallet = wallet_over(node, transport)
+    wrong: tuple[tuple[str, int, type[Exception]], ...] = (
+        (bad, 1, Rejected),
+        (good, 2 * coins, InsufficientFunds),
+        (good, coins - 10**10, InsufficientFunds),
+    )
+    try:
+        for address, amount, refusal in wrong:
+            try:
+                await wallet.build(address=address, amount_atomic=amount)
+            except refusal:
+                continue
+            raise AssertionError(f"{amount} to {address}: expected {refusal.__name__}")
+    finally:
+        await transport.aclose()
+
+
+def wallet_over(node: Monero, transport: Transport) -> Wallet:
+    """Our client on the payer's wallet."""
+    base = "http://127.0.0.1"
+    return MoneroWallet(
+        f"{base}:{node.payer_port}/json_rpc",
+        f"{base}:{node.port}",
+        transport,
+        wallet_name="payer",
+    )
 
 
 def reorganised(node: Monero) -> dict[str, Any]:

@@ -175,6 +175,7 @@ async def stories(bench: Any, answers: list[tuple[str, dict[str, Any]]]) -> list
 # -- what must hold -------------------------------------------------------------------------------
 
 
+@pytest.mark.acceptance
 async def test_five_frameworks_go_the_same_way_step_by_step(bench: Any) -> None:
     told: dict[str, Any] = {}
     for name, (drive, currency) in FIVE.items():
@@ -219,6 +220,7 @@ def _lasting(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in answer.items() if name not in dropped}
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -234,6 +236,7 @@ async def test_a_framework_that_does_something_else_is_found_out(bench: Any, wro
     assert differences(*shown) != []
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("wrong", "place"),
     [

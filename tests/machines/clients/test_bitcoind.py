@@ -191,10 +191,19 @@ async def test_signing_that_changes_the_inputs_is_refused(
         ("fundrawtransaction", -4, "Insufficient funds", InsufficientFunds),
         ("fundrawtransaction", -32603, "Insufficient funds", InsufficientFunds),
         ("fundrawtransaction", -4, "Transaction amount too small", Rejected),
-        ("fundrawtransaction", -12, "Error: Keypool ran out, please call keypoolrefill first",
-         WalletLocked),
-        ("fundrawtransaction", -4, "Transaction needs a change address, but we can't generate it. "
-         "Please call keypoolrefill first.", WalletLocked),
+        (
+            "fundrawtransaction",
+            -12,
+            "Error: Keypool ran out, please call keypoolrefill first",
+            WalletLocked,
+        ),
+        (
+            "fundrawtransaction",
+            -4,
+            "Transaction needs a change address, but we can't generate it. "
+            "Please call keypoolrefill first.",
+            WalletLocked,
+        ),
         ("fundrawtransaction", -4, "Insufficient funds", InsufficientFunds),
         ("fundrawtransaction", -6, "Transaction amount too small", Rejected),
         (

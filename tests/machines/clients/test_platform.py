@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from machines.clients.ports import (
 
 Serve = Callable[..., Transport]
 SECRET = "unsb-sk-aaaaa-bbbbb-ccccc-ddddd"
+NOW_MS = 1_700_000_000_000
 SANDBOX = {"shell": "bash", "network_mode": "zerotrust"}
 CREDENTIALS = Credentials(public_key="unsb-pk-1", secret_key=Secret(SECRET))
 
@@ -140,6 +142,32 @@ async def test_create_session(platform: Make) -> None:
         "network_mode": "zerotrust",
         "ttl": 600,
     }
+
+
+async def test_create_session_with_a_toolbox(platform: Make) -> None:
+    api = Api({"session_id": "s", "status": "running"}, 201)
+    await platform(api).create_session(
+        CREDENTIALS, **SANDBOX, ttl_seconds=600, key="k", toolbox=True
+    )
+    assert json.loads(api.requests[0].content)["toolbox"] is True
+
+
+@pytest.mark.parametrize(
+    ("date", "offset_ms"),
+    [
+        (formatdate(NOW_MS // 1000 - 600, usegmt=True), -600_000),
+        (formatdate(NOW_MS // 1000, usegmt=True), 0),
+        (formatdate(NOW_MS // 1000 + 2, usegmt=True), 0),
+        (formatdate(NOW_MS // 1000 + 600, usegmt=True), 600_000),
+        (None, 0),
+    ],
+)
+async def test_clock_offset(platform: Make, date: str | None, offset_ms: int) -> None:
+    """By an unsigned call; what `Date` cannot tell counts as none."""
+    api = Api({}, 200, **({} if date is None else {"Date": date}))
+    measured_ms = await platform(api).clock_offset_ms()
+    assert measured_ms == offset_ms - (NOW_MS % 1000 if offset_ms else 0)
+    assert "Authorization" not in api.requests[0].headers
 
 
 @pytest.mark.parametrize("wrap", [True, False])

@@ -380,3 +380,26 @@ async def test_real_socket_the_environment_has_no_say(monkeypatch: pytest.Monkey
     async with listening(answer) as url:
         assert await transport.request_json("POST", url, call="a.call", body=b"{}") == 7
     await transport.aclose()
+
+
+async def test_real_socket_a_proxy_is_told_where_to_go() -> None:
+    """The one way out of a semitrusted sandbox: the whole URL in the first line."""
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"{}"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\n7")
+
+    async with listening(answer) as proxy:
+        transport = Transport(lambda: 0, proxy=proxy)
+        url = "http://platform.turtles/keys"
+        assert await transport.request_json("POST", url, call="a.call", body=b"{}") == 7
+        await transport.aclose()
+    assert heads[0].startswith(b"POST http://platform.turtles/keys HTTP/1.1\r\n")
+
+
+async def test_a_proxy_that_is_not_there_took_nothing() -> None:
+    transport = Transport(lambda: 0, proxy=f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(Unavailable):
+        await transport.request("GET", "http://platform.turtles/", call="a.call")
+    await transport.aclose()

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.control import cancel
+from engine.decide import Decision, decide
 from engine.secret import Secret
 from engine.table import compile_table
 from machines.flows.agent_plan import (
@@ -19,7 +21,6 @@ from machines.flows.agent_plan import (
     KeyReceipt,
     Lost,
     NotCleared,
-    NotEnded,
     NotFrozen,
     NotOffered,
     NotOpened,
@@ -66,12 +67,12 @@ PLACES: dict[str, dict[str, Any]] = {
     "freezing": FREEZE,
     "unfreezing": FREEZE,
     "executing_again": PROGRAM,
-    "ending": {"status": "running", "sends": {"on_exhausted": "not_ended"}},
+    "ending": {"status": "running", "waits_for_cancel": True},
     "done": {"status": "completed"},
     **dict.fromkeys(
         ("incapable", "not_sold", "unaffordable", "unpriced", "unfunded", "card_refused",
          "not_provisioned", "unproven", "no_sandbox", "program_failed", "froze_not", "forgotten",
-         "sandbox_lost", "stuck", "left_behind"),
+         "sandbox_lost", "stuck"),
         FAILS,
     ),
 }  # fmt: skip
@@ -197,10 +198,6 @@ def _ending(to: str, event: Any, **more: Any) -> dict[str, Any]:
 AFTER = [
     _ending("done", Ended()),
     *(_ending(to, Ended(), given={**WELL, "trouble": trouble}) for trouble, to in ENDS.items()),
-    _ending("left_behind", _gave_up(NotEnded),
-            gives={"refusal": "the sandbox was not ended: no"}),
-    _ending("left_behind", _gave_up(NotEnded), given={**WELL, "refusal": "ill"},
-            gives={"refusal": "ill; the sandbox was not ended: no"}),
 ]  # fmt: skip
 ROWS: list[dict[str, Any]] = [*BEFORE, *INSIDE, *AFTER]
 
@@ -236,6 +233,23 @@ def test_children() -> None:
     assert _child("proving", **KEY) == (
         "Authentication", {"public_key": "pk", "secret_key": Secret("sk")},
     )  # fmt: skip
+
+
+def test_a_sandbox_that_was_ended_is_not_ended_again(run_in: Any) -> None:
+    table = compile_table(Agent)
+    run = run_in(Agent, PLAN, "ending", **WELL).but(undo=("opening",), child=None)
+    result = decide(table, run, "ended", Ended(), 10_000, from_effect=True)
+    assert isinstance(result, Decision) and result.after.undo == ()
+
+
+def test_a_sandbox_that_was_opened_is_to_be_ended(run_in: Any) -> None:
+    table = compile_table(Agent)
+    run = run_in(Agent, PLAN, "opening", **KEY).but(child=None)
+    made = decide(table, run, "opened", Opened(session_id="s1"), 10_000, from_effect=True)
+    assert isinstance(made, Decision) and made.after.undo == ("opening",)
+    stopped = cancel(table, made.after.but(effect=None), 20_000)
+    assert isinstance(stopped, Decision)
+    assert (stopped.after.closing, stopped.after.effect.name) == ("cancelled", "end_session")  # type: ignore[union-attr]
 
 
 def test_output(output_of: Any) -> None:

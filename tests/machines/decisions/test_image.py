@@ -35,6 +35,7 @@ from machines.flows.publication import (
     Spawned,
     Transfer,
 )
+from machines.flows.publication_calls import undo_image, undo_spawns, was_given
 
 COPY = CopyInfo(kind="session", copy_id="made", state="running")
 BASE = Publication(
@@ -62,8 +63,8 @@ PLACES: dict[str, dict[str, Any]] = {
         "sends": {"on_exhausted": "not_cleared_up"},
         "waits_for_cancel": True,
     },
-    **dict.fromkeys(("kept", "spawned", "transferred", "removed"), {"status": "completed"}),
-    **dict.fromkeys(FAILURES, {"status": "failed"}),
+    **{key: {"status": "completed"} for key in ("kept", "spawned", "transferred", "removed")},
+    **{key: {"status": "failed"} for key in FAILURES},
 }
 NO_ANSWER = NoAnswer(effect="call", reason="silence", attempts=3)
 
@@ -93,9 +94,7 @@ def _ordered(state: str, event: Any, to: str, **gives: Any) -> list[dict[str, An
 def _back(state: str, event: Any, **gives: Any) -> list[dict[str, Any]]:
     """Back to where an image of that visibility rests."""
     given: dict[str, Any] = gives.pop("given", {})
-    return [
-        _row(state, event, to, given={"visibility": to, **given}, **gives) for to in OURS
-    ]
+    return [_row(state, event, to, given={"visibility": to, **given}, **gives) for to in OURS]
 
 
 def _declined(state: str, cause: Any, to: str) -> dict[str, Any]:
@@ -231,3 +230,30 @@ def test_postconditions(ensured: Any) -> None:
     assert not keeps("is_granted_once", old=granting, trusted=("k", "k"))
     assert keeps("is_granted_no_more", old=granting, trusted=("j",))
     assert not keeps("is_granted_no_more", old=granting, trusted=("k",))
+
+
+def test_what_was_believed_gives_way_to_what_is_found(check_row: Any) -> None:
+    believed = {"access": "shared", "visibility": "unlisted"}
+    found = FoundImage(access="owned", visibility="private")
+    gives = {"access": "owned", "visibility": "private"}
+    row: dict[str, Any] = {"state": "finding", "event": found, "to": "private"}
+    check_row(Image, BASE, PLACES, given=believed, gives=gives, **row)
+
+
+def test_what_was_public_is_private_again(check_row: Any) -> None:
+    given, gives = {"visibility": "public", "asked": "private"}, {"visibility": "private"}
+    row: dict[str, Any] = {"state": "showing", "event": Shown(visibility="private")}
+    check_row(Image, BASE, PLACES, to="private", given=given, gives=gives, **row)
+
+
+def test_a_transfer_is_asked_about_before_it_is_made_again() -> None:
+    made = compile_table(Image).places["transferring"].effect
+    assert made is not None and not made.idempotent and made.ask is was_given
+
+
+def test_what_is_undone_by_what() -> None:
+    places = compile_table(Image).places
+    undone = {name: one.compensation for name, one in places.items() if one.compensation}
+    assert undone == {"publishing": undo_image, "spawning": undo_spawns}
+    undoing = {name for name, one in places.items() if one.undoes == "publishing"}
+    assert undoing == {"transferring", "removing"}

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from engine.secret import Secret
-from machines.flows.f11_introspection import (
+from machines.flows.f11_introspection import Introspection
+from machines.flows.inquiry import (
     TOPICS,
     CapabilityDocument,
     Denied,
     GivenUp,
     Health,
     Inquiry,
-    Introspection,
     Kept,
     Known,
     Limits,

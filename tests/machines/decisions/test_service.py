@@ -36,6 +36,7 @@ from machines.flows.deployment import (
     Unlock,
     Wake,
 )
+from machines.flows.deployment_calls import undo, was_redeployed
 from machines.flows.errands import NoAnswer
 from machines.flows.f08_service import Service
 
@@ -82,7 +83,7 @@ PLACES: dict[str, dict[str, Any]] = {
         "sends": {"on_exhausted": "not_cleared_up"},
         "waits_for_cancel": True,
     },
-    **dict.fromkeys(("destroyed", "handed_over"), {"status": "completed"}),
+    **{key: {"status": "completed"} for key in ("destroyed", "handed_over")},
     **dict.fromkeys(FAILURES, FAILS),
 }
 NO_ANSWER = NoAnswer(effect="call", reason="silence", attempts=3)
@@ -236,3 +237,15 @@ def test_contracts(verdicts: Any, ensured: Any) -> None:
     assert keeps("is_a_new_deployment", deployment=2)
     assert not keeps("is_a_new_deployment", deployment=1)
     assert not keeps("is_a_new_deployment", deployment=2, service_id="s2")
+
+
+def test_a_redeploy_is_asked_about_before_it_is_made_again() -> None:
+    made = compile_table(Service).places["redeploying"].effect
+    assert made is not None and not made.idempotent and made.ask is was_redeployed
+
+
+def test_what_is_undone_by_what() -> None:
+    places = compile_table(Service).places
+    undone = {name: one.compensation for name, one in places.items() if one.compensation}
+    assert undone == {"creating": undo}
+    assert {name for name, one in places.items() if one.undoes == "creating"} == {"destroying"}

@@ -28,6 +28,7 @@ from machines.flows.capture import (
     SnapshotReport,
     Unlock,
 )
+from machines.flows.capture_calls import undo
 from machines.flows.errands import NoAnswer
 from machines.flows.f09_snapshot import Snapshot
 
@@ -61,7 +62,7 @@ PLACES: dict[str, dict[str, Any]] = {
         "sends": {"on_exhausted": "not_cleared_up"},
         "waits_for_cancel": True,
     },
-    **dict.fromkeys(("kept", "removed"), {"status": "completed"}),
+    **{key: {"status": "completed"} for key in ("kept", "removed")},
     **dict.fromkeys(
         ("source_gone", "source_idle", "too_shallow", "gone", "refused", "locked", "not_removed",
          "unreachable", "unresolved"),
@@ -209,3 +210,10 @@ def test_contracts(verdicts: Any, ensured: Any) -> None:
     keeps = ensured(Snapshot, CAPTURE)
     assert keeps("lock_is_as_asked", event=LockSet(locked=True), locked=True)
     assert not keeps("lock_is_as_asked", event=LockSet(locked=True))
+
+
+def test_what_is_undone_by_what() -> None:
+    places = compile_table(Snapshot).places
+    undone = {name: one.compensation for name, one in places.items() if one.compensation}
+    assert undone == {"capturing": undo}
+    assert {name for name, one in places.items() if one.undoes == "capturing"} == {"removing"}

@@ -9,7 +9,8 @@ import pytest
 from engine.decide import Decision, decide
 from engine.secret import Secret
 from engine.table import compile_table
-from machines.flows.f12_trust import (
+from machines.flows.f12_trust import Trust
+from machines.flows.trial import (
     PROBES,
     PROMISES,
     Gone,
@@ -21,7 +22,6 @@ from machines.flows.f12_trust import (
     SessionLost,
     Sight,
     Trial,
-    Trust,
     TrustReport,
     Unprobed,
     Unread,

@@ -11,7 +11,8 @@ from engine.verification.environment import Done
 from engine.verification.explore import explore
 from engine.verification.result import Scope
 from machines.environments.introspection import EVERYTHING, OfIntrospection, only
-from machines.flows.f11_introspection import TOPICS, Inquiry, Introspection, Kept, Told
+from machines.flows.f11_introspection import Introspection
+from machines.flows.inquiry import TOPICS, Inquiry, Kept, Told
 from persistence.store import open_store
 
 OF = OfIntrospection()

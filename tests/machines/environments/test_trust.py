@@ -11,16 +11,8 @@ from engine.verification.environment import Done
 from engine.verification.explore import explore
 from engine.verification.result import Scope
 from machines.environments.trust import OfTrust, as_promised, but
-from machines.flows.f12_trust import (
-    MAY_BE_LEFT,
-    Gone,
-    Opened,
-    Probed,
-    Promised,
-    Trial,
-    Trust,
-    Withdrawn,
-)
+from machines.flows.f12_trust import Trust
+from machines.flows.trial import MAY_BE_LEFT, Gone, Opened, Probed, Promised, Trial, Withdrawn
 from persistence.store import open_store
 
 OF = OfTrust()

@@ -514,6 +514,22 @@ async def test_input_stolen_before_the_broadcast_is_paid_once_more(world: Any) -
 
     world.wallet._build = stolen
     story = await world.run(Payment, world.purchase())
+    assert [s.state for s in await world.children(Spend)] == ["broadcast"], "built anew within it"
+    assert [leg.status for leg in story.context.legs] == ["deep"]
+    assert story.state == "completed"
+    assert world.paid() == DUE
+
+
+async def test_input_stolen_while_it_is_handed_out_is_paid_once_more(world: Any) -> None:
+    broadcast = world.wallet.broadcast
+
+    async def stolen(transaction: SignedTransaction) -> None:
+        if transaction == world.wallet.built[0]:
+            world.chain.steal(transaction, mined=True)
+        await broadcast(transaction)
+
+    world.wallet.broadcast = stolen
+    story = await world.run(Payment, world.purchase())
     assert [s.state for s in await world.children(Spend)] == ["conflicted", "broadcast"]
     assert story.state == "completed"
     assert world.paid() == DUE

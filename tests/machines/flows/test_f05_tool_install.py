@@ -225,9 +225,7 @@ ERRORS: dict[str, Exception] = {
 
 @pytest.mark.parametrize("step", ["fetch", "install", "check"])
 @pytest.mark.parametrize("state", ERRORS)
-async def test_what_the_platform_turns_down_has_a_name(
-    scene: Scene, state: str, step: str
-) -> None:
+async def test_what_the_platform_turns_down_has_a_name(scene: Scene, state: str, step: str) -> None:
     scene.session.next(step, ERRORS[state])
     scene.session.next("remove", ERRORS[state])  # as it will be then, too
     outcome = await scene.run()
@@ -365,7 +363,7 @@ async def open_session(
     async def open_(*, toolbox: bool = True, shell: str = "bash") -> Any:
         platform = await embed(sandboxes)
         credentials = platform.key()
-        session = await platform.clients.platform.create_session(  # noqa: S604 - a shell's name
+        session = await platform.clients.platform.create_session(
             credentials, shell=shell, network_mode="zerotrust", ttl_seconds=600, key="once",
             toolbox=toolbox,
         )  # fmt: skip
@@ -413,7 +411,7 @@ async def test_a_session_without_a_toolbox(open_session: Any) -> None:
 
 
 async def test_a_session_of_another_language(open_session: Any) -> None:
-    platform, order, _ = await open_session(shell="python3")
+    platform, order, _ = await open_session(shell="python3")  # noqa: S604 - a name
     outcome = await platform.run(ToolInstall, order)
     assert outcome.state == "unusable"
     assert "SyntaxError" in outcome.context.reason
@@ -435,5 +433,3 @@ async def test_a_disk_that_is_full(open_session: Any) -> None:
     outcome = await platform.run(ToolInstall, order)
     assert outcome.state == "disk_full", outcome.context.reason
     assert inside("ls -A /root/.turtles").split() in ([], ["bin"])
-
-

@@ -32,13 +32,13 @@ from machines.clients.ports.introspection import (
     PoolReport,
     ShellList,
 )
-from machines.flows.f11_introspection import (
+from machines.flows.f11_introspection import Introspection
+from machines.flows.inquiry import (
     TOPICS,
     CapabilityDocument,
     Denied,
     GivenUp,
     Inquiry,
-    Introspection,
     Kept,
     Known,
     Limits,
@@ -46,9 +46,8 @@ from machines.flows.f11_introspection import (
     Names,
     Prices,
     Told,
-    compared,
-    is_fresh,
 )
+from machines.flows.inquiry_calls import compared, is_fresh
 from machines.platform.sandbox.errors import SandboxUnavailable
 from machines.platform.sandbox.fake import FakeBackend
 from persistence.store import open_store

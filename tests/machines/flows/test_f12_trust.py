@@ -28,7 +28,8 @@ from machines.clients.ports import Execution, NotFound, Platform, Rejected, Repl
 from machines.clients.ports.introspection import Facilities
 from machines.flows import wall_probes
 from machines.flows.canaries import Canaries, LocalCanaries
-from machines.flows.f12_trust import (
+from machines.flows.f12_trust import Trust
+from machines.flows.trial import (
     PROBES,
     PROMISES,
     Gone,
@@ -39,12 +40,11 @@ from machines.flows.f12_trust import (
     SessionLost,
     Sight,
     Trial,
-    Trust,
     Withdrawn,
     chosen,
     judge,
-    read_sights,
 )
+from machines.flows.trial_calls import read_sights
 from machines.platform.egress import EgressProxy, proxied
 from machines.platform.egress_policy import EgressPolicy
 from machines.platform.sandbox.backend import Handle, Result, Spec
@@ -157,6 +157,7 @@ async def test_a_session_that_cannot_run_the_probes_is_inconclusive(embed: Any) 
     assert world.left() == {}
 
 
+@pytest.mark.acceptance
 async def test_a_crash_at_any_boundary_leaves_one_session_and_none_alive(embed: Any) -> None:
     """Of a session that proves nothing: it is created once and destroyed, whoever dies when."""
     world = await embed(FakeBackend())

@@ -1,4 +1,4 @@
-"""What flow 5 runs inside a sandbox, here in directories of the host: killed, cut short, altered."""
+"""What flow 5 runs inside a sandbox, in directories of the host: killed, cut short, changed."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ LOOKED_AT_WITH: dict[str, dict[str, Any]] = {
         f"POST {_P}/clone {field}": {"type": "service", "name": "cloned"}
         for field in ("name", "ports", "bootstrap", "bootstrap_content")
     },
-    **{f"POST {_I}/spawn {field}": {"type": "session"} for field in ("shell", "ttl")},
+    **{f"POST {_I}/spawn {field}": {"type": "session"} for field in ("shell", "ttl", "toolbox")},
 }
 """Fields that are looked at only beside others, by endpoint."""
 TAKEN = (("ports", ""),)

@@ -12,6 +12,7 @@ from machines.platform.copies import (
     parse_service_copy,
     parse_session_copy,
     recipe_of,
+    recipe_of_session,
 )
 from machines.platform.replies import Problem
 from machines.platform.service_orders import Bootstrap
@@ -49,6 +50,16 @@ def test_a_session_is_made_as_its_source_was() -> None:
     order = parse_session_copy(said, SESSION, shells)
     assert (order.shell, order.network_mode, order.vcpu) == ("bash", "semitrusted", 1)
     assert (order.ttl_seconds, order.multiplexer) == (60, "tmux")
+
+
+def test_a_session_keeps_its_toolbox_unless_the_request_says_otherwise() -> None:
+    row = {"network_mode": "zerotrust", "base_vcpu": 1, "shell": "bash", "toolbox": 1}
+    recipe = recipe_of({"recipe": recipe_of_session(row).stored()})
+    assert parse_session_copy({}, recipe, shells).toolbox
+    assert not parse_session_copy({"toolbox": False}, recipe, shells).toolbox
+    assert parse_session_copy({"toolbox": True}, SESSION, shells).toolbox
+    older = '{"kind":"session","network_mode":"zerotrust","vcpu":1}'
+    assert not parse_session_copy({}, recipe_of({"recipe": older}), shells).toolbox
 
 
 def test_a_session_of_a_service_has_a_shell() -> None:

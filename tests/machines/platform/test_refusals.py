@@ -13,6 +13,7 @@ from machines.platform.sandbox.errors import (
     SandboxLimit,
     SandboxUnavailable,
 )
+from machines.platform.toolbox import ToolboxUnavailable
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ from machines.platform.sandbox.errors import (
             503,
             "sandbox_unavailable",
             "Fix: do that",
+        ),
+        (
+            ToolboxUnavailable("no Python", "install one"),
+            503,
+            "toolbox_unavailable",
+            "no toolbox can be shown here: no Python. Fix: install one.",
         ),
         (SandboxLimit("pids 1: expected 16"), 400, "sandbox_limit", "expected 16"),
         (FreezeFailed("one", "it runs"), 503, "freeze_failed", "It goes on as before; try again"),

@@ -59,6 +59,18 @@ def test_the_multiplexer_has_three_spellings(body: dict[str, Any], multiplexer: 
     assert parse(body).multiplexer == multiplexer
 
 
+@pytest.mark.parametrize(("said", "toolbox"), [(True, True), (False, False), (None, False)])
+def test_a_toolbox_is_asked_for(said: Any, toolbox: bool) -> None:
+    assert parse({"toolbox": said}).toolbox is toolbox
+    assert parse({}).toolbox is False
+
+
+@pytest.mark.parametrize("said", [0, 1, 1.0, "true", [], {}])
+def test_a_toolbox_is_a_boolean(said: Any) -> None:
+    with pytest.raises(Problem, match=r"toolbox.*expected true or false"):
+        parse({"toolbox": said})
+
+
 def test_files_image_and_audit() -> None:
     content = base64.b64encode(b"\x00\xff").decode()
     order = parse({"input_files": [{"filename": "a", "content": content}], "image": "i"}, audit="1")

@@ -56,18 +56,9 @@ from tests.verification.mutants.forks import Result, forked
 from tests.verification.mutants.survivors import EQUIVALENT
 
 ROOT = Path(__file__).parents[3]
-FLOWS = {
-    "Authentication": "f04_authentication",
-    "Confirmation": "f03c_confirmation",
-    "Discovery": "f01_discovery",
-    "GiftCard": "f03b_gift_card",
-    "Inception": "f13_inception",
-    "Payment": "f03_payment",
-    "Redemption": "f03b_gift_card",
-    "Spend": "f03w_wallet",
-}
+FLOWS = {one.__name__: one.__module__.rpartition(".")[2] for one in MACHINES}
 TESTS = (
-    *(f"tests/machines/flows/test_{file}.py" for file in FLOWS.values()),
+    *(f"tests/machines/flows/test_{file}.py" for file in dict.fromkeys(FLOWS.values())),
     "tests/machines/decisions",
     "tests/machines/test_machines.py",
     "tests/machines/test_random_sequences.py",
@@ -349,7 +340,8 @@ class _Order:
 
     def _is_own(self, table: Table, at: int) -> bool:
         own = (FLOWS.get(table.name, "-"), f"decisions/test_{table.name.lower()}.py")
-        return any(one in str(self._campaign.items[at].path) for one in own)
+        path = str(self._campaign.items[at].path)
+        return any(one in path or one in path.replace("_", "") for one in own)
 
     def _cost(self, table: Table, mutant: Mutant, at: int) -> float:
         kills = self._kills[table.name, at]

@@ -11,7 +11,9 @@ import jsonschema_rs
 import pytest
 
 from machines.platform.replies import iso
+from machines.platform.sandbox import fake
 from machines.platform.sandbox.backend import Handle
+from machines.platform.toolbox import ToolboxUnavailable
 from machines.platform.transfers import INPUT_DIRECTORY
 
 Pair = tuple[str, str]
@@ -73,6 +75,36 @@ async def test_what_a_session_is_made_of(api: Any) -> None:
     assert made["domain"] == "platform"
     spec = api.backend._sandboxes[session_id].spec
     assert (spec.vcpus, spec.memory_bytes) == (2, 4096 * 1024 * 1024)
+
+
+async def test_a_session_with_a_toolbox_keeps_it_frozen_and_cloned(api: Any) -> None:
+    pair = api.key(tier=16)
+    plain = await make(api, pair)
+    made = await make(api, pair, {"toolbox": True})
+    assert (plain["toolbox"], made["toolbox"]) == (False, True)
+    path = f"/sessions/{made['id']}"
+    for verb in ("freeze", "unfreeze"):
+        assert (await change(api, pair, made["id"], verb)).json()["toolbox"] is True
+    assert (await call(api, pair, "GET", path)).json()["toolbox"] is True
+    api.now_ms += 9_000
+    taken = (await api.call(pair, "POST", f"{path}/snapshot", {})).json()["id"]
+    api.now_ms += 9_000
+    clone = (await api.call(pair, "POST", f"/snapshots/{taken}/clone", {})).json()
+    specs = {name: box.spec.toolbox for name, box in api.backend._sandboxes.items()}
+    assert specs == {plain["id"]: False, made["id"]: True, clone["session_id"]: True}
+
+
+async def test_what_cannot_be_shown_is_refused_and_leaves_nothing(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise ToolboxUnavailable("no Python", "install one")
+
+    monkeypatch.setattr(fake, "load_toolbox", none)
+    pair = api.key(tier=8)
+    answer = await call(api, pair, "POST", "/sessions", {"toolbox": True})
+    assert told(answer) == (503, "toolbox_unavailable")
+    assert (await call(api, pair, "GET", "/sessions")).json()["count"] == 0
 
 
 async def test_input_files_are_there_before_the_first_command(api: Any) -> None:

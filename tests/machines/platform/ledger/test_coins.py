@@ -31,7 +31,13 @@ def test_small_amounts_are_not_printed_with_exponents():
 
 @pytest.mark.parametrize(
     ("value", "atomic"),
-    [("1E-3", 100_000), ("0.100000000", 10_000_000), (2, 200_000_000), ("0", 0), (Decimal("1.5e1"), 1_500_000_000)],
+    [
+        ("1E-3", 100_000),
+        ("0.100000000", 10_000_000),
+        (2, 200_000_000),
+        ("0", 0),
+        (Decimal("1.5e1"), 1_500_000_000),
+    ],
 )
 def test_forms_that_nodes_accept(value, atomic):
     assert parse_coins("BTC", value) == atomic

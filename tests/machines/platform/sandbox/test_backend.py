@@ -18,6 +18,8 @@ from machines.platform.sandbox.errors import (
     SandboxGone,
     SandboxLimit,
 )
+from machines.platform.toolbox import ToolboxUnavailable
+from machines.wheel import own_wheel
 
 ReadUntil = Callable[..., bytes]
 
@@ -301,6 +303,31 @@ def test_only_a_semitrusted_sandbox_has_a_way_out(
     with pytest.raises(BlockingIOError):
         second.accept()
     second.close()
+    backend.destroy(other)
+
+
+def test_a_toolbox_is_seen_by_whom_it_was_given_to(
+    backend: Backend, handle: Handle, new_spec: Callable[..., Spec], tmp_path: Path
+) -> None:
+    house = ["/opt/turtles/wheelhouse"]
+    assert backend.collect(handle, house) == {}
+    if backend.name == "gvisor":
+        with pytest.raises(ToolboxUnavailable, match="the backend gvisor has none"):
+            backend.create(new_spec(toolbox=True))
+        return
+    other = backend.create(new_spec(toolbox=True))
+    wheel = own_wheel()
+    shown = {wheel.filename: wheel.content, "SHA256SUMS": wheel.checksums.encode()}
+    assert backend.collect(other, house) == shown
+    backend.freeze(other)
+    backend.unfreeze(other)
+    assert backend.collect(other, house) == shown
+    # It is no part of what is kept, and stays where something else is loaded.
+    assert backend.save(other, tmp_path / "kept", level="files").size_bytes < 100_000
+    backend.load(handle, tmp_path / "kept")
+    assert backend.collect(handle, house) == {}
+    backend.load(other, tmp_path / "kept")
+    assert backend.collect(other, house) == shown
     backend.destroy(other)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from machines.platform import toolbox
 from machines.platform.sandbox import bubblewrap as module
 from machines.platform.sandbox import commands, doors, launch, layout, processes, selection
 from machines.platform.sandbox.backend import MIB, Command, Handle, Spec
@@ -232,6 +233,61 @@ def test_a_python_outside_usr_is_shown_and_its_neighbours_are_not(
         backend.destroy(handle)
     finally:
         shutil.rmtree(home)
+
+
+def test_a_toolbox_shows_what_our_code_needs_and_nothing_else_of_ours(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec]
+) -> None:
+    handle = bubblewrap.create(new_spec(toolbox=True))
+    names = (
+        "statemachine sqlalchemy alembic httpx structlog msgspec cryptography typer rich "
+        "starlette uvicorn wsproto h11"
+    )
+    program = f"import sys, {', '.join(names.split())}; print(sys.path, sys.version_info[:2])"
+    python = "PYTHONPATH=/opt/turtles/lib /opt/turtles/bin/python"
+    path, version = run(bubblewrap, handle, f'{python} -c "{program}"').decode().split("] (")
+    assert "site-packages" not in path and "dist-packages" not in path
+    assert version == f"{sys.version_info[0]}, {sys.version_info[1]})\n"
+    missing = run(bubblewrap, handle, f"{python} -c 'import pytest' 2>&1 || true")
+    assert b"No module named 'pytest'" in missing
+    assert run(bubblewrap, handle, "find /opt -writable | wc -l") == b"0\n"
+    bubblewrap.destroy(handle)
+
+
+def test_packages_beside_a_shown_library_are_hidden(
+    bubblewrap: BubblewrapBackend, new_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(tempfile.mkdtemp(prefix="turtles-python-"))
+    try:
+        home.chmod(0o755)
+        (home / "site-packages").mkdir()
+        (home / "site-packages" / "private.py").write_text("")
+        (home / "os.py").write_text("")
+        hidden = f"{toolbox.INTERPRETER}/site-packages"
+        box = toolbox.Toolbox(((str(home), toolbox.INTERPRETER),), (hidden,), ())
+        monkeypatch.setattr(launch, "load_toolbox", lambda: box)
+        handle = bubblewrap.create(new_spec(toolbox=True))
+        assert run(bubblewrap, handle, f"cd {toolbox.INTERPRETER}; ls . site-packages") == (
+            b".:\nos.py\nsite-packages\n\nsite-packages:\n"
+        )
+        assert run(bubblewrap, handle, f"touch {hidden}/x || echo refused") == b"refused\n"
+        bubblewrap.destroy(handle)
+    finally:
+        shutil.rmtree(home)
+
+
+def test_without_a_toolbox_to_show_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def none() -> None:
+        raise toolbox.ToolboxUnavailable("no Python", "install one")
+
+    monkeypatch.setattr(launch, "load_toolbox", none)
+    backend = BubblewrapBackend(tmp_path)
+    with pytest.raises(toolbox.ToolboxUnavailable, match="Fix: install one"):
+        backend.create(Spec("never", toolbox=True))
+    assert list(tmp_path.iterdir()) == []
+    backend.destroy(backend.create(Spec("never")))
 
 
 # -- life ----------------------------------------------------------------------------------------

@@ -83,6 +83,22 @@ def test_only_usr_and_a_few_public_files_are_shown() -> None:
     assert not {"--bind", "--dev-bind"} & set(words)
 
 
+def test_a_toolbox_is_bound_read_only_below_directories_that_anybody_may_enter() -> None:
+    binds, files = [("/host/a", "/opt/x/lib/a")], [("/opt/x/bin/run", 7), ("/opt/x/data", 8)]
+    words = layout.toolbox_mounts(binds, ["/opt/x/lib/a/hidden"], files)
+    assert words == [
+        *(word for path in ("/opt", "/opt/x", "/opt/x/bin", "/opt/x/lib")
+          for word in ("--perms", "0755", "--dir", path)),
+        *("--ro-bind", "/host/a", "/opt/x/lib/a"),
+        *("--perms", "0555", "--size", "4096", "--tmpfs", "/opt/x/lib/a/hidden"),
+        *("--remount-ro", "/opt/x/lib/a/hidden"),
+        *("--perms", "0555", "--file", "7", "/opt/x/bin/run"),
+        *("--perms", "0444", "--file", "8", "/opt/x/data"),
+    ]  # fmt: skip
+    whole = layout.file_system(16 * MIB, USR_PYTHON, 9, {}, words)
+    assert whole[-6 - len(words) : -6] == words, "before the base becomes read-only"
+
+
 def test_memory_files_share_the_promised_size() -> None:
     words = layout.file_system(16 * MIB, USR_PYTHON, 9, {})
     sizes = [int(words[at + 1]) for at, word in enumerate(words) if word == "--size"]
