@@ -77,7 +77,7 @@ def _declined(error: Rejected) -> Declined:
     return Declined(cause=cause, detail=str(error))
 
 
-@effect(idempotent=True, retry=PATIENT)
+@effect(retry=PATIENT)
 async def heed(
     context: Capture, call: Call
 ) -> Restore | Clone | Lock | Unlock | Remove | Keep | Barred | Declined | Again:
@@ -96,6 +96,14 @@ async def heed(
         except NotFound as error:
             return Declined(cause="gone", detail=str(error))
     return Again()
+
+
+@heed.reconcile
+async def heed_again(
+    context: Capture, call: Call
+) -> Restore | Clone | Lock | Unlock | Remove | Keep | Barred | Declined | Again:
+    """The same read."""
+    return await heed.perform(context, call)  # type: ignore[return-value]
 
 
 @effect(idempotent=True, retry=PATIENT, timeout_ms=LONG_MS)

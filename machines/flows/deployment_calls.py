@@ -101,7 +101,7 @@ async def _create(context: Deployment, call: Call) -> ServiceInfo:
     )
 
 
-@effect(idempotent=True, retry=PATIENT)
+@effect(retry=PATIENT)
 async def await_answer(context: Deployment, call: Call) -> Ready | Broke | Declined | Again:
     """Look whether it runs, and ask it something through the platform."""
     with calling():
@@ -122,6 +122,12 @@ async def await_answer(context: Deployment, call: Call) -> Ready | Broke | Decli
     if status >= 500:
         return Again()
     return Ready(url=seen.url, deployment=seen.deployment, http_status=status)
+
+
+@await_answer.reconcile
+async def await_answer_again(context: Deployment, call: Call) -> Ready | Broke | Declined | Again:
+    """The same read."""
+    return await await_answer.perform(context, call)  # type: ignore[return-value]
 
 
 # -- orders ---------------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ async def _look(context: Deployment, call: Call) -> str | Broke | Declined:
     return seen.state
 
 
-@effect(idempotent=True, retry=PATIENT)
+@effect(retry=PATIENT)
 async def heed(
     context: Deployment, call: Call
 ) -> (
@@ -189,7 +195,28 @@ async def heed(
     return FoundFrozen() if seen == "frozen" else Again()
 
 
-@effect(idempotent=True, retry=PATIENT)
+@heed.reconcile
+async def heed_again(
+    context: Deployment, call: Call
+) -> (
+    Redeploy
+    | Freeze
+    | SetEnv
+    | Lock
+    | Unlock
+    | Destroy
+    | HandOver
+    | Barred
+    | FoundFrozen
+    | Broke
+    | Declined
+    | Again
+):
+    """The same read."""
+    return await heed.perform(context, call)  # type: ignore[return-value]
+
+
+@effect(retry=PATIENT)
 async def heed_frozen(
     context: Deployment, call: Call
 ) -> Unfreeze | Wake | Destroy | HandOver | Barred | FoundRunning | Broke | Declined | Again:
@@ -201,6 +228,14 @@ async def heed_frozen(
     if not isinstance(seen, str):
         return seen
     return FoundRunning() if seen == "running" else Again()
+
+
+@heed_frozen.reconcile
+async def heed_frozen_again(
+    context: Deployment, call: Call
+) -> Unfreeze | Wake | Destroy | HandOver | Barred | FoundRunning | Broke | Declined | Again:
+    """The same read."""
+    return await heed_frozen.perform(context, call)  # type: ignore[return-value]
 
 
 @effect(idempotent=True, retry=PATIENT)

@@ -173,7 +173,7 @@ class Inception(LayerActions, Machine[Layer]):
     priced = (
         fetch_pricing.to(too_few_slots, cond="lacks_slots")
         | fetch_pricing.to(  # turtles: ignore[V005] one bound after the other
-            unaffordable, cond="lacks_budget"
+            unaffordable, cond="lacks_budget", on="note_cost"
         )
         | fetch_pricing.to(  # turtles: ignore[V005] one bound after the other
             too_slow, cond="would_be_too_slow"
@@ -228,8 +228,8 @@ class Inception(LayerActions, Machine[Layer]):
     )
     furnished = (
         equip_child.to(execute_in_child, cond="succeeded")
-        | equip_child.to(bury_child, cond="died_and_may_live")
-        | equip_child.to(release_child)
+        | equip_child.to(bury_child, cond="died_and_may_live", on="note_no_tool")
+        | equip_child.to(release_child, on="note_no_tool")
     )
     executed = execute_in_child.to(  # turtles: ignore[V007] greetings are not small values
         descend, cond="goes_deeper"

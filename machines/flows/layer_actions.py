@@ -121,10 +121,8 @@ class LayerActions:
         before = f"{context.refusal}; " if context.refusal else ""
         return replace(context, refusal=f"{before}clearing up failed: {event.reason}")
 
-    def on_furnished(self, context: Layer, event: Furnished) -> Layer:
+    def note_no_tool(self, context: Layer, event: Furnished) -> Layer:
         """Count the dead; keep why there is no tool."""
-        if event.succeeded and event.output is not None:
-            return context
         if is_gone(event):
             return _one_more_lost(context, "no_tools")
         refusal = f"the installation in the child ended as {event.state}"
@@ -204,11 +202,9 @@ class LayerActions:
         bound = min(context.max_depth, DEPTH_MAX)
         return replace(context, refusal=f"depth {context.depth} is below the bound {bound}")
 
-    def on_enter_unaffordable(self, context: Layer) -> Layer:
-        """Say what it would cost, where the purchase has not said more."""
-        if context.refusal:
-            return context
-        keys, cents = context.keys_to_pay, context.price_cents
+    def note_cost(self, context: Layer, event: Priced) -> Layer:
+        """Say what it would cost."""
+        keys, cents = context.keys_to_pay, event.price_cents
         refusal = f"{keys} keys of {cents} cents are over the budget of {context.budget_cents}"
         return replace(context, refusal=refusal)
 

@@ -113,7 +113,7 @@ def order_of(context: Publication) -> Any:
     return order
 
 
-@effect(idempotent=True, retry=PATIENT)
+@effect(retry=PATIENT)
 async def heed(
     context: Publication, call: Call
 ) -> Show | Grant | Revoke | Transfer | Spawn | Remove | Keep | Declined | Again:
@@ -122,7 +122,15 @@ async def heed(
     return order if order is not None else await _look(context, call)
 
 
-@effect(idempotent=True, retry=PATIENT)
+@heed.reconcile
+async def heed_again(
+    context: Publication, call: Call
+) -> Show | Grant | Revoke | Transfer | Spawn | Remove | Keep | Declined | Again:
+    """The same read."""
+    return await heed.perform(context, call)  # type: ignore[return-value]
+
+
+@effect(retry=PATIENT)
 async def heed_guest(context: Publication, call: Call) -> Spawn | Keep | Barred | Declined | Again:
     """A guest's next order; without one, a look whether it is still within reach."""
     order = order_of(context)
@@ -132,6 +140,14 @@ async def heed_guest(context: Publication, call: Call) -> Spawn | Keep | Barred 
         said = type(order).__name__
         return Barred(detail=f"{said}: image {context.image_id} belongs to another key")
     return await _look(context, call)
+
+
+@heed_guest.reconcile
+async def heed_guest_again(
+    context: Publication, call: Call
+) -> Spawn | Keep | Barred | Declined | Again:
+    """The same read."""
+    return await heed_guest.perform(context, call)  # type: ignore[return-value]
 
 
 async def _look(context: Publication, call: Call) -> Declined | Again:

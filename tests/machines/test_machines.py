@@ -21,7 +21,9 @@ from engine.events import Event, event_id
 from engine.secrets import Secret, SecretsCodec
 from engine.table import Place, Table, compile_table
 from machines.app import MACHINES
+from machines.flows.capture import SnapshotReport
 from machines.flows.code_run import ExecutionReport
+from machines.flows.deployment import ServiceReport
 from machines.flows.f01_discovery import Discovered, Findings
 from machines.flows.f03c_confirmation import FollowReport
 from machines.flows.f03w_wallet import SpendReport
@@ -37,6 +39,7 @@ from machines.flows.layer_events import (
     Surroundings,
     Tool,
 )
+from machines.flows.publication import ImageReport
 from machines.flows.purchase import Delivery, FollowResult, Receipt, SpendResult
 from machines.flows.session_run import SessionReport
 from machines.flows.tool_calls import Installed
@@ -53,10 +56,13 @@ OUTPUTS = (
     ExecutionReport,
     FollowReport,
     Identity,
+    ImageReport,
     Layers,
     Receipt,
     Redeemed,
+    ServiceReport,
     SessionReport,
+    SnapshotReport,
     SpendReport,
     TrustReport,
 )
@@ -217,6 +223,7 @@ NAME_SAYS_WHY: dict[str, set[str]] = {
     "Discovery": set(),
     "Execution": {"unreachable"},
     "GiftCard": {"unavailable"},
+    "Image": {"unreachable"},
     "Inception": {"cut_short", "execution_refused", "no_slot", "no_tools"},
     "Introspection": {"unreachable"},
     "Payment": {
@@ -228,7 +235,9 @@ NAME_SAYS_WHY: dict[str, set[str]] = {
         "unsettled",
     },
     "Redemption": {"unavailable"},
+    "Service": {"unreachable"},
     "Session": {"locked"},
+    "Snapshot": {"unreachable"},
     "Spend": {"abandoned", "conflicted", "rejected", "unfunded"},
     "Trust": {"breached", "inconclusive", "lost", "refused"},
 }

@@ -244,6 +244,15 @@ def test_a_redeploy_is_asked_about_before_it_is_made_again() -> None:
     assert made is not None and not made.idempotent and made.ask is was_redeployed
 
 
+def test_what_a_look_told_and_was_lost_is_asked_for_again() -> None:
+    places = compile_table(Service).places
+    looks = {name for name, one in places.items() if one.every is not None}
+    assert looks == {"starting", "running", "frozen"}
+    for name in looks:
+        look = places[name].effect
+        assert look is not None and not look.idempotent and look.ask is not None
+
+
 def test_what_is_undone_by_what() -> None:
     places = compile_table(Service).places
     undone = {name: one.compensation for name, one in places.items() if one.compensation}

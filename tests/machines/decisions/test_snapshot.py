@@ -212,6 +212,15 @@ def test_contracts(verdicts: Any, ensured: Any) -> None:
     assert not keeps("lock_is_as_asked", event=LockSet(locked=True))
 
 
+def test_what_a_look_told_and_was_lost_is_asked_for_again() -> None:
+    places = compile_table(Snapshot).places
+    looks = {name for name, one in places.items() if one.every is not None}
+    assert looks == {"ready"}
+    for name in looks:
+        look = places[name].effect
+        assert look is not None and not look.idempotent and look.ask is not None
+
+
 def test_what_is_undone_by_what() -> None:
     places = compile_table(Snapshot).places
     undone = {name: one.compensation for name, one in places.items() if one.compensation}
