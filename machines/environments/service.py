@@ -2,7 +2,7 @@
 
 Four runs: one without a script, whose service is frozen and thawed by others, and fails; one that
 writes a variable, redeploys, freezes and thaws; one that locks, tries to destroy, and may be told
-to unlock or to hand over; one that freezes and is woken by a visit, or asks for what cannot be then.
+to unlock; one that freezes and is woken by a visit, or asks for what cannot be then.
 What one of them is refused, the others are not: that would tell nothing more.
 """
 

@@ -16,6 +16,7 @@ from engine.verification.result import Scope
 from machines.flows.f07_session import Session
 from machines.flows.session_run import (
     IDLE_MS,
+    Ask,
     Boost,
     CellEnded,
     CellResult,
@@ -37,6 +38,8 @@ ID = "session-1"
 SHORT_MS = 1
 """When everything is over."""
 SCRIPT = ("a", "b")
+SILENT = "the platform did not answer"
+"""What a run says when nobody answers."""
 STATES: dict[str, RefusalKind] = {kind: kind for kind in get_args(RefusalKind)}
 """Each refusal ends in the state of its name."""
 
@@ -64,41 +67,14 @@ class OfSession(Environment):
                 look_ms=SHORT_MS,
             )
 
-    @payloads("execute")
-    def commands(self, state: str) -> Iterator[Execute]:
-        """A command; also while another one runs."""
-        if state in ("running", "executing"):
-            yield Execute(command="c")
-
-    @payloads("freeze")
-    def freezes(self, state: str) -> Iterator[Freeze]:
-        """Of what runs."""
-        if state == "running":
-            yield Freeze()
-
-    @payloads("unfreeze")
-    def unfreezes(self, state: str) -> Iterator[Unfreeze]:
-        """Of what is frozen."""
-        if state == "frozen":
-            yield Unfreeze()
-
-    @payloads("end")
-    def requests_to_end(self, state: str) -> Iterator[End]:
-        """Of either."""
-        if state in ("running", "frozen"):
-            yield End()
-
-    @payloads("extend")
-    def times(self, state: str) -> Iterator[Extend]:
-        """A second."""
-        if state in ("running", "frozen"):
-            yield Extend(seconds=1)
-
-    @payloads("boost")
-    def sizes(self, state: str) -> Iterator[Boost]:
-        """Two."""
-        if state == "running":
-            yield Boost(vcpu=2)
+    @payloads("ask")
+    def messages(self, context: SessionRun, state: str) -> Iterator[Ask]:
+        """Each order where it has an effect."""
+        found = (
+            (Unfreeze(),) if state == "frozen" else (Execute(command="c"), Freeze(), Boost(vcpu=2))
+        )
+        for order in (*found, Extend(seconds=1), End()):
+            yield Ask(order=order)
 
     @payloads("created")
     def sessions(self) -> Iterator[Created]:
@@ -119,29 +95,31 @@ class OfSession(Environment):
 
     @payloads("seen")
     def views(self, context: SessionRun, state: str) -> Iterator[Seen]:
-        """As it should be after the operation; a look may find either."""
-        if state != "freezing":
-            yield Seen(frozen=False, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS)
-        if state in ("freezing", "extending", "checking") and not context.end_after:
-            yield Seen(frozen=True, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS)
+        """As it should be; after a refusal, and after silence, a look may find either."""
+        frozen = state == "freezing" or (context.frozen and state != "unfreezing")
+        others = state == "checking" and context.problem and not context.end_after
+        for one in (frozen, not frozen) if others else (frozen,):
+            yield Seen(frozen=one, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS)
 
     @payloads("over")
     def ends(self, context: SessionRun, state: str) -> Iterator[Over]:
-        """At its time, idle, and otherwise; when we end it, because of that."""
+        """When we end it, because of that; otherwise idle, at its time, and dead.
+
+        The last two only to a script as it is made, and when what runs is looked at in time.
+        """
         if state == "ending":
             yield Over(reason="deleted")
-            return
-        if state == "creating" and not context.cells:
-            return
-        yield Over(reason="expired")
-        yield Over(reason="expired", idle=True)
-        yield Over(reason="sandbox_died")
+        elif context.cells or state == "checking":
+            yield Over(reason="expired", idle=True)
+            if state == "creating" or not (context.problem or context.frozen or context.done):
+                yield Over(reason="expired")
+                yield Over(reason="sandbox_died")
 
     @payloads("declined")
     def refused_operations(self, context: SessionRun) -> Iterator[Declined]:
-        """Everything but a script."""
+        """Everything but a script; in the words of silence, as what follows is the same."""
         if not context.end_after:
-            yield Declined(detail="no")
+            yield Declined(detail=SILENT)
 
     @always
     def makes_one_session(self, done: Sequence[Done]) -> bool:

@@ -30,8 +30,8 @@ then); every other end but `unreachable` is one of the session, too, and a sessi
 reached ends by itself when it has been idle.
 
 With `cells` a script is run first, with `end_after` the session is ended after it, so that the
-machine is useful without messages.  Those are the events `Execute`, `Freeze`, `Unfreeze`, `Extend`,
-`Boost` and `End` of `session_run`; what came of a cell is in `results`.
+machine is useful without messages.  A message is an `Ask` with one order: `Execute`, `Freeze`,
+`Unfreeze`, `Extend`, `Boost` or `End` of `session_run`; what came of a cell is in `results`.
 
 Source: platform-api.md 5; paper, Flow 7 and the session lifecycle.
 """
@@ -40,30 +40,11 @@ from __future__ import annotations
 
 from engine.contracts import ensures, invariant, requires
 from engine.definition import Machine, State
-from machines.flows.session_calls import (
-    boost as boost_session,
-)
-from machines.flows.session_calls import (
-    create,
-    finish,
-    look,
-    run_cell,
-)
-from machines.flows.session_calls import (
-    extend as extend_session,
-)
-from machines.flows.session_calls import (
-    freeze as freeze_session,
-)
-from machines.flows.session_calls import (
-    unfreeze as unfreeze_session,
-)
+from machines.flows import session_calls as calls
 from machines.flows.session_run import (
-    CELL_SECONDS_MAX,
     IDLE_MS,
     RESULTS_MAX,
-    TTL_SECONDS_MAX,
-    VCPUS_MAX,
+    Ask,
     Boost,
     CellEnded,
     CellResult,
@@ -80,17 +61,17 @@ from machines.flows.session_run import (
     SessionRun,
     Unanswered,
     Unfreeze,
-    is_command,
+    is_possible,
 )
 
 
 class Session(Machine[SessionRun]):
     """Keep one session: run cells in it, freeze it, prolong it, end it."""
 
-    payloads = (Unanswered, Freeze, Unfreeze, End)
+    payloads = (Unanswered,)
 
     creating = State(
-        initial=True, effect=create, on_exhausted="unanswered", invariant="is_not_there_yet"
+        initial=True, effect=calls.create, on_exhausted="unanswered", invariant="is_not_there_yet"
     )
     running = State(
         waits=True,
@@ -102,14 +83,14 @@ class Session(Machine[SessionRun]):
     frozen = State(
         waits=True, timeout="until_expiry", on_timeout="time_to_look", invariant="stands_still"
     )
-    executing = State(effect=run_cell, on_exhausted="unanswered", invariant="can_execute")
-    freezing = State(effect=freeze_session, on_exhausted="unanswered", invariant="is_awake")
-    unfreezing = State(effect=unfreeze_session, on_exhausted="unanswered", invariant="is_asleep")
-    extending = State(effect=extend_session, on_exhausted="unanswered", invariant="has_a_session")
-    boosting = State(effect=boost_session, on_exhausted="unanswered", invariant="is_awake")
-    checking = State(effect=look, on_exhausted="unanswered", invariant="has_a_session")
+    executing = State(effect=calls.run_cell, on_exhausted="unanswered", invariant="can_execute")
+    freezing = State(effect=calls.freeze, on_exhausted="unanswered", invariant="is_awake")
+    unfreezing = State(effect=calls.unfreeze, on_exhausted="unanswered", invariant="is_asleep")
+    extending = State(effect=calls.extend, on_exhausted="unanswered", invariant="has_a_session")
+    boosting = State(effect=calls.boost, on_exhausted="unanswered", invariant="is_awake")
+    checking = State(effect=calls.look, on_exhausted="unanswered", invariant="has_a_session")
     ending = State(
-        effect=finish, on_exhausted="unanswered", cancellable=False, invariant="has_a_session"
+        effect=calls.finish, on_exhausted="unanswered", cancellable=False, invariant="has_a_session"
     )
     terminated = State(final=True, invariant="holds_nothing")
     cancelled = State(final=True, failure=True, invariant="holds_nothing")
@@ -133,17 +114,15 @@ class Session(Machine[SessionRun]):
         | creating.to(rejected)
     )
     # A message that comes during an operation is refused, and its receipt says in which state.
-    execute = running.to(executing)  # turtles: ignore[V004] the receipt tells
-    freeze = running.to(freezing)  # turtles: ignore[V004] the receipt tells
-    unfreeze = frozen.to(unfreezing)  # turtles: ignore[V004] the receipt tells
-    extend = (
-        running.to(extending)  # turtles: ignore[V004] the receipt tells
-        | frozen.to(extending)
-    )
-    boost = running.to(boosting)  # turtles: ignore[V004] the receipt tells
-    end = (
-        running.to(ending)  # turtles: ignore[V004] the receipt tells
-        | frozen.to(ending)
+    ask = (
+        running.to(executing, cond="is_a_cell")  # turtles: ignore[V004] the receipt tells
+        | running.to(freezing, cond="is_to_freeze")
+        | running.to(extending, cond="is_to_last_longer")
+        | running.to(boosting, cond="is_to_be_faster")
+        | running.to(ending, cond="is_to_end")
+        | frozen.to(unfreezing, cond="is_to_unfreeze")
+        | frozen.to(extending, cond="is_to_last_longer")
+        | frozen.to(ending, cond="is_to_end")
     )
     time_to_look = running.to(checking) | frozen.to(checking)
     cell_ended = (
@@ -223,6 +202,24 @@ class Session(Machine[SessionRun]):
     def ends_after(self, context: SessionRun) -> bool:
         return context.end_after
 
+    def is_a_cell(self, event: Ask) -> bool:
+        return isinstance(event.order, Execute)
+
+    def is_to_freeze(self, event: Ask) -> bool:
+        return isinstance(event.order, Freeze)
+
+    def is_to_unfreeze(self, event: Ask) -> bool:
+        return isinstance(event.order, Unfreeze)
+
+    def is_to_last_longer(self, event: Ask) -> bool:
+        return isinstance(event.order, Extend)
+
+    def is_to_be_faster(self, event: Ask) -> bool:
+        return isinstance(event.order, Boost)
+
+    def is_to_end(self, event: Ask) -> bool:
+        return isinstance(event.order, End)
+
     def was_frozen(self, event: Seen) -> bool:
         return event.frozen
 
@@ -261,20 +258,13 @@ class Session(Machine[SessionRun]):
     def on_refused(self, context: SessionRun, event: Refused) -> SessionRun:
         return self.but(context, reason=event.detail)
 
-    def on_execute(self, context: SessionRun, event: Execute) -> SessionRun:
-        return self.but(context, cells=(event.command,), cell_seconds=event.timeout_seconds)
-
-    def on_extend(self, context: SessionRun, event: Extend) -> SessionRun:
-        return self.but(context, amount=event.seconds, problem="")
-
-    def on_boost(self, context: SessionRun, event: Boost) -> SessionRun:
-        return self.but(context, amount=event.vcpu, problem="")
-
-    def on_freeze(self, context: SessionRun) -> SessionRun:
-        return self.but(context, problem="")
-
-    def on_unfreeze(self, context: SessionRun) -> SessionRun:
-        return self.but(context, problem="")
+    def on_ask(self, context: SessionRun, event: Ask) -> SessionRun:
+        order, changed = event.order, self.but(context, problem="")
+        if isinstance(order, Execute):
+            return self.but(changed, cells=(order.command,), cell_seconds=order.timeout_seconds)
+        if isinstance(order, Extend):
+            return self.but(changed, amount=order.seconds)
+        return self.but(changed, amount=order.vcpu) if isinstance(order, Boost) else changed
 
     def on_cell_ended(self, context: SessionRun, event: CellEnded) -> SessionRun:
         """An activity: the idle time begins anew."""
@@ -345,17 +335,9 @@ class Session(Machine[SessionRun]):
         """Without one it could be neither used nor ended."""
         return event.session_id != "" and event.vcpu >= 1
 
-    @requires(execute)
-    def is_a_cell(self, event: Execute) -> bool:
-        return is_command(event.command) and 1 <= event.timeout_seconds <= CELL_SECONDS_MAX
-
-    @requires(extend)
-    def adds_some_time(self, event: Extend) -> bool:
-        return 1 <= event.seconds <= TTL_SECONDS_MAX
-
-    @requires(boost)
-    def is_a_size(self, event: Boost) -> bool:
-        return 1 <= event.vcpu <= VCPUS_MAX
+    @requires(ask)
+    def is_within_the_limits(self, event: Ask) -> bool:
+        return is_possible(event.order)
 
     @ensures(cell_ended)
     def one_cell_has_ended(self, old: SessionRun, new: SessionRun, event: CellEnded) -> bool:
@@ -367,9 +349,7 @@ class Session(Machine[SessionRun]):
     def deadlines_never_come_nearer(self, old: SessionRun, new: SessionRun) -> bool:
         return new.expires_ms >= old.expires_ms and new.idles_ms >= old.idles_ms
 
-    @ensures(
-        execute, freeze, unfreeze, extend, boost, end, time_to_look, seen, cell_ended, declined
-    )
+    @ensures(ask, time_to_look, seen, cell_ended, declined)
     def keeps_its_session(self, old: SessionRun, new: SessionRun) -> bool:
         return new.session_id == old.session_id
 

@@ -101,35 +101,45 @@ class SessionReport(Record):
 # -- what somebody outside may ask for ------------------------------------------------------------
 
 
-class Execute(Event, tag="execute"):
+class Order(Record, tag_field="do", forbid_unknown_fields=True):
+    """Base of what may be asked of a session that is there."""
+
+
+class Execute(Order, tag="execute"):
     """Run this in the session."""
 
     command: str
     timeout_seconds: int = 60
 
 
-class Freeze(Event, tag="freeze"):
+class Freeze(Order, tag="freeze"):
     """Stop its processes; it keeps memory and files, and holds no slot."""
 
 
-class Unfreeze(Event, tag="unfreeze"):
+class Unfreeze(Order, tag="unfreeze"):
     """Let its processes go on."""
 
 
-class End(Event, tag="end"):
-    """End it."""
-
-
-class Extend(Event, tag="extend"):
+class Extend(Order, tag="extend"):
     """Add to its time to live."""
 
     seconds: int
 
 
-class Boost(Event, tag="boost"):
+class Boost(Order, tag="boost"):
     """Give it so many vCPUs."""
 
     vcpu: int
+
+
+class End(Order, tag="end"):
+    """End it."""
+
+
+class Ask(Event, tag="ask"):
+    """A message: ``{"event": "ask", "order": {"do": "execute", "command": "x = 42"}}``."""
+
+    order: End | Freeze | Unfreeze | Execute | Extend | Boost
 
 
 # -- what the platform answers --------------------------------------------------------------------
@@ -216,6 +226,19 @@ def problem_of(context: SessionRun) -> Refused | None:
             kind="rejected", detail=f"cells: {size} bytes in all, at most {CELLS_BYTES_MAX}"
         )
     return None
+
+
+def is_possible(order: Order) -> bool:
+    """Whether a platform would consider it; pure."""
+    match order:
+        case Execute(command=command, timeout_seconds=limit):
+            return is_command(command) and 1 <= limit <= CELL_SECONDS_MAX
+        case Extend(seconds=more):
+            return 1 <= more <= TTL_SECONDS_MAX
+        case Boost(vcpu=size):
+            return 1 <= size <= VCPUS_MAX
+        case _:
+            return True
 
 
 def is_command(text: str) -> bool:

@@ -185,7 +185,7 @@ def copy(turtles, finished, served):
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (("run", "Incepton"), ("no machine 'Incepton'", "There are: Authentication, ")),
+        (("run", "Incepton"), ("no machine 'Incepton'", "There are: Agent, Authentication, ")),
         (
             ("run", "Authentication", "--input", '{"public_key": 3}'),
             ("--input of machine Authentication: Expected `str`, got `int` - at `$.public_key`",),

@@ -126,7 +126,7 @@ def test_graph_draws_every_machine(turtles):
         assert answer.stdout.startswith("stateDiagram-v2\n")
     assert "inside_sandbox" in turtles("graph", "Inception").stdout
     unknown = turtles("graph", "Incepton")
-    assert unknown.exit_code == 2 and "There are: Authentication, " in unknown.stderr
+    assert unknown.exit_code == 2 and "There are: Agent, Authentication, " in unknown.stderr
 
 
 def test_a_ledger_without_a_platform_is_refused(turtles, tmp_path):

@@ -63,7 +63,7 @@ REQUIRED = Currency.LTC.confirmations
 ROUNDS_MAX = 20
 CHAIN_MAX = 25
 """So many unconfirmed transactions in a row a node takes."""
-STEPS_MIN, STEPS_MAX = 5, 8
+STEPS_MIN, STEPS_MAX = 4, 6
 LOST_METHODS = (
     "createrawtransaction",
     "fundrawtransaction",
