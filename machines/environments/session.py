@@ -88,30 +88,44 @@ class OfSession(Environment):
             yield Refused(kind=kind, detail=kind)
 
     @payloads("cell_ended")
-    def results(self) -> Iterator[CellEnded]:
-        """A result; long ago, so that idle time ends with the time to live."""
-        result = CellResult("completed", exit_code=0)
+    def results(self, context: SessionRun) -> Iterator[CellEnded]:
+        """The first is lost, as by silence; the second is known.
+
+        Long ago, so that idle time ends with the time to live.
+        """
+        result = CellResult("completed", exit_code=0) if context.done else CellResult("unknown")
         yield CellEnded(result=result, at_ms=SHORT_MS - IDLE_MS)
 
     @payloads("seen")
     def views(self, context: SessionRun, state: str) -> Iterator[Seen]:
-        """As it should be; after a refusal, and after silence, a look may find either."""
+        """As it should be; a look may find the other, too.
+
+        Frozen by others is what was left alone so far, or what refuses a cell; woken by others is
+        what we could not wake.
+        """
         frozen = state == "freezing" or (context.frozen and state != "unfreezing")
-        others = state == "checking" and context.problem and not context.end_after
-        for one in (frozen, not frozen) if others else (frozen,):
-            yield Seen(frozen=one, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS)
+        found = [frozen]
+        if state == "checking" and not context.end_after:
+            found += [not frozen] if is_open(context) or context.problem and frozen else []
+        for one in found:
+            yield Seen(
+                frozen=one,
+                vcpu=context.amount if state == "boosting" else max(context.slots, 1),
+                expires_ms=context.expires_ms + (state == "extending"),
+                idles_ms=SHORT_MS,
+            )
 
     @payloads("over")
     def ends(self, context: SessionRun, state: str) -> Iterator[Over]:
-        """When we end it, because of that; otherwise idle, at its time, and dead.
+        """When we end it, because of that; otherwise at its time, idle if it runs.
 
-        The last two only to a script as it is made, and when what runs is looked at in time.
+        What is being made or was left alone so far may also live, and die, out of its time.
         """
         if state == "ending":
             yield Over(reason="deleted")
-        elif context.cells or state == "checking":
-            yield Over(reason="expired", idle=True)
-            if state == "creating" or not (context.problem or context.frozen or context.done):
+        elif state == "checking" or context.cells:
+            yield Over(reason="expired", idle=not context.frozen)
+            if state == "creating" or is_open(context):
                 yield Over(reason="expired")
                 yield Over(reason="sandbox_died")
 
@@ -156,9 +170,9 @@ class OfSession(Environment):
 
     @sometimes
     def a_script_runs_to_its_end(self, state: str, context: SessionRun) -> bool:
-        """And its session is ended."""
+        """Also after a cell of which nobody knows; and its session is ended."""
         ended = [one.outcome for one in context.results]
-        return state == "terminated" and ended == ["completed", "completed"]
+        return state == "terminated" and ended == ["unknown", "completed"]
 
     @sometimes
     def a_session_is_frozen_and_wakes(self, context: SessionRun, done: Sequence[Done]) -> bool:
@@ -168,6 +182,14 @@ class OfSession(Environment):
         )
 
     @sometimes
-    def a_cell_is_unknown(self, context: SessionRun) -> bool:
-        """And not run again."""
-        return any(one.outcome == "unknown" for one in context.results)
+    def a_cell_is_refused_and_the_session_lives(self, state: str, context: SessionRun) -> bool:
+        """It was frozen by somebody else."""
+        return state == "frozen" and [one.outcome for one in context.results] == ["refused"]
+
+
+def is_open(context: SessionRun) -> bool:
+    """What runs and was left alone so far, or did not take a cell: a look may find anything."""
+    if context.frozen or context.slots != 1 or context.expires_ms != SHORT_MS:
+        return False
+    refused = [one for one in context.results if one.outcome == "refused"]
+    return bool(refused) if context.problem else context.done == 0
