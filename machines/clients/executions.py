@@ -19,10 +19,10 @@ import json
 from typing import Any, get_args
 from urllib.parse import quote, urlencode
 
-from machines.clients.coded import Coded
 from machines.clients.fields import Fields
 from machines.clients.ports import Credentials
 from machines.clients.ports.executions import Artifact, CodeOrder, Job, JobStatus
+from machines.clients.signed import Signed
 from machines.clients.transport import Transport, segment
 
 REPLY_BYTES_MAX = 64 * 1024 * 1024
@@ -37,7 +37,7 @@ class HttpExecutions:
     """`Executions` over one base URL."""
 
     def __init__(self, base_url: str, transport: Transport) -> None:
-        self._coded = Coded(base_url, transport)
+        self._signed = Signed(base_url, transport)
 
     async def execute(self, credentials: Credentials, order: CodeOrder, *, key: str) -> Job:
         """Run it and wait."""
@@ -52,7 +52,7 @@ class HttpExecutions:
     ) -> Job:
         path, body = _request(order, "" if blocking else "/async")
         seconds = order.ttl_seconds + GRACE_SECONDS if blocking else None
-        data = await self._coded.json(
+        data = await self._signed.json(
             credentials, "POST", path, call, body=body, key=key, read_seconds=seconds
         )
         return job_of(Fields(data, call))
@@ -61,13 +61,13 @@ class HttpExecutions:
         """How it stands."""
         call = "executions.job"
         path = f"/jobs/{segment(job_id)}"
-        return job_of(Fields(await self._coded.json(credentials, "GET", path, call), call))
+        return job_of(Fields(await self._signed.json(credentials, "GET", path, call), call))
 
     async def cancel(self, credentials: Credentials, job_id: str) -> Job:
         """End it."""
         call = "executions.cancel"
         path = f"/jobs/{segment(job_id)}"
-        return job_of(Fields(await self._coded.json(credentials, "DELETE", path, call), call))
+        return job_of(Fields(await self._signed.json(credentials, "DELETE", path, call), call))
 
 
 def _request(order: CodeOrder, suffix: str) -> tuple[str, dict[str, Any] | str]:

@@ -5,11 +5,12 @@
     2xx              the reply
     401              Unauthorized (reason from the body, the server's time from Date)
     404, 410         NotFound
+    503 `sandbox_unavailable`   Refusal: nothing will change until somebody repairs the platform
     429              Unavailable rate_limit | concurrency
     408, 425         Unavailable overloaded: the server says it did not start
     502, 503         Unavailable overloaded: nothing behind the door took the request
     other 5xx        Unavailable when repeating is harmless, else ReplyLost
-    anything else    Rejected, redirects included: none is followed
+    anything else    Refusal with the server's own code; redirects included: none is followed
 
 Error text comes from the server's `error` or `message` and nowhere else; never from headers.
 Source: platform-api.md section 1.6.
@@ -27,13 +28,16 @@ from typing import Any
 from machines.clients.ports import (
     ClientError,
     NotFound,
-    Rejected,
     ReplyLost,
     Unauthorized,
     Unavailable,
 )
+from machines.clients.ports.refusals import Refusal
 
 _TEXT_LENGTH_MAX = 300
+_CODE_LENGTH_MAX = 60
+_FOR_GOOD = ("sandbox_unavailable",)
+"""Codes of a 5xx after which waiting does not help."""
 _REASONS = ("invalid_timestamp", "invalid_signature", "suspended", "expired", "invalid_key")
 _REASON_WORDS = (
     ("timestamp", "invalid_timestamp"),
@@ -90,12 +94,20 @@ def translate(reply: Reply, *, call: str, repeatable: bool, now_ms: int) -> Clie
         return Unavailable(
             message, kind=_limit_kind(data), retry_after_ms=_retry_after_ms(reply, data, now_ms)
         )
+    refusal = Refusal(
+        message,
+        code=_word(data, "error", _CODE_LENGTH_MAX) or "other",
+        status=status,
+        provides=_word(data, "package", _TEXT_LENGTH_MAX),
+    )
+    if refusal.code in _FOR_GOOD:
+        return refusal
     if status in (408, 425, 502, 503) or (status >= 500 and repeatable):
         wait_ms = _retry_after_ms(reply, data, now_ms)
         return Unavailable(message, kind="overloaded", retry_after_ms=wait_ms)
     if status >= 500:
         return ReplyLost(f"{message}; it may have happened all the same")
-    return Rejected(message)
+    return refusal
 
 
 def error_text(data: Mapping[str, Any]) -> str:
@@ -116,6 +128,11 @@ def _object(reply: Reply) -> dict[str, Any]:
     except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _word(data: Mapping[str, Any], name: str, length_max: int) -> str:
+    value = data.get(name)
+    return value[:length_max] if isinstance(value, str) and value.isprintable() else ""
 
 
 def _reason(data: Mapping[str, Any]) -> str:

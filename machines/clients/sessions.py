@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from machines.clients.coded import Coded
 from machines.clients.fields import Fields
 from machines.clients.ports import Credentials
 from machines.clients.ports.sessions import CellEnd, SessionOrder, SessionView
+from machines.clients.signed import Signed
 from machines.clients.transport import Transport, segment
 
 IDLE_MS = 15 * 60 * 1000
@@ -26,7 +26,7 @@ class HttpSessions:
     """`Sessions` over one base URL."""
 
     def __init__(self, base_url: str, transport: Transport) -> None:
-        self._coded = Coded(base_url, transport)
+        self._signed = Signed(base_url, transport)
 
     async def create(
         self, credentials: Credentials, order: SessionOrder, *, key: str
@@ -40,7 +40,7 @@ class HttpSessions:
         }
         if order.vcpu > 1:
             wanted["vcpu"] = order.vcpu
-        data = await self._coded.json(
+        data = await self._signed.json(
             credentials,
             "POST",
             "/sessions",
@@ -54,7 +54,7 @@ class HttpSessions:
     async def look(self, credentials: Credentials, session_id: str) -> SessionView:
         """How it stands."""
         call = "sessions.look"
-        data = await self._coded.json(credentials, "GET", _path(session_id), call)
+        data = await self._signed.json(credentials, "GET", _path(session_id), call)
         return _view(Fields(data, call), credentials)
 
     async def run(
@@ -62,7 +62,7 @@ class HttpSessions:
     ) -> CellEnd:
         """Run a command to its end; a non-zero exit code is no error."""
         call = "sessions.run"
-        data = await self._coded.json(
+        data = await self._signed.json(
             credentials,
             "POST",
             f"{_path(session_id)}/execute",
@@ -92,14 +92,14 @@ class HttpSessions:
     async def end(self, credentials: Credentials, session_id: str) -> SessionView:
         """End it."""
         call = "sessions.end"
-        data = await self._coded.json(credentials, "DELETE", _path(session_id), call)
+        data = await self._signed.json(credentials, "DELETE", _path(session_id), call)
         return _view(Fields(data, call), credentials)
 
     async def _change(
         self, credentials: Credentials, session_id: str, verb: str, body: dict[str, Any]
     ) -> SessionView:
         call = f"sessions.{verb}"
-        data = await self._coded.json(
+        data = await self._signed.json(
             credentials,
             "POST",
             f"{_path(session_id)}/{verb}",

@@ -32,12 +32,12 @@ class Signed:
 
     async def reply(
         self,
-        credentials: Credentials,
+        credentials: Credentials | None,
         method: str,
         path: str,
         call: str,
         *,
-        body: dict[str, Any] | None = None,
+        body: dict[str, Any] | str | None = None,
         key: str | None = None,
         repeatable: bool | None = None,
         read_seconds: float | None = None,
@@ -46,17 +46,19 @@ class Signed:
         """A 2xx reply, or the error that its status means.
 
         Args:
+            credentials: whose key signs; None sends it unsigned.
             path: below the base URL, with its query; ids in it went through `segment`.
             call: what this is, for logs and messages; no ids in it.
-            body: sent as compact JSON; None sends no body.
+            body: an object, sent as compact JSON; a text, sent as it is; None, nothing.
             key: the `Idempotency-Key`: the same key does it once and answers the same.
             repeatable: whether repeating is harmless; by default all but a POST without a key.
             offset_ms: added to our time beside the credentials' own offset.
         """
         url = f"{self.base_url}{path}"
-        sent = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
-        ours_ms = self.transport.clock_ms() + credentials.offset_ms + offset_ms
-        headers = signed_headers(credentials, method, _target(url), sent, ours_ms // 1000)
+        sent, headers = _encoded(body)
+        if credentials is not None:
+            ours_ms = self.transport.clock_ms() + credentials.offset_ms + offset_ms
+            headers |= signed_headers(credentials, method, _target(url), sent, ours_ms // 1000)
         if key is not None:
             headers["Idempotency-Key"] = key
         return await self.transport.request(
@@ -68,6 +70,12 @@ class Signed:
             repeatable=repeatable,
             read_seconds=read_seconds,
         )
+
+
+def _encoded(body: dict[str, Any] | str | None) -> tuple[bytes, dict[str, str]]:
+    if isinstance(body, str):
+        return body.encode(), {"Content-Type": "text/plain; charset=utf-8"}
+    return b"" if body is None else json.dumps(body, separators=(",", ":")).encode(), {}
 
 
 def _target(url: str) -> str:

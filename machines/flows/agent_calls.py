@@ -62,10 +62,8 @@ async def open_session(context: Plan, call: Call) -> Opened:
         ttl_seconds=context.session_ttl_seconds,
         vcpu=1,
     )
-    try:
+    with calling():
         made = await sessions_of(call).create(_credentials(context), order, key=call.key)
-    except ClientError as error:
-        raise later(error) from error
     return Opened(session_id=made.session_id)
 
 
@@ -73,27 +71,24 @@ async def open_session(context: Plan, call: Call) -> Opened:
 async def clear_sessions(context: Plan, call: Call) -> Cleared:
     """End every sandbox of the key, which is this plan's own: at most one nobody told us of."""
     platform, credentials = platform_of(call), _credentials(context)
-    try:
+    with calling():
         for session in await platform.sessions(credentials):
             await platform.delete_session(credentials, session.session_id)
-    except ClientError as error:
-        raise later(error) from error
     return Cleared()
 
 
 async def _run(context: Plan, call: Call, code: str) -> Ran | Lost:
-    try:
-        done = await sessions_of(call).run(
-            _credentials(context),
-            context.session_id,
-            code,
-            timeout_ms=context.program_ms,
-            key=call.key,
-        )
-    except NotFound:
-        return Lost()
-    except ClientError as error:
-        raise later(error) from error
+    with calling():
+        try:
+            done = await sessions_of(call).run(
+                _credentials(context),
+                context.session_id,
+                code,
+                timeout_ms=context.program_ms,
+                key=call.key,
+            )
+        except NotFound:
+            return Lost()
     if done.exit_code is None:
         raise Permanent(f"the program was {done.status}, not run to its end")
     return Ran(stdout=done.stdout[:STDOUT_CHARACTERS_MAX], exit_code=done.exit_code)
@@ -114,32 +109,28 @@ async def run_second(context: Plan, call: Call) -> Ran | Lost:
 @effect(idempotent=True, retry=PATIENT)
 async def freeze(context: Plan, call: Call) -> Frozen | Lost:
     """Stop the sandbox's clock."""
-    try:
-        await sessions_of(call).freeze(_credentials(context), context.session_id)
-    except NotFound:
-        return Lost()
-    except ClientError as error:
-        raise later(error) from error
+    with calling():
+        try:
+            await sessions_of(call).freeze(_credentials(context), context.session_id)
+        except NotFound:
+            return Lost()
     return Frozen()
 
 
 @effect(idempotent=True, retry=PATIENT)
 async def unfreeze(context: Plan, call: Call) -> Woken | Lost:
     """Let the sandbox go on."""
-    try:
-        await sessions_of(call).unfreeze(_credentials(context), context.session_id)
-    except NotFound:
-        return Lost()
-    except ClientError as error:
-        raise later(error) from error
+    with calling():
+        try:
+            await sessions_of(call).unfreeze(_credentials(context), context.session_id)
+        except NotFound:
+            return Lost()
     return Woken()
 
 
 @effect(idempotent=True, retry=PATIENT)
 async def end_session(context: Plan, call: Call) -> Ended:
     """End the sandbox; no error when it is gone."""
-    try:
+    with calling():
         await platform_of(call).delete_session(_credentials(context), context.session_id)
-    except ClientError as error:
-        raise later(error) from error
     return Ended()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.clock import minutes
 from engine.effects import Again, Call, effect
 from machines.clients.ports import ClientError, NotFound, Rejected
-from machines.clients.ports.codes import code_of
+from machines.clients.ports.refusals import code_of
 from machines.clients.ports.snapshots import CopyInfo, SnapshotInfo, Snapshots
 from machines.flows.capture import (
     Barred,
@@ -25,8 +25,8 @@ from machines.flows.capture import (
     RestoreDone,
     Unlock,
 )
-from machines.flows.errands import calling, key_of, next_of
-from machines.flows.keyed import PATIENT, credentials_of
+from machines.flows.errands import key_of, next_of
+from machines.flows.keyed import PATIENT, calling, credentials_of
 
 IDLE = ("service_not_running", "service_frozen", "session_frozen", "session_not_running")
 LONG_MS = minutes(3)

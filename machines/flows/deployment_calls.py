@@ -18,7 +18,7 @@ from machines.clients.ports import (
     ReplyLost,
     Unavailable,
 )
-from machines.clients.ports.codes import code_of
+from machines.clients.ports.refusals import code_of
 from machines.clients.ports.services import ServiceInfo, Services
 from machines.flows.deployment import (
     Barred,
@@ -47,8 +47,8 @@ from machines.flows.deployment import (
     Unlock,
     Wake,
 )
-from machines.flows.errands import calling, key_of, next_of
-from machines.flows.keyed import PATIENT, credentials_of
+from machines.flows.errands import key_of, next_of
+from machines.flows.keyed import PATIENT, calling, credentials_of
 
 LONG_MS = minutes(2)
 DEAD = ("failed", "stopped")

@@ -1,4 +1,4 @@
-"""What flows 8 to 10 share: orders, a script of orders, and how calls of the platform fail.
+"""What flows 8 to 10 share: orders, and a script of orders.
 
 A service, a snapshot or an image waits for orders: messages from outside, or the orders of a
 *script* in its context, one after another, which are the same messages::
@@ -12,21 +12,14 @@ made can ask again under the same key, learn its name that way, and remove it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
 
 from engine.effects import Call
-from engine.errors import Transient
 from engine.events import Event, GaveUp
-from machines.clients.ports import ClientError, Rejected
-from machines.clients.ports.codes import code_of
-from machines.flows.keyed import Keyed, later
+from machines.flows.keyed import Keyed
 
-PASSING = ("restore_in_progress", "service_starting", "session_starting")
-"""409 that are over soon."""
 POLL_SECONDS = 2
 """Pause between two looks at something that changes by itself."""
 
@@ -79,16 +72,3 @@ def noted(context: C, order: Order) -> C:
 def key_of(call: Call, what: str) -> str:
     """The `Idempotency-Key` of what this run makes: the same in every state and attempt."""
     return f"{call.run_id}.{what}"
-
-
-@contextmanager
-def calling() -> Iterator[None]:
-    """Translate what is left of a port's errors; the call may be made again with its key."""
-    try:
-        yield
-    except Rejected as error:
-        if code_of(error) in PASSING:
-            raise Transient(str(error)) from error
-        raise later(error) from error
-    except ClientError as error:
-        raise later(error) from error

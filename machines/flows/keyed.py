@@ -6,14 +6,20 @@ runs something by its `Idempotency-Key`, which is the effect's own (`call.key`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from engine.errors import OutcomeUnknown, Permanent, Transient
 from engine.events import Context
 from engine.retry import Retry
 from engine.secret import Secret
 from machines.clients.ports import ClientError, Credentials, ReplyLost, Unavailable
+from machines.clients.ports.refusals import code_of
 
 PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
 """For calls to a platform that may be restarting, or whose rate limit is used up."""
+PASSING = frozenset({"restore_in_progress", "service_starting", "session_busy", "session_starting"})
+"""Codes of refusals that are over soon."""
 
 
 class Keyed(Context):
@@ -37,4 +43,15 @@ def later(error: ClientError) -> Exception:
         return Transient(str(error), retry_after_ms=error.retry_after_ms)
     if isinstance(error, ReplyLost):
         return OutcomeUnknown(str(error))
+    if code_of(error) in PASSING:
+        return Transient(str(error))
     return Permanent(str(error))
+
+
+@contextmanager
+def calling() -> Iterator[None]:
+    """Raise what is left of a port's errors as `later` has it."""
+    try:
+        yield
+    except ClientError as error:
+        raise later(error) from error

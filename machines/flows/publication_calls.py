@@ -11,11 +11,11 @@ from typing import Any
 from engine.clock import minutes
 from engine.effects import Again, Call, NotDone, effect
 from machines.clients.ports import ClientError, NotFound, Rejected, Unavailable
-from machines.clients.ports.codes import code_of, status_of
 from machines.clients.ports.images import ImageInfo, Images
+from machines.clients.ports.refusals import Refusal, code_of
 from machines.clients.ports.snapshots import CopyInfo
-from machines.flows.errands import calling, key_of, next_of
-from machines.flows.keyed import PATIENT, credentials_of
+from machines.flows.errands import key_of, next_of
+from machines.flows.keyed import PATIENT, calling, credentials_of
 from machines.flows.publication import (
     Barred,
     Cause,
@@ -56,10 +56,11 @@ def _declined(error: ClientError, missing: Cause = "not_granted") -> Declined:
         cause = missing
     elif isinstance(error, Unavailable) and error.kind == "concurrency":
         cause = "no_slot"
-    elif isinstance(error, Rejected) and code_of(error) in IDLE:
+    elif code_of(error) in IDLE:
         cause = "source_idle"
     elif isinstance(error, Rejected):
-        cause = "not_owner" if status_of(error) == 403 else "refused"
+        forbidden = isinstance(error, Refusal) and error.status == 403
+        cause = "not_owner" if forbidden else "refused"
     else:
         raise error
     return Declined(cause=cause, detail=str(error))

@@ -276,21 +276,20 @@ async def uninstall(context: Installation, call: Call) -> Removed:
 async def _told(context: Installation, call: Call, step: str) -> Told | BrokeOff | TurnedDown:
     """Do a step inside; what it said, or why there is nothing to hear."""
     platform = call.resource(Platform)  # type: ignore[type-abstract]
-    try:
-        done = await platform.execute(
-            credentials_of(context),
-            context.session_id,
-            command(context, step, call.key),
-            key=call.key,
-        )
-    except NotFound as error:
-        return _turned_down("session_gone", str(error))
-    except Unauthorized as error:
-        return _turned_down("denied", f"{error.reason}: {error}")
-    except Rejected as error:
-        return _turned_down("unusable", str(error))
-    except ClientError as error:
-        raise later(error) from error
+    with calling():
+        try:
+            done = await platform.execute(
+                credentials_of(context),
+                context.session_id,
+                command(context, step, call.key),
+                key=call.key,
+            )
+        except NotFound as error:
+            return _turned_down("session_gone", str(error))
+        except Unauthorized as error:
+            return _turned_down("denied", f"{error.reason}: {error}")
+        except Rejected as error:
+            return _turned_down("unusable", str(error))
     if done.exit_code != 0:
         said = (done.stderr.strip() or done.stdout.strip())[-REASON_CHARACTERS_MAX:]
         return BrokeOff(reason=_text(f"{step}: exit code {done.exit_code}, {said}"))

@@ -47,10 +47,8 @@ async def _open(context: Trial, call: Call) -> str:
 @effect(idempotent=True, retry=PATIENT)
 async def open_session(context: Trial, call: Call) -> Opened:
     """Create the session; the same key gives the same one."""
-    try:
+    with calling():
         return Opened(session_id=await _open(context, call))
-    except ClientError as error:
-        raise later(error) from error
 
 
 @effect(idempotent=True, retry=PATIENT)
@@ -74,10 +72,8 @@ async def end_session(context: Trial, call: Call) -> Gone:
     """End the session; no error when it is gone."""
     if not context.session_id:
         return Gone()
-    try:
+    with calling():
         await platform_of(call).delete_session(credentials_of(context), context.session_id)
-    except ClientError as error:
-        raise later(error) from error
     return Gone()
 
 
@@ -85,12 +81,11 @@ async def end_session(context: Trial, call: Call) -> Gone:
 async def read_promise(context: Trial, call: Call) -> Promised | SessionLost:
     """What the platform says of the session it made."""
     facilities = call.resource(Facilities)  # type: ignore[type-abstract]
-    try:
-        mode = await facilities.network_mode(credentials_of(context), context.session_id)
-    except NotFound:
-        return SessionLost()
-    except ClientError as error:
-        raise later(error) from error
+    with calling():
+        try:
+            mode = await facilities.network_mode(credentials_of(context), context.session_id)
+        except NotFound:
+            return SessionLost()
     return SessionLost() if mode == "terminated" else Promised(network_mode=mode)
 
 
@@ -101,18 +96,17 @@ async def probe_walls(context: Trial, call: Call) -> Probed | SessionLost:
     Every attempt asks anew: the answer to an earlier one would tell of canaries that are gone.
     """
     canaries = call.resource(Canaries)  # type: ignore[type-abstract]
-    try:
-        async with canaries.placed() as canary:
-            done = await platform_of(call).execute(
-                credentials_of(context),
-                context.session_id,
-                wall_probes.command(canary.ask()),
-                key=f"{call.key}-{call.attempt}",
-            )
-    except NotFound:
-        return SessionLost()
-    except ClientError as error:
-        raise later(error) from error
+    with calling():
+        try:
+            async with canaries.placed() as canary:
+                done = await platform_of(call).execute(
+                    credentials_of(context),
+                    context.session_id,
+                    wall_probes.command(canary.ask()),
+                    key=f"{call.key}-{call.attempt}",
+                )
+        except NotFound:
+            return SessionLost()
     except OSError as error:
         raise Transient(f"no canary can be placed: {error}") from error
     sights, problem = read_sights(done.stdout, canary.nonce)

@@ -6,7 +6,7 @@ A `Refusal` carries the code that the API prints in `error` (`language_unavailab
 
 from __future__ import annotations
 
-from machines.clients.ports import NotFound, Rejected
+from machines.clients.ports import ClientError, Rejected
 
 
 class Refusal(Rejected):
@@ -25,9 +25,6 @@ class Refusal(Rejected):
         self.provides = provides
 
 
-class Over(NotFound):
-    """410: it was there and has ended.  `reason` is the platform's, e.g. `expired`."""
-
-    def __init__(self, message: str, *, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+def code_of(error: ClientError) -> str:
+    """The platform's own word for a refusal, e.g. `locked`; empty for every other error."""
+    return error.code if isinstance(error, Refusal) else ""
