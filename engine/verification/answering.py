@@ -96,7 +96,8 @@ class Ledger:
     def _performed(self, asked: Asked) -> Choice:
         known, pick = self.done.get(asked.call.key), self.chance.pick
         oks = [known] if known else self._outcomes(asked)
-        again = may_return(asked.effect)[1]
+        # What was done stays done: a later call that has nothing to tell would deny it.
+        again = known is None and may_return(asked.effect)[1]
         if not oks:
             return ("again",) if again else ("permanent",)
         if self.healing or pick(2):
