@@ -17,7 +17,7 @@ from engine.events import Context, Event
 from engine.journal import Entry
 from engine.limits import CONTEXT_BYTES_MAX, PAYLOAD_BYTES_MAX, check_size
 from engine.run import Run
-from engine.secret import Secret, is_secret_type
+from engine.secret import Secret, is_secret_type, secret_of
 from engine.secrets import SecretsCodec
 from engine.table import Table
 
@@ -79,7 +79,7 @@ class Codec:
             ) from None
 
     def context(self, table: Table, given: Context | Mapping[str, Any]) -> Context:
-        """A context of the machine's type, from one or from its fields.
+        """A context of the machine's type, from one or from its fields; secrets may be plain.
 
         Raises:
             BadPayload: names the machine and the field.
@@ -96,7 +96,11 @@ class Codec:
             )
         try:
             built: Context = msgspec.convert(
-                dict(given), table.context, dec_hook=lambda _kind, value: value
+                dict(given),
+                table.context,
+                dec_hook=lambda kind, value: (
+                    secret_of(kind, value) if is_secret_type(kind) else value
+                ),
             )
         except (msgspec.ValidationError, TypeError) as error:
             raise BadPayload(f"context of machine {table.name}: {error}") from error

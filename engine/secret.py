@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
+import msgspec
+
 T = TypeVar("T")
 
 
@@ -42,3 +44,28 @@ def is_secret_type(kind: Any) -> bool:
     if kind is Secret or get_origin(kind) is Secret:
         return True
     return any(is_secret_type(argument) for argument in get_args(kind))
+
+
+def secret_of(kind: Any, value: Any) -> Secret[Any]:
+    """What somebody gives for a field of such a type: a secret, or the plain value to keep as one.
+
+    Raises:
+        TypeError: a value of another type; says the types, never the value.
+    """
+    if isinstance(value, Secret):
+        return value
+    inner = _inner_of(kind)
+    try:
+        return Secret(msgspec.convert(value, inner))
+    except msgspec.ValidationError:
+        expected = inner.__name__ if isinstance(inner, type) else "a value of its type"
+        # The cause is cut off on purpose: it may show what was given.
+        raise TypeError(f"Expected {expected}, got {type(value).__name__}") from None
+
+
+def _inner_of(kind: Any) -> Any:
+    if kind is Secret:
+        return Any
+    if get_origin(kind) is Secret:
+        return get_args(kind)[0]
+    return next(_inner_of(one) for one in get_args(kind) if is_secret_type(one))

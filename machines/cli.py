@@ -34,6 +34,7 @@ from engine.cli.front import (
     say_stopped,
 )
 from engine.errors import UsageError
+from machines.wheel import NAME, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,35 +60,21 @@ async def make_app(place: Place) -> AsyncIterator[App]:
         async with turtles_app(open_store(place.store_url), work=False) as app:
             yield app
         return
+    from engine.system import SystemClock
+    from machines.clients import own_clients
     from machines.platform_keeper import BLOCK_SECONDS, kept_platform
 
     platform_dir = place.data_dir / PLATFORM
     with translated(), closing(open_store(place.store_url)) as store:
         async with (
             kept_platform(platform_dir, block_seconds=BLOCK_SECONDS) as base_url,
-            _clients(base_url) as clients,
+            own_clients(base_url, SystemClock().now_ms) as clients,
         ):
             app = turtles_app(store, clients, moved=place.moved)
             await app.open()
             await restore_reservations(app, clients)
             async with app:
                 yield app
-
-
-@asynccontextmanager
-async def _clients(base_url: str) -> AsyncIterator[Any]:
-    from engine.secret import Secret
-    from engine.system import SystemClock
-    from machines.clients import clients_for
-
-    password = Secret("turtles")
-    clients = clients_for(
-        base_url, rpc_username="turtles", rpc_password=password, clock_ms=SystemClock().now_ms
-    )
-    try:
-        yield clients
-    finally:
-        await clients.aclose()
 
 
 @contextmanager
@@ -127,6 +114,7 @@ def _platforms(data_dir: Path) -> list[Path]:
 cli = build_cli(
     make_app,
     about="Durable state machines, and agents that provision their own sandboxes.",
+    version=f"{NAME} {VERSION}",
     schema=schema,
     checks=[check_platform],
     environments=("machines.environments",),
@@ -205,7 +193,7 @@ def _incept(options: InceptionOptions, as_json: bool) -> InceptionResult:
     from engine.cli.signals import run
     from machines.inception import incept
 
-    progress = Progress(as_json=as_json, label=label, facts=facts, footer=footer)
+    progress = Progress(as_json=as_json, label=Labels(), facts=facts, footer=footer)
     with translated(), progress:
         try:
             return run(incept(options, progress=progress.moved))
@@ -216,17 +204,25 @@ def _incept(options: InceptionOptions, as_json: bool) -> InceptionResult:
             ) from error
 
 
-def label(run: Run) -> str:
-    """A run of a chain, named after its layer: `layer 1 Payment`."""
-    if run.machine == "Inception":
-        return f"layer {run.context.depth} Inception"
-    if run.parent is None or run.parent.machine not in _BELOW_LAYER:
-        return run.machine
-    return f"layer {run.depth - _BELOW_LAYER[run.parent.machine]} {run.machine}"
+class Labels:
+    """Names the runs of a chain after their layers: `layer 1 Payment`.
 
+    A run below a layer's own is known by its parent; when that has not moved since this process
+    began, only the machine is told.
+    """
 
-_BELOW_LAYER = {"Inception": 0, "Payment": 1}
-"""How far below its layer's machine a parent stands; a layer's own depth is its number less one."""
+    def __init__(self) -> None:
+        self._layers: dict[str, int] = {}
+
+    def __call__(self, run: Run) -> str:
+        if run.machine == "Inception":
+            self._layers[run.run_id] = run.context.depth
+        elif run.parent is not None and run.parent.machine == "Inception":
+            self._layers[run.run_id] = run.depth  # a layer's own is its number less one
+        elif run.parent is not None and run.parent.run_id in self._layers:
+            self._layers[run.run_id] = self._layers[run.parent.run_id]
+        layer = self._layers.get(run.run_id)
+        return run.machine if layer is None else f"layer {layer} {run.machine}"
 
 
 def facts(run: Run) -> str:

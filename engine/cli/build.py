@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 
 import typer
 
+from engine.cli import output
 from engine.cli.doctor import Check, add_doctor
 from engine.cli.exits import epilog
 from engine.cli.front import Front
@@ -41,6 +42,7 @@ def build_cli(
     app_factory: AppFactory,
     *,
     about: str = "Durable runs of state machines.",
+    version: str = "",
     schema: Callable[[], Schema] | None = None,
     checks: Iterable[Check] = (),
     environments: tuple[str, ...] = (),
@@ -52,6 +54,8 @@ def build_cli(
             to work, whom to tell of transitions.  It may return an `App`, or any async context
             manager of one.
         about: the first line of `--help`.
+        version: what `--version` says, the program's name and its version; without it there is no
+            such option.
         schema: gives the module that knows the database's schema
             (`lambda: persistence.schema`); without it there is no group `db`.
         checks: what `doctor` shall check besides the store, each a function of the data directory
@@ -72,6 +76,8 @@ def build_cli(
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
+    if version:
+        _add_version(cli, version)
     add_running(cli, app_factory)
     add_looking(cli, app_factory)
     add_sending(cli, app_factory)
@@ -83,3 +89,16 @@ def build_cli(
     if schema is not None:
         add_schema(cli, schema)
     return cli
+
+
+def _add_version(cli: typer.Typer, version: str) -> None:
+    def tell(asked: bool) -> None:
+        if asked:
+            output.write(version)
+            raise typer.Exit
+
+    option = typer.Option(False, "--version", is_eager=True, callback=tell, help="Say the version.")
+
+    @cli.callback()
+    def front(_version: bool = option) -> None:
+        """What comes before every command."""

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.errors import BadPayload, UnknownMachine, UnknownRun, UsageError
 from engine.ports import Query, StoredRun
-from engine.secrets import Secret, is_secret_type
+from engine.secret import is_secret_type, secret_of
 
 if TYPE_CHECKING:
     from engine.app import App
@@ -125,7 +125,7 @@ def _decode(kind: type[T], body: bytes, what: str) -> T:
 
 def _secret(kind: Any, value: Any) -> Any:
     if is_secret_type(kind):
-        return Secret(value)
+        return secret_of(kind, value)
     raise BadPayload(f"cannot be given on a command line: {kind!r}")
 
 

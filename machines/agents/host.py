@@ -22,7 +22,6 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,9 +32,6 @@ from engine.secret import Secret
 from engine.system import SystemClock
 from machines.agents.dispatcher import Dispatcher
 from machines.platform_keeper import BLOCK_SECONDS, kept_platform
-
-if TYPE_CHECKING:
-    from machines.clients.bundle import Clients
 
 TOKEN_FILE = "agents.token"  # noqa: S105 - a file's name
 PAYMENT_POLL_SECONDS = 0.5
@@ -99,12 +95,16 @@ async def serve(options: HostOptions, *, say: Callable[[str], None]) -> int:
 async def hosted(options: HostOptions) -> AsyncIterator[Dispatcher]:
     """A dispatcher over an app that works, and a platform that is kept alive meanwhile."""
     from machines.app import restore_reservations, turtles_app
+    from machines.clients import own_clients
     from machines.clients.calls import HttpCalls
     from persistence import open_store
 
     options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.closing(open_store(f"sqlite:///{options.data_dir / 'runs.db'}")) as store:
-        async with _platform(options) as base_url, _clients(base_url) as clients:
+        async with (
+            _platform(options) as base_url,
+            own_clients(base_url, SystemClock().now_ms) as clients,
+        ):
             app = turtles_app(store, clients)
             await app.open()
             await restore_reservations(app, clients)
@@ -126,20 +126,6 @@ async def _platform(options: HostOptions) -> AsyncIterator[str]:
     place = options.data_dir / "platform"
     async with kept_platform(place, block_seconds=options.block_seconds) as base_url:
         yield base_url
-
-
-@contextlib.asynccontextmanager
-async def _clients(base_url: str) -> AsyncIterator[Clients]:
-    from machines.clients import clients_for
-
-    password = Secret("turtles")
-    clients = clients_for(
-        base_url, rpc_username="turtles", rpc_password=password, clock_ms=SystemClock().now_ms
-    )
-    try:
-        yield clients
-    finally:
-        await clients.aclose()
 
 
 async def serve_http(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from machines.clients.bitcoind import BitcoindWallet
-    from machines.clients.bundle import Clients, clients_for
+    from machines.clients.bundle import Clients, clients_for, own_clients
     from machines.clients.monero import MoneroWallet
     from machines.clients.platform import HttpPlatform
     from machines.clients.portal import HttpPortal
@@ -25,6 +25,7 @@ __all__ = [
     "MoneroWallet",
     "Transport",
     "clients_for",
+    "own_clients",
 ]
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "MoneroWallet": "monero",
     "Transport": "transport",
     "clients_for": "bundle",
+    "own_clients": "bundle",
 }
 
 

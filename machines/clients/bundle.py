@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,18 @@ class Clients:
     async def aclose(self) -> None:
         """Close every connection."""
         await self.transport.aclose()
+
+
+@asynccontextmanager
+async def own_clients(base_url: str, clock_ms: Callable[[], int]) -> AsyncIterator[Clients]:
+    """Clients of a platform on this machine, whose simulated wallets let everybody in."""
+    clients = clients_for(
+        base_url, rpc_username="turtles", rpc_password=Secret("turtles"), clock_ms=clock_ms
+    )
+    try:
+        yield clients
+    finally:
+        await clients.aclose()
 
 
 def clients_for(

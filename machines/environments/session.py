@@ -1,8 +1,12 @@
 """What a platform may do with a session, for the verification of `Session`.
 
 A session lives for as long as it likes, and ends for the reason that fits.  What was frozen by us,
-or by somebody else, is told by the next look.  Times are short, so that idle time and time to live
-end one after the other.
+or by somebody else, is told by the next look.  Times are short, so that every look is due at once.
+
+A message may arrive in every call, which is what most of the ways are made of.  So what leads to
+the same place later is said once: what has been changed by a message is looked at to be over, what
+has refused one to be alive, and anything else befalls the session that nobody has touched.  The
+script of two cells tries the refusals and the end after it, the other context everything else.
 """
 
 from __future__ import annotations
@@ -82,31 +86,32 @@ class OfSession(Environment):
         yield Created(session_id=ID, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS)
 
     @payloads("refused")
-    def refusals(self, context: SessionRun) -> Iterator[Refused]:
-        """Every kind, of the first session."""
-        for kind in STATES.values() if context.cells else ():
+    def refusals(self, context: SessionRun, now_ms: int) -> Iterator[Refused]:
+        """Every kind, of a script, the first time that it is asked for."""
+        for kind in STATES.values() if context.cells and now_ms < SHORT_MS else ():
             yield Refused(kind=kind, detail=kind)
 
     @payloads("cell_ended")
-    def results(self, context: SessionRun) -> Iterator[CellEnded]:
-        """The first is lost, as by silence; the second is known.
+    def results(self) -> Iterator[CellEnded]:
+        """As of a platform that has lost them: what a result says decides nothing.
 
         Long ago, so that idle time ends with the time to live.
         """
-        result = CellResult("completed", exit_code=0) if context.done else CellResult("unknown")
-        yield CellEnded(result=result, at_ms=SHORT_MS - IDLE_MS)
+        yield CellEnded(result=CellResult("unknown"), at_ms=SHORT_MS - IDLE_MS)
 
     @payloads("seen")
     def views(self, context: SessionRun, state: str) -> Iterator[Seen]:
         """As it should be; a look may find the other, too.
 
         Frozen by others is what was left alone so far, or what refuses a cell; woken by others is
-        what we could not wake.
+        what we could not wake.  What we have changed is over when its time has come.
         """
         frozen = state == "freezing" or (context.frozen and state != "unfreezing")
         found = [frozen]
         if state == "checking" and not context.end_after:
-            found += [not frozen] if is_open(context) or context.problem and frozen else []
+            differs = is_untouched(context) or refused_a_cell(context) or context.frozen
+            found += [not frozen] if differs else []
+            found = found if context.problem or is_untouched(context) else []
         for one in found:
             yield Seen(
                 frozen=one,
@@ -119,20 +124,25 @@ class OfSession(Environment):
     def ends(self, context: SessionRun, state: str) -> Iterator[Over]:
         """When we end it, because of that; otherwise at its time, idle if it runs.
 
-        What is being made or was left alone so far may also live, and die, out of its time.
+        What was left alone is busy until then, or dies, and what refuses a cell is dead; what
+        refuses another change lives on, and so does what has run its script.
         """
         if state == "ending":
             yield Over(reason="deleted")
-        elif state == "checking" or context.cells:
-            yield Over(reason="expired", idle=not context.frozen)
-            if state == "creating" or is_open(context):
-                yield Over(reason="expired")
-                yield Over(reason="sandbox_died")
+            return
+        busy = is_untouched(context)
+        if context.cells or not context.problem:
+            yield Over(reason="expired", idle=not (busy or context.frozen))
+        if busy or refused_a_cell(context):
+            yield Over(reason="sandbox_died")
 
     @payloads("declined")
-    def refused_operations(self, context: SessionRun) -> Iterator[Declined]:
-        """Everything but a script; in the words of silence, as what follows is the same."""
-        if not context.end_after:
+    def refused_operations(self, context: SessionRun, state: str) -> Iterator[Declined]:
+        """Everything but a script, and more time for a frozen one.
+
+        In the words of silence, as what follows is the same.
+        """
+        if not (context.end_after or (state == "extending" and context.frozen)):
             yield Declined(detail=SILENT)
 
     @always
@@ -147,9 +157,9 @@ class OfSession(Environment):
         return len(keys) <= context.done + 1
 
     @always
-    def runs_only_what_was_asked_for(self, context: SessionRun, done: Sequence[Done]) -> bool:
-        """A script of two, or the one message."""
-        return context.done + len(context.cells) <= len(SCRIPT)
+    def keeps_to_its_script(self, context: SessionRun) -> bool:
+        """What was given is what has been run, and what is left."""
+        return not context.end_after or context.done + len(context.cells) == len(SCRIPT)
 
     @always
     def is_gone_only_when_the_platform_says_so(self, state: str, done: Sequence[Done]) -> bool:
@@ -170,9 +180,8 @@ class OfSession(Environment):
 
     @sometimes
     def a_script_runs_to_its_end(self, state: str, context: SessionRun) -> bool:
-        """Also after a cell of which nobody knows; and its session is ended."""
-        ended = [one.outcome for one in context.results]
-        return state == "terminated" and ended == ["unknown", "completed"]
+        """And its session is ended."""
+        return state == "terminated" and context.done == len(SCRIPT)
 
     @sometimes
     def a_session_is_frozen_and_wakes(self, context: SessionRun, done: Sequence[Done]) -> bool:
@@ -187,9 +196,13 @@ class OfSession(Environment):
         return state == "frozen" and [one.outcome for one in context.results] == ["refused"]
 
 
-def is_open(context: SessionRun) -> bool:
-    """What runs and was left alone so far, or did not take a cell: a look may find anything."""
-    if context.frozen or context.slots != 1 or context.expires_ms != SHORT_MS:
-        return False
-    refused = [one for one in context.results if one.outcome == "refused"]
-    return bool(refused) if context.problem else context.done == 0
+def is_untouched(context: SessionRun) -> bool:
+    """It runs as it was made."""
+    made = not context.frozen and (context.slots, context.expires_ms) == (1, SHORT_MS)
+    return made and context.done == 0 and context.problem == ""
+
+
+def refused_a_cell(context: SessionRun) -> bool:
+    """The last thing it was asked for."""
+    refused = [one.outcome == "refused" for one in context.results]
+    return context.problem != "" and refused == [True]

@@ -58,7 +58,7 @@ class OfToolInstall(Environment):
     """A sandbox, and the code that is running here."""
 
     machine = ToolInstall
-    scope = Scope(contexts=1, messages=0, cancels=False, attempts=2)
+    scope = Scope(contexts=1, messages=0, attempts=2)
 
     def contexts(self) -> Iterator[Installation]:
         """One with a single repair left: a second would double all that follows."""

@@ -6,7 +6,7 @@ from engine.clock import minutes
 from engine.effects import Call, effect
 from engine.errors import Permanent
 from engine.retry import Retry
-from machines.clients.ports import ClientError, Credentials, NotFound
+from machines.clients.ports import NotFound
 from machines.clients.ports.sessions import SessionOrder, Sessions
 from machines.flows.agent_plan import (
     Cleared,
@@ -20,10 +20,9 @@ from machines.flows.agent_plan import (
     Ran,
     Woken,
 )
-from machines.flows.keyed import later
+from machines.flows.keyed import PATIENT, calling, credentials_of
 from machines.flows.money import platform_of, portal_of, watching
 
-PATIENT = Retry(attempts=200, first_ms=250, max_ms=15_000)
 STDOUT_CHARACTERS_MAX = 10_000
 """What a sandbox says is not trusted."""
 SHELL = "python3"
@@ -32,14 +31,6 @@ SHELL = "python3"
 def sessions_of(call: Call) -> Sessions:
     """The sessions of the API host this program talks to."""
     return call.resource(Sessions)  # type: ignore[type-abstract]
-
-
-def _credentials(context: Plan) -> Credentials:
-    if context.secret_key is None:
-        raise Permanent("this plan has no secret key yet")
-    return Credentials(
-        public_key=context.public_key, secret_key=context.secret_key, offset_ms=context.offset_ms
-    )
 
 
 @effect(idempotent=True, retry=Retry(attempts=1_000_000_000, first_ms=500, max_ms=15_000))
@@ -63,14 +54,14 @@ async def open_session(context: Plan, call: Call) -> Opened:
         vcpu=1,
     )
     with calling():
-        made = await sessions_of(call).create(_credentials(context), order, key=call.key)
+        made = await sessions_of(call).create(credentials_of(context), order, key=call.key)
     return Opened(session_id=made.session_id)
 
 
 @effect(idempotent=True, retry=PATIENT)
 async def clear_sessions(context: Plan, call: Call) -> Cleared:
     """End every sandbox of the key, which is this plan's own: at most one nobody told us of."""
-    platform, credentials = platform_of(call), _credentials(context)
+    platform, credentials = platform_of(call), credentials_of(context)
     with calling():
         for session in await platform.sessions(credentials):
             await platform.delete_session(credentials, session.session_id)
@@ -81,7 +72,7 @@ async def _run(context: Plan, call: Call, code: str) -> Ran | Lost:
     with calling():
         try:
             done = await sessions_of(call).run(
-                _credentials(context),
+                credentials_of(context),
                 context.session_id,
                 code,
                 timeout_ms=context.program_ms,
@@ -111,7 +102,7 @@ async def freeze(context: Plan, call: Call) -> Frozen | Lost:
     """Stop the sandbox's clock."""
     with calling():
         try:
-            await sessions_of(call).freeze(_credentials(context), context.session_id)
+            await sessions_of(call).freeze(credentials_of(context), context.session_id)
         except NotFound:
             return Lost()
     return Frozen()
@@ -122,7 +113,7 @@ async def unfreeze(context: Plan, call: Call) -> Woken | Lost:
     """Let the sandbox go on."""
     with calling():
         try:
-            await sessions_of(call).unfreeze(_credentials(context), context.session_id)
+            await sessions_of(call).unfreeze(credentials_of(context), context.session_id)
         except NotFound:
             return Lost()
     return Woken()
@@ -132,5 +123,5 @@ async def unfreeze(context: Plan, call: Call) -> Woken | Lost:
 async def end_session(context: Plan, call: Call) -> Ended:
     """End the sandbox; no error when it is gone."""
     with calling():
-        await platform_of(call).delete_session(_credentials(context), context.session_id)
+        await platform_of(call).delete_session(credentials_of(context), context.session_id)
     return Ended()

@@ -25,10 +25,9 @@ from machines.flows.capture import (
     RestoreDone,
     Unlock,
 )
-from machines.flows.errands import key_of, next_of
+from machines.flows.errands import IDLE, key_of, next_of
 from machines.flows.keyed import PATIENT, calling, credentials_of
 
-IDLE = ("service_not_running", "service_frozen", "session_frozen", "session_not_running")
 LONG_MS = minutes(3)
 
 

@@ -6,7 +6,7 @@ deployment tells.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from engine.clock import minutes
 from engine.effects import Again, Call, NotDone, effect
@@ -53,6 +53,11 @@ from machines.flows.keyed import PATIENT, calling, credentials_of
 LONG_MS = minutes(2)
 DEAD = ("failed", "stopped")
 WHILE_FROZEN = (Unfreeze, Wake, Destroy, HandOver)
+
+Heeded: TypeAlias = Destroy | HandOver | Barred | Broke | Declined | Again
+HeededRunning: TypeAlias = Redeploy | Freeze | SetEnv | Lock | Unlock | FoundFrozen | Heeded
+HeededFrozen: TypeAlias = Unfreeze | Wake | FoundRunning | Heeded
+"""What comes of looking for the next order."""
 
 
 def services_of(call: Call) -> Services:
@@ -169,22 +174,7 @@ async def _look(context: Deployment, call: Call) -> str | Broke | Declined:
 
 
 @effect(retry=PATIENT)
-async def heed(
-    context: Deployment, call: Call
-) -> (
-    Redeploy
-    | Freeze
-    | SetEnv
-    | Lock
-    | Unlock
-    | Destroy
-    | HandOver
-    | Barred
-    | FoundFrozen
-    | Broke
-    | Declined
-    | Again
-):
+async def heed(context: Deployment, call: Call) -> HeededRunning:
     """The next order for a running service; without one, a look whether it still runs."""
     order = _order(context)
     if order is not None:
@@ -196,30 +186,13 @@ async def heed(
 
 
 @heed.reconcile
-async def heed_again(
-    context: Deployment, call: Call
-) -> (
-    Redeploy
-    | Freeze
-    | SetEnv
-    | Lock
-    | Unlock
-    | Destroy
-    | HandOver
-    | Barred
-    | FoundFrozen
-    | Broke
-    | Declined
-    | Again
-):
+async def heed_again(context: Deployment, call: Call) -> HeededRunning:
     """The same read."""
     return await heed.perform(context, call)  # type: ignore[return-value]
 
 
 @effect(retry=PATIENT)
-async def heed_frozen(
-    context: Deployment, call: Call
-) -> Unfreeze | Wake | Destroy | HandOver | Barred | FoundRunning | Broke | Declined | Again:
+async def heed_frozen(context: Deployment, call: Call) -> HeededFrozen:
     """The next order for a frozen service; without one, a look whether it is frozen still."""
     order = _order(context)
     if order is not None:
@@ -231,9 +204,7 @@ async def heed_frozen(
 
 
 @heed_frozen.reconcile
-async def heed_frozen_again(
-    context: Deployment, call: Call
-) -> Unfreeze | Wake | Destroy | HandOver | Barred | FoundRunning | Broke | Declined | Again:
+async def heed_frozen_again(context: Deployment, call: Call) -> HeededFrozen:
     """The same read."""
     return await heed_frozen.perform(context, call)  # type: ignore[return-value]
 

@@ -20,6 +20,8 @@ from engine.effects import Call
 from engine.events import Event, GaveUp
 from machines.flows.keyed import Keyed
 
+IDLE = ("service_not_running", "service_frozen", "session_frozen", "session_not_running")
+"""Codes of refusals to keep something that does not run."""
 POLL_SECONDS = 2
 """Pause between two looks at something that changes by itself."""
 

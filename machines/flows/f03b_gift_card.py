@@ -681,7 +681,7 @@ class Redemption(Machine[CardClaim]):
         """A key of what is `redeemed`, and of nothing else; its secret may have been told."""
         if event.standing == "redeemed":
             return event.public_key is not None
-        return (event.public_key, event.secret_key) == (None, None)
+        return event.public_key is None and event.secret_key is None
 
     @ensures(new_secret)
     def secret_is_kept(self, new: CardClaim, event: NewSecret) -> bool:

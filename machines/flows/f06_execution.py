@@ -155,6 +155,8 @@ class Execution(Machine[CodeRun]):
         on_timeout="time_up",
         invariant="has_a_job",
     )
+    # No state timeout: `PATIENT` gives up in less than an hour, and that is `unanswered`; by then
+    # the platform has ended the job at its time limit.
     withdrawing = State(
         effect=withdraw,
         on_exhausted="unanswered",

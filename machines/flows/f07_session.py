@@ -50,7 +50,6 @@ from machines.flows.session_run import (
     CellResult,
     Created,
     Declined,
-    End,
     Execute,
     Extend,
     Freeze,
@@ -115,14 +114,15 @@ class Session(Machine[SessionRun]):
     )
     # A message that comes during an operation is refused, and its receipt says in which state.
     ask = (
-        running.to(executing, cond="is_a_cell")  # turtles: ignore[V004] the receipt tells
-        | running.to(freezing, cond="is_to_freeze")
-        | running.to(extending, cond="is_to_last_longer")
-        | running.to(boosting, cond="is_to_be_faster")
-        | running.to(ending, cond="is_to_end")
-        | frozen.to(unfreezing, cond="is_to_unfreeze")
-        | frozen.to(extending, cond="is_to_last_longer")
-        | frozen.to(ending, cond="is_to_end")
+        # turtles: ignore[V004] the receipt tells
+        running.to(executing, cond="is_a_cell", on="take_order")
+        | running.to(freezing, cond="is_to_freeze", on="take_order")
+        | running.to(extending, cond="is_to_last_longer", on="take_order")
+        | running.to(boosting, cond="is_to_be_faster", on="take_order")
+        | running.to(ending)
+        | frozen.to(unfreezing, cond="is_to_unfreeze", on="take_order")
+        | frozen.to(extending, cond="is_to_last_longer", on="take_order")
+        | frozen.to(ending)
     )
     time_to_look = running.to(checking) | frozen.to(checking)
     cell_ended = (
@@ -151,10 +151,7 @@ class Session(Machine[SessionRun]):
         | ending.to(checking, on="stay_after_all")
     )
     over = (
-        creating.to(expired, cond="is_expired and not was_idle")
-        | creating.to(idled, cond="was_idle")
-        | creating.to(lost)
-        | checking.to(expired, cond="is_expired and not was_idle")
+        checking.to(expired, cond="is_expired and not was_idle")
         | checking.to(idled, cond="was_idle")
         | checking.to(lost)
         | ending.to(cancelled, cond="is_cancelling")
@@ -217,9 +214,6 @@ class Session(Machine[SessionRun]):
     def is_to_be_faster(self, event: Ask) -> bool:
         return isinstance(event.order, Boost)
 
-    def is_to_end(self, event: Ask) -> bool:
-        return isinstance(event.order, End)
-
     def was_frozen(self, event: Seen) -> bool:
         return event.frozen
 
@@ -258,13 +252,14 @@ class Session(Machine[SessionRun]):
     def on_refused(self, context: SessionRun, event: Refused) -> SessionRun:
         return self.but(context, reason=event.detail)
 
-    def on_ask(self, context: SessionRun, event: Ask) -> SessionRun:
-        order, changed = event.order, self.but(context, problem="")
-        if isinstance(order, Execute):
-            return self.but(changed, cells=(order.command,), cell_seconds=order.timeout_seconds)
-        if isinstance(order, Extend):
-            return self.but(changed, amount=order.seconds)
-        return self.but(changed, amount=order.vcpu) if isinstance(order, Boost) else changed
+    def take_order(self, context: SessionRun, event: Ask) -> SessionRun:
+        match event.order:
+            case Execute(command=command, timeout_seconds=limit):
+                return self.but(context, cells=(command,), cell_seconds=limit)
+            case Extend(seconds=amount) | Boost(vcpu=amount):
+                return self.but(context, amount=amount, problem="")
+            case _:
+                return self.but(context, problem="")
 
     def on_cell_ended(self, context: SessionRun, event: CellEnded) -> SessionRun:
         """An activity: the idle time begins anew."""
@@ -336,8 +331,9 @@ class Session(Machine[SessionRun]):
         return event.session_id != "" and event.vcpu >= 1
 
     @requires(ask)
-    def is_within_the_limits(self, event: Ask) -> bool:
-        return is_possible(event.order)
+    def is_possible(self, context: SessionRun, event: Ask) -> bool:
+        """Within the limits; a frozen session executes nothing, and another need not wake."""
+        return is_possible(event.order, frozen=context.frozen)
 
     @ensures(cell_ended)
     def one_cell_has_ended(self, old: SessionRun, new: SessionRun, event: CellEnded) -> bool:

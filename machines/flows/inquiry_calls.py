@@ -33,7 +33,7 @@ from machines.flows.inquiry import (
     Topic,
     cut,
 )
-from machines.flows.keyed import credentials_of
+from machines.flows.keyed import credentials_of, later
 from machines.flows.money import platform_of, portal_of
 
 A = TypeVar("A")
@@ -60,7 +60,7 @@ async def _asked(
     except Unavailable as error:
         if error.kind not in ("unreachable", "rate_limit") and call.attempt >= NOES_MAX:
             return Denied(reason=cut(str(error)))
-        raise Transient(str(error), retry_after_ms=error.retry_after_ms) from error
+        raise later(error) from error
     except ReplyLost as error:
         raise Transient(str(error)) from error
     except Unauthorized as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from engine.errors import OutcomeUnknown, Permanent, Transient
 from engine.events import Context
@@ -30,8 +31,25 @@ class Keyed(Context):
     offset_ms: int = 0
 
 
-def credentials_of(context: Keyed) -> Credentials:
-    """The key, as the ports take it."""
+class Holder(Protocol):
+    """A context that has a key, or will have one."""
+
+    @property
+    def public_key(self) -> str: ...
+    @property
+    def secret_key(self) -> Secret[str] | None: ...
+    @property
+    def offset_ms(self) -> int: ...
+
+
+def credentials_of(context: Holder) -> Credentials:
+    """The key, as the ports take it.
+
+    Raises:
+        Permanent: there is none yet.
+    """
+    if context.secret_key is None:
+        raise Permanent("this run has no secret key yet")
     return Credentials(
         public_key=context.public_key, secret_key=context.secret_key, offset_ms=context.offset_ms
     )

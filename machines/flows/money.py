@@ -3,10 +3,10 @@
 A *leg* is one exactly-once spend on an invoice.  The first pays all of it; a further one pays the
 gap when the portal counts less than is due, or replaces a leg that was double-spent::
 
-    open ──► sent ──► deep            in flight while open or sent; live until dead or unsent
+    open ──► sent ──► deep ──► lost   in flight while open or sent; live while it pays, or may
       │        │
-      ▼        ▼
-    unsent    dead                    unsent: no node ever saw it; dead: its rival is buried
+      ▼        ▼                      unsent: no node ever saw it; dead: its rival is buried;
+    unsent    dead                    lost: no longer deep when what it bought was delivered
 
 Source: payments.md section 4 (times per currency), 4.3 (integer arithmetic).
 """
@@ -127,7 +127,7 @@ class Leg(Record):
     amount_atomic: int
     received_before_atomic: int
     unmatched_before_atomic: int = 0
-    status: Literal["open", "sent", "deep", "dead", "unsent"] = "open"
+    status: Literal["open", "sent", "deep", "dead", "unsent", "lost"] = "open"
     txid: str | None = None
     fee_atomic: int = 0
     transaction: SignedTransaction | None = None

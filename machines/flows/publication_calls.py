@@ -14,7 +14,7 @@ from machines.clients.ports import ClientError, NotFound, Rejected, Unavailable
 from machines.clients.ports.images import ImageInfo, Images
 from machines.clients.ports.refusals import Refusal, code_of
 from machines.clients.ports.snapshots import CopyInfo
-from machines.flows.errands import key_of, next_of
+from machines.flows.errands import IDLE, key_of, next_of
 from machines.flows.keyed import PATIENT, calling, credentials_of
 from machines.flows.publication import (
     Barred,
@@ -40,7 +40,6 @@ from machines.flows.publication import (
     Transfer,
 )
 
-IDLE = ("service_not_running", "service_frozen", "session_frozen", "session_not_running")
 LONG_MS = minutes(3)
 
 

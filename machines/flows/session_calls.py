@@ -41,8 +41,11 @@ def _sessions_of(call: Call) -> Sessions:
 
 
 @effect(idempotent=True, retry=PATIENT, timeout_ms=minutes(2))
-async def create(context: SessionRun, call: Call) -> Created | Refused | Over:
-    """Create the session under the run's key; the same key never makes two."""
+async def create(context: SessionRun, call: Call) -> Created | Refused:
+    """Create the session under the run's key; the same key never makes two.
+
+    One that has ended since, while a reply was lost, is looked at soon: its time is over.
+    """
     problem = problem_of(context)
     if problem is not None:
         return problem
@@ -59,12 +62,11 @@ async def create(context: SessionRun, call: Call) -> Created | Refused | Over:
         if lacks_slot(error) and call.attempt >= context.slot_attempts:
             return Refused(kind="no_slot", detail=str(error))
         raise after(error) from error
-    if view.status == "terminated":
-        return over_of(view, frozen=False)
+    ended = view.status == "terminated"
     return Created(
         session_id=view.session_id,
         vcpu=view.vcpu,
-        expires_ms=view.expires_ms,
+        expires_ms=min(view.expires_ms, call.now_ms) if ended else view.expires_ms,
         idles_ms=view.idles_ms,
     )
 

@@ -228,15 +228,19 @@ def problem_of(context: SessionRun) -> Refused | None:
     return None
 
 
-def is_possible(order: Order) -> bool:
-    """Whether a platform would consider it; pure."""
+def is_possible(order: Order, *, frozen: bool) -> bool:
+    """Whether a platform would consider it for a session that is frozen, or not; pure."""
     match order:
         case Execute(command=command, timeout_seconds=limit):
-            return is_command(command) and 1 <= limit <= CELL_SECONDS_MAX
+            return not frozen and is_command(command) and 1 <= limit <= CELL_SECONDS_MAX
+        case Boost(vcpu=size):
+            return not frozen and 1 <= size <= VCPUS_MAX
         case Extend(seconds=more):
             return 1 <= more <= TTL_SECONDS_MAX
-        case Boost(vcpu=size):
-            return 1 <= size <= VCPUS_MAX
+        case Freeze():
+            return not frozen
+        case Unfreeze():
+            return frozen
         case _:
             return True
 

@@ -17,7 +17,6 @@ from engine.clock import minutes
 from engine.effects import Call, effect
 from engine.events import Event, GaveUp
 from machines.clients.ports import (
-    ClientError,
     NotFound,
     Platform,
     Record,
@@ -26,7 +25,7 @@ from machines.clients.ports import (
 )
 from machines.clients.ports.tools import Tools
 from machines.flows import tool_inside
-from machines.flows.keyed import PATIENT, Keyed, credentials_of, later
+from machines.flows.keyed import PATIENT, Keyed, calling, credentials_of
 
 HOME = "/root/.turtles"
 TOOLBOX = "/opt/turtles"

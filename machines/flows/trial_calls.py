@@ -11,7 +11,7 @@ from machines.clients.ports import ClientError, NotFound, Rejected, Unavailable
 from machines.clients.ports.introspection import Facilities
 from machines.flows import wall_probes
 from machines.flows.canaries import Canaries
-from machines.flows.keyed import PATIENT, credentials_of, later
+from machines.flows.keyed import PATIENT, calling, credentials_of, later
 from machines.flows.money import platform_of
 from machines.flows.trial import (
     PROBES,
@@ -107,8 +107,8 @@ async def probe_walls(context: Trial, call: Call) -> Probed | SessionLost:
                 )
         except NotFound:
             return SessionLost()
-    except OSError as error:
-        raise Transient(f"no canary can be placed: {error}") from error
+        except OSError as error:
+            raise Transient(f"no canary can be placed: {error}") from error
     sights, problem = read_sights(done.stdout, canary.nonce)
     if done.exit_code != 0:
         problem = f"the probes exited {done.exit_code}"

@@ -19,6 +19,9 @@ from engine.verification.result import Report
 from persistence.store import open_store
 
 SEED = 20261123
+MUTANT_SHARE = 0.4
+ORIGINAL_FACTOR = 10
+"""How much longer than a mutant the original may be explored (`Explored`)."""
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,20 +61,25 @@ def count_all(names: Sequence[str], budget_seconds: float) -> dict[str, Counted]
     """Count for every machine, on all cores.
 
     Args:
-        budget_seconds: for all together.
+        budget_seconds: for all together, about; two fifths of it for mutants.
 
     Raises:
         UsageError: there is no such machine.
     """
     processes = min(cores(), len(names))
-    share = budget_seconds * processes / len(names)
+    mutant_seconds = MUTANT_SHARE * budget_seconds * processes / len(names)
+    share = (budget_seconds / 6, mutant_seconds)
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
-        found = pool.map(count, names, [share] * len(names))
+        found = pool.map(count, names, *([one] * len(names) for one in share))
         return {one.machine: one for one in found}
 
 
-def count(name: str, budget_seconds: float) -> Counted:
-    """Explore one machine with two thirds of the time, and some of its mutants with the rest."""
+def count(name: str, explore_seconds: float, mutant_seconds: float) -> Counted:
+    """Explore one machine, to its end if there is time, and some of its mutants.
+
+    Args:
+        explore_seconds, mutant_seconds: at most; most machines need a few seconds.
+    """
     from machines import environments  # noqa: F401 - importing them registers them
     from machines.app import MACHINES
 
@@ -86,10 +94,11 @@ def count(name: str, budget_seconds: float) -> Counted:
         lambda: open_store("sqlite://"),
         known=others,
         environment=environment,
-        budget_seconds=budget_seconds / 15,
+        budget_seconds=explore_seconds / ORIGINAL_FACTOR,
     )
     report = explored.original
-    mutants, killed = _sample(explored, Linted(table, others), began + budget_seconds)
+    last = perf_counter() + mutant_seconds
+    mutants, killed = _sample(explored, Linted(table, others), last)
     coverage = report.coverage
     return Counted(
         machine=name,

@@ -97,6 +97,17 @@ def test_secrets_in_fields_given_by_name_stay_secrets(codec):
     assert built == Mixed(codes=(Secret("a"),), by_name={"b": Secret("c")})
 
 
+def test_plain_values_of_secret_fields_become_secrets(codec):
+    class Fake:
+        name, context = "Fake", Mixed
+
+    built = codec.context(Fake, {"codes": ["a"], "by_name": {"b": "c"}})
+    assert built == Mixed(codes=(Secret("a"),), by_name={"b": Secret("c")})
+    with pytest.raises(BadPayload, match=r"Expected str, got dict - at `\$\.codes") as caught:
+        codec.context(Fake, {"codes": [{"key": "hunter2"}]})
+    assert "hunter2" not in f"{caught.value} {caught.value.__cause__}"
+
+
 def test_sizes_are_refused_with_the_fields_name(codec, zoo):
     begun = begin(
         compile_table(zoo.Shop), run_id="r1", context=zoo.Order(receipt="x" * 300_000), now_ms=1

@@ -23,12 +23,12 @@ class Paid(Event, tag="paid"):
 class Order(Machine[LargeBasket]):
     """Take money once."""
 
-    open = State(initial=True, timeout=1_500, on_timeout="forget")
+    unpaid = State(initial=True, timeout=1_500, on_timeout="forget")
     done = State(final=True, invariant="is_paid")
     forgotten = State(final=True, failure=True)
 
-    paid = open.to(done, cond="enough") | open.to(open)
-    forget = open.to(forgotten)
+    paid = unpaid.to(done, cond="enough") | unpaid.to(unpaid)
+    forget = unpaid.to(forgotten)
 
     def enough(self, context: LargeBasket, event: Paid) -> bool:
         return event.amount_cents >= context.limit_cents
@@ -56,11 +56,11 @@ def test_a_page_tells_states_transitions_contracts_and_fields() -> None:
     lines = machine_page(Order).splitlines()
     assert lines[0] == HEAD
     assert "Take money once." in lines
-    assert "    open --> done: paid [enough]" in lines
-    assert "| `open` | until 1,500 ms, then `forget` |  |  |" in lines
+    assert "    unpaid --> done: paid [enough]" in lines
+    assert "| `unpaid` | until 1,500 ms, then `forget` |  |  |" in lines
     assert "| `done` |  | success | `is_paid` |" in lines
     assert "| `forgotten` |  | refusal or failure |  |" in lines
-    assert "| `open` | `paid` | `enough` | `done` | `is_money` | `counted` |" in lines
+    assert "| `unpaid` | `paid` | `enough` | `done` | `is_money` | `counted` |" in lines
     assert "| `is_money` | requires | Coins only ∣ no buttons. |" in lines
     assert "| `bounded` | invariant | Not for ever. |" in lines
     assert "| `paid_cents` | `int` |" in lines  # an inherited field

@@ -7,6 +7,8 @@ import copy
 import json
 import pickle
 import stat
+import traceback
+from typing import Literal
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from engine import Context, Event, Machine, Secret, State, requires
 from engine.errors import SecretsError
+from engine.secret import secret_of
 from engine.secrets import SecretsCodec, is_secret_type, load_codec
 
 KEY, OTHER = b"k" * 32, b"o" * 32
@@ -155,6 +158,27 @@ def test_secret_types_are_recognised():
     assert is_secret_type(Secret[str] | None)
     assert not is_secret_type(str)
     assert not is_secret_type(list[str])
+
+
+@pytest.mark.parametrize("kind", [Secret, Secret[str], Secret[str] | None])
+def test_a_plain_value_becomes_a_secret_and_a_secret_stays(kind):
+    assert secret_of(kind, "hunter2") == Secret("hunter2")
+    assert secret_of(kind, Secret("hunter2")) == Secret("hunter2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (Secret[str], ["hunter2"], "Expected str, got list"),
+        (Secret[int] | None, "hunter2", "Expected int, got str"),
+        (Secret[Literal["a", "b"]], "hunter2", "Expected a value of its type, got str"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_without_being_shown(kind, value, expected):
+    with pytest.raises(TypeError) as caught:
+        secret_of(kind, value)
+    assert str(caught.value) == expected
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 class Vault(Context):

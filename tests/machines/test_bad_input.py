@@ -274,7 +274,7 @@ def test_a_budget_below_the_price_ends_the_chain_as_unaffordable(turtles, served
         "inception", *FAST, "--budget-cents", "699", "--platform-url", served[1], "--json"
     )
     assert (answer.code, answer.json["state"]) == (1, "unaffordable"), answer
-    assert "over_budget" in answer.json["refusal"]
+    assert "700 cents are over the budget of 699" in answer.json["refusal"]
     assert turtles.is_clean()
 
 

@@ -21,6 +21,7 @@ from engine.events import Event, event_id
 from engine.secrets import Secret, SecretsCodec
 from engine.table import Place, Table, compile_table
 from machines.app import MACHINES
+from machines.flows.agent_plan import AgentReport
 from machines.flows.capture import SnapshotReport
 from machines.flows.code_run import ExecutionReport
 from machines.flows.deployment import ServiceReport
@@ -49,6 +50,7 @@ TABLES = {machine.__name__: compile_table(machine) for machine in MACHINES}
 CODEC = Codec(SecretsCodec(b"c" * 32), TABLES)
 INT64 = 2**63
 OUTPUTS = (
+    AgentReport,
     CapabilityDocument,
     CardReceipt,
     Delivery,
@@ -57,6 +59,7 @@ OUTPUTS = (
     FollowReport,
     Identity,
     ImageReport,
+    Installed,
     Layers,
     Receipt,
     Redeemed,
@@ -66,6 +69,7 @@ OUTPUTS = (
     SpendReport,
     TrustReport,
 )
+FEW = settings(max_examples=max(settings.default.max_examples // 8, 8))
 each_machine = pytest.mark.parametrize("name", sorted(TABLES))
 
 
@@ -218,6 +222,14 @@ def _constants(code: types.CodeType) -> set[str]:
 
 _REASONS = {"reason", "refusal"}
 NAME_SAYS_WHY: dict[str, set[str]] = {
+    "Agent": {
+        "forgotten",
+        "froze_not",
+        "no_sandbox",
+        "program_failed",
+        "sandbox_lost",
+        "stuck",
+    },
     "Authentication": {"unreachable"},
     "Confirmation": {"given_up", "replaced"},
     "Discovery": set(),
@@ -239,10 +251,12 @@ NAME_SAYS_WHY: dict[str, set[str]] = {
     "Session": {"locked"},
     "Snapshot": {"unreachable"},
     "Spend": {"abandoned", "conflicted", "rejected", "unfunded"},
+    "ToolInstall": {"unreachable"},
     "Trust": {"breached", "inconclusive", "lost", "refused"},
 }
 """Failures that some edge enters without a word: the name says it, or an earlier state has said it
-(those of Inception, before the sandbox ended; all those of Spend, but for an order whose time was over at once)."""
+(those of Agent and Inception, before the sandbox ended; all those of Spend, but for an order whose
+time was over at once)."""
 
 
 def test_fingerprints_differ() -> None:
@@ -293,7 +307,7 @@ def _options(kind: Any) -> list[Any]:
 
 
 @each_machine
-@settings(max_examples=25)
+@FEW
 @given(data=st.data())
 def test_contexts_survive_the_codec(name: str, data: st.DataObject) -> None:
     context = data.draw(values_of(TABLES[name].context))
@@ -301,7 +315,7 @@ def test_contexts_survive_the_codec(name: str, data: st.DataObject) -> None:
 
 
 @each_machine
-@settings(max_examples=25)
+@FEW
 @given(data=st.data())
 def test_payloads_survive_the_codec(name: str, data: st.DataObject) -> None:
     table = TABLES[name]
@@ -312,7 +326,7 @@ def test_payloads_survive_the_codec(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", OUTPUTS, ids=lambda kind: kind.__name__)
-@settings(max_examples=25)
+@FEW
 @given(data=st.data())
 def test_outputs_survive_the_codec(kind: Any, data: st.DataObject) -> None:
     output = data.draw(values_of(kind))
@@ -320,7 +334,7 @@ def test_outputs_survive_the_codec(kind: Any, data: st.DataObject) -> None:
 
 
 @each_machine
-@settings(max_examples=25)
+@FEW
 @given(data=st.data())
 def test_outputs_are_of_the_kinds_tested(name: str, data: st.DataObject) -> None:
     """Whatever the context is: an output is one of those above, or None."""

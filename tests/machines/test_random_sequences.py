@@ -18,7 +18,8 @@ import json
 import logging
 import shlex
 import types
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -63,6 +64,7 @@ from machines.clients.ports import (
     Unavailable,
     WalletLocked,
 )
+from machines.clients.ports.executions import Artifact, Executions, Job, JobStatus
 from machines.clients.ports.gift_cards import (
     CardRefused,
     CardStatus,
@@ -72,14 +74,42 @@ from machines.clients.ports.gift_cards import (
     PriceList,
     RedemptionStatus,
 )
+from machines.clients.ports.images import ImageInfo, Images, Visibility
+from machines.clients.ports.introspection import (
+    ClusterReport,
+    Facilities,
+    HealthReport,
+    LanguageList,
+    PoolReport,
+    ShellList,
+)
+from machines.clients.ports.refusals import Refusal
+from machines.clients.ports.services import Answer, ServiceInfo, Services
+from machines.clients.ports.sessions import CellEnd, Sessions, SessionView
+from machines.clients.ports.snapshots import CopyInfo, Kind, Restored, SnapshotInfo, Snapshots
+from machines.clients.ports.tools import Package, Tools
+from machines.flows import capture as snapshot
+from machines.flows import deployment as service
+from machines.flows import publication as image
+from machines.flows.agent_plan import Plan
+from machines.flows.canaries import Canaries, Canary
+from machines.flows.capture import Capture
+from machines.flows.code_run import CodeRun
+from machines.flows.deployment import Deployment
 from machines.flows.f01_discovery import Findings, Surroundings
 from machines.flows.f03c_confirmation import Following
 from machines.flows.f03w_wallet import SpendOrder
 from machines.flows.f04_authentication import Proof
+from machines.flows.f05_tool_install import TOOLS_COUNT
 from machines.flows.gift_card import CardClaim, CardOrder
+from machines.flows.inquiry import Inquiry
 from machines.flows.layer import Layer
 from machines.flows.money import Wallets
+from machines.flows.publication import Publication
 from machines.flows.purchase import Purchase
+from machines.flows.session_run import SessionRun
+from machines.flows.tool_calls import Installation
+from machines.flows.trial import PROMISES, Trial, chosen
 from persistence import open_store
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -150,8 +180,8 @@ def answers_of(function: Any) -> list[Any]:
 Luck = Literal["always", "mostly", "never"]
 
 
-class Ports:
-    """Portal, wallet, platform and surroundings in one: every answer, and every failure, is drawn.
+class Port:
+    """Base of the ports: every answer, and every failure, is drawn.
 
     What a port says is likely to fit the `context` of whoever asks, and it never says what its
     Protocol rules out: a transaction pays what was asked, a txid is new.  With luck, calls go well:
@@ -183,11 +213,21 @@ class Ports:
     def moment(self) -> int | None:
         return self.one(self.now_ms + 400_000, None, self.now_ms, self.now_ms + hours(300), 0)
 
+    def refused(self, *codes: str) -> list[Exception]:
+        """Refusals with these codes, which a platform may give; and that no slot is free."""
+        found = [Refusal(one, code=one, status=self.one(409, 403)) for one in (*codes, "other")]
+        return [*found, Unavailable("no slot", kind="concurrency")]
+
+
+class Ports(Port):
+    """Portal, gift cards, wallet, platform and surroundings in one."""
+
     # portal
 
     async def quotes(self) -> tuple[Quote, ...]:
         self.may_fail()
-        wanted = Quote(self.context.tier, self.context.months, self.one(700, 0, 10**6), 7, 1)
+        tier, months = getattr(self.context, "tier", 1), getattr(self.context, "months", 1)
+        wanted = Quote(tier, months, self.one(700, 0, 10**6), 7, 1)
         return self.one((wanted,), (), (Quote(2, 3, 700, 7, 1), wanted))
 
     async def create_invoice(
@@ -388,14 +428,30 @@ class Ports:
         self, credentials: Credentials, session_id: str, command: str, *, key: str
     ) -> Execution:
         self.may_fail()
-        line = shlex.split(command.partition(";")[0])[1]
-        good = f"{line}\n{json.dumps(self.one(*_PLACES))}\n"
         return Execution(
-            stdout=self.one(good, good, good, line, "", f"{line}\n{{", "x" * 300_000),
+            stdout=self.one(*self.said(command)),
             stderr="",
             exit_code=self.one(0, 0, 0, 0, 1, -9),
             duration_ms=self.one(0, 7, INT64 - 1),
         )
+
+    def said(self, command: str) -> list[str]:
+        """What a sandbox may print to a flow's own command."""
+        nonsense = ["", "{", "\ud800", "x" * 300_000]
+        if isinstance(self.context, Installation):
+            return [json.dumps(one) for one in _TOLD] + nonsense
+        if isinstance(self.context, Trial):
+            seen = PROMISES[chosen(self.context)]
+            told = [seen, seen, {**seen, "dns": "open"}, dict.fromkeys(seen, "inconclusive")]
+            return [
+                json.dumps(
+                    {"nonce": NONCE, "sights": {name: (how, "") for name, how in one.items()}}
+                )
+                for one in told
+            ] + nonsense
+        line = shlex.split(command.partition(";")[0])[1]
+        good = f"{line}\n{json.dumps(self.one(*_PLACES))}\n"
+        return [good, good, good, line, f"{line}\n{{", *nonsense]
 
     async def delete_session(self, credentials: Credentials, session_id: str) -> None:
         self.may_fail()
@@ -411,6 +467,303 @@ class Ports:
         return self.one(*_PLACES)
 
 
+class JobPorts(Port):
+    """Executions."""
+
+    def job_now(self, *likely: JobStatus) -> Job:
+        status = self.one(*likely, "completed", "failed", "timeout", "cancelled")
+        return Job(
+            job_id="job-1",
+            status=status,
+            language=self.one("python", ""),
+            stdout=self.one("out", "", "\x00" * 50_000),
+            exit_code=self.one(0, 1, -9, None) if status in ("completed", "timeout") else None,
+            artifacts=self.one((), (Artifact("a" * 200, 1, "hash"),) * 300),
+            duration_ms=self.one(7, 0, INT64 - 1),
+            error=self.one("", "killed"),
+        )
+
+    async def execute(self, credentials: Credentials, order: Any, *, key: str) -> Job:
+        self.may_fail(*self.refused("unknown_language", "language_unavailable", "outcome_unknown"))
+        return self.job_now()
+
+    async def submit(self, credentials: Credentials, order: Any, *, key: str) -> Job:
+        self.may_fail(*self.refused("sandbox_unavailable", "undetected_language"))
+        return self.job_now("running", "pending", "running")
+
+    async def job(self, credentials: Credentials, job_id: str) -> Job:
+        self.may_fail()
+        return self.job_now("completed", "running", "pending")
+
+    async def cancel(self, credentials: Credentials, job_id: str) -> Job:
+        self.may_fail()
+        return self.job_now("cancelled", "cancelled", "running")
+
+
+class SessionPorts(Port):
+    """Sessions, of which one may be frozen or ended by others at any time."""
+
+    def view(self, *likely: str) -> SessionView:
+        self.may_fail(*self.refused("session_busy", "sandbox_unavailable"))
+        return SessionView(  # noqa: S604 - the name of a shell
+            session_id="s-1",
+            status=self.one(*likely, *likely, "terminated", "running", "frozen", "starting"),
+            shell="bash",
+            vcpu=self.one(1, 8),
+            expires_ms=self.now_ms + self.one(hours(1), 0, -1, hours(24)),
+            idles_ms=self.now_ms + self.one(minutes(15), 0, -1, hours(24)),
+            reason=self.one("", "expired", "deleted", "sandbox_died"),
+        )
+
+    async def create(self, credentials: Credentials, order: Any, *, key: str) -> SessionView:
+        return self.view("running")
+
+    async def look(self, credentials: Credentials, session_id: str) -> SessionView:
+        return self.view("running", "frozen")
+
+    async def run(
+        self, credentials: Credentials, session_id: str, command: str, *, timeout_ms: int, key: str
+    ) -> CellEnd:
+        self.may_fail(*self.refused("session_busy", "outcome_unknown", "session_frozen"))
+        status = self.one("completed", "completed", "timeout", "killed")
+        return CellEnd(
+            status=status,
+            stdout=self.one("42\n", "", "é" * 9_000),
+            stderr="",
+            exit_code=self.one(0, 0, 1, None) if status == "completed" else None,
+            duration_ms=self.one(7, 0, INT64 - 1),
+        )
+
+    async def freeze(self, credentials: Credentials, session_id: str) -> SessionView:
+        return self.view("frozen")
+
+    async def unfreeze(self, credentials: Credentials, session_id: str) -> SessionView:
+        return self.view("running")
+
+    async def extend(self, credentials: Credentials, session_id: str, seconds: int) -> SessionView:
+        return self.view("running")
+
+    async def boost(self, credentials: Credentials, session_id: str, vcpu: int) -> SessionView:
+        return self.view("running")
+
+    async def end(self, credentials: Credentials, session_id: str) -> SessionView:
+        return self.view("terminated")
+
+
+class ThingPorts(Port):
+    """Services, snapshots and images: what is made once, changed, and removed."""
+
+    def changed(self) -> None:
+        self.may_fail(*self.refused("locked", "service_starting", "session_frozen"))
+
+    async def set_locked(self, credentials: Credentials, it: str, *, locked: bool) -> None:
+        self.changed()
+
+    async def remove(self, credentials: Credentials, it: str) -> None:
+        self.changed()
+
+    def copied(self, kind: Kind) -> CopyInfo:
+        self.changed()
+        return CopyInfo(kind=kind, copy_id=f"copy-{self.number}", state="running")
+
+
+class ServicePorts(ThingPorts):
+    """Services, which others freeze, and which fail."""
+
+    def info(self, *likely: str) -> ServiceInfo:
+        self.may_fail(*self.refused("name_taken"))
+        return ServiceInfo(
+            service_id="svc-1",
+            name="name",
+            state=self.one(*likely, "running", "frozen", "failed", "stopped", "starting"),
+            reason=self.one("", "sandbox_died"),
+            url="http://name.on.here/",
+            locked=False,
+            deployment=self.context.deployment + self.one(1, 0),
+        )
+
+    async def create(self, credentials: Credentials, **wanted: Any) -> ServiceInfo:
+        return self.info("starting")
+
+    async def service(self, credentials: Credentials, service_id: str) -> ServiceInfo:
+        return self.info("running", "running", "frozen")
+
+    async def set_frozen(self, credentials: Credentials, service_id: str, *, frozen: bool) -> None:
+        self.changed()
+
+    async def set_env(self, credentials: Credentials, service_id: str, env: Secret[str]) -> None:
+        self.changed()
+
+    async def redeploy(self, credentials: Credentials, service_id: str, bootstrap: str) -> None:
+        self.changed()
+
+    async def visit(self, url: str, path: str) -> Answer:
+        self.may_fail()
+        return Answer(status=self.one(200, 404, 502), text="")
+
+    async def destroy(self, credentials: Credentials, service_id: str) -> None:
+        self.changed()
+
+
+class SnapshotPorts(ThingPorts):
+    """Snapshots."""
+
+    async def take(self, credentials: Credentials, **wanted: Any) -> SnapshotInfo:
+        self.may_fail(*self.refused("restore_in_progress", "session_frozen"))
+        return self.snapshot_now()
+
+    async def snapshot(self, credentials: Credentials, snapshot_id: str) -> SnapshotInfo:
+        self.may_fail()
+        return self.snapshot_now()
+
+    def snapshot_now(self) -> SnapshotInfo:
+        return SnapshotInfo(
+            snapshot_id="snap-1",
+            status="ready",
+            source_type=self.context.source_type,
+            source_id=self.one(self.context.source_id, "its id"),
+            level=self.one("files", "files+vars", "full", ""),
+            lost=self.one((), ("sockets",)),
+            locked=False,
+            size_bytes=self.one(7, 0),
+        )
+
+    async def restore(self, credentials: Credentials, snapshot_id: str) -> Restored:
+        self.may_fail(*self.refused("restore_in_progress", "session_not_running"))
+        return Restored(self.context.source_type, self.context.taken_of, "files")
+
+    async def clone(self, credentials: Credentials, it: str, **wanted: Any) -> CopyInfo:
+        return self.copied(wanted["kind"])
+
+    async def remove_copy(self, credentials: Credentials, kind: Kind, copy_id: str) -> None:
+        self.may_fail()
+
+
+class ImagePorts(ThingPorts):
+    """Images, of this key and of others."""
+
+    def image_now(self, visibility: Visibility) -> ImageInfo:
+        return ImageInfo(
+            image_id="image-1",
+            owner_key="pk",
+            access=self.one("owned", "owned", "shared", "public"),
+            visibility=visibility,
+            level="files",
+            locked=False,
+            trusted=(),
+        )
+
+    async def publish(self, credentials: Credentials, **wanted: Any) -> ImageInfo:
+        self.may_fail(*self.refused("session_frozen", "service_not_running"))
+        return self.image_now("private")
+
+    async def image(self, credentials: Credentials, image_id: str) -> ImageInfo:
+        self.may_fail()
+        return self.image_now(self.one("private", "unlisted", "public"))
+
+    async def set_visibility(
+        self, credentials: Credentials, image_id: str, visibility: Visibility
+    ) -> ImageInfo:
+        self.changed()
+        return self.image_now(visibility)
+
+    async def set_trusted(
+        self, credentials: Credentials, image_id: str, public_key: str, *, trusted: bool
+    ) -> None:
+        self.changed()
+
+    async def transfer(self, credentials: Credentials, image_id: str, public_key: str) -> None:
+        self.changed()
+
+    async def spawn(self, credentials: Credentials, it: str, **wanted: Any) -> CopyInfo:
+        return self.copied(wanted["kind"])
+
+    async def remove_spawn(self, credentials: Credentials, kind: Kind, copy_id: str) -> None:
+        self.may_fail()
+
+
+class HostPorts(Port):
+    """What the API host says of itself; this host's canaries; the running code."""
+
+    async def health(self) -> HealthReport:
+        self.may_fail()
+        return HealthReport(status="ok", problem=self.one("", "no isolation"))
+
+    async def languages(self, credentials: Credentials) -> LanguageList:
+        self.may_fail()
+        return LanguageList(languages=self.one(("bash", "python"), ()))
+
+    async def shells(self, credentials: Credentials) -> ShellList:
+        self.may_fail()
+        return ShellList(shells=self.one(("bash",), ()))
+
+    async def cluster(self, credentials: Credentials) -> ClusterReport:
+        self.may_fail()
+        return ClusterReport(mode="single", available=self.one(8, 0), allocated=self.one(0, 8))
+
+    async def pools(self, credentials: Credentials) -> tuple[PoolReport, ...]:
+        self.may_fail()
+        return self.one((PoolReport("p", 8, 3), PoolReport("q", 1, 8)), ())
+
+    async def network_mode(self, credentials: Credentials, session_id: str) -> str:
+        self.may_fail()
+        return self.one(chosen(self.context), "zerotrust", "semitrusted", "terminated", "odd")
+
+    @asynccontextmanager
+    async def placed(self) -> AsyncIterator[Canary]:
+        if not self.one(True, True, True, False):
+            raise OSError("no port")
+        yield Canary(
+            port=1,
+            socket="canary",
+            token="token",
+            nonce=NONCE,
+            places={},
+            process=(1, 1),
+            namespaces={},
+            hits=self.one(0, 0, 2),
+        )
+
+    async def package(self) -> Package:
+        if not self.one(True, True, True, False):
+            raise Rejected("no source")
+        return Package("turtles.whl", "1", "digest", "RECORD", "record digest")
+
+    async def proof(self, salt: str) -> str:
+        return "proof"
+
+
+NONCE = "nonce"
+_TOLD: tuple[dict[str, Any], ...] = (
+    _WELL := {
+        "digest": "digest",
+        "proof": "proof",
+        "python": "3.11.7",
+        "kept": False,
+        "record": "record digest",
+        "version": "1",
+        "tools": TOOLS_COUNT,
+        "path": "/root/.turtles/bin/turtles",
+    },
+    _WELL,
+    _WELL | {"digest": "another"},
+    _WELL | {"proof": "another"},
+    _WELL | {"tools": 0},
+    _WELL | {"record": "another"},
+    _WELL | {"damaged": ["a.py"]},
+    {"refused": "disk_full", "reason": "full"},
+    {"refused": "odd", "reason": "\x00"},
+)
+_PORTS: dict[Any, type[Port]] = {
+    **dict.fromkeys((GiftCards, Portal, Platform, Surroundings, Wallets), Ports),
+    **dict.fromkeys((Facilities, Canaries, Tools), HostPorts),
+    Executions: JobPorts,
+    Images: ImagePorts,
+    Services: ServicePorts,
+    Sessions: SessionPorts,
+    Snapshots: SnapshotPorts,
+}
+"""Who answers for which resource."""
 _QUARTER = st.integers(0, 3)
 _REASONS = ("invalid_key", "invalid_signature", "invalid_timestamp", "expired", "suspended", "odd")
 _FIRST = {"user": 4026531837, "pid": 4026531836, "uts": 4026531838, "ipc": 4026531839}
@@ -471,8 +824,10 @@ class World:
         return kind() if kind in (Again, NotDone) else self.draw(values_of(kind, near))
 
     def _over_ports(self, context: Any, call: Call) -> Call:
-        ports = Ports(self.draw, self.luck, context, self.count, call.now_ms)
-        resources = dict.fromkeys((GiftCards, Portal, Platform, Surroundings, Wallets), ports)
+        def over(port: type[Port]) -> Port:
+            return port(self.draw, self.luck, context, self.count, call.now_ms)
+
+        resources = {noun: over(port) for noun, port in _PORTS.items()}
         return Call(
             run_id=call.run_id,
             key=call.key,
@@ -507,7 +862,24 @@ _polls = st.sampled_from([1, 500, 14_000])
 _secrets = st.sampled_from([None, Secret("passphrase")])
 _transaction = SignedTransaction("tx-0", Secret("bytes"), ("in-0",), 1_000, 5_000, "shop")
 _evidence = st.sampled_from([None, "", "{", *(json.dumps(place) for place in _PLACES)])
+_key = {"public_key": st.just("pk"), "secret_key": st.just(Secret("sk"))}
+_attended = {**_key, "attended_seconds": st.sampled_from([24 * 3600, 0])}
+
+
+def _scripts(*orders: Any) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(st.sampled_from(orders), max_size=4).map(tuple)
+
+
 BEGINNINGS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
+    "Agent": lambda now_ms: st.builds(
+        Plan,
+        currency=_coins.map(lambda coin: coin.value),
+        budget_cents=st.sampled_from([700, 5_000, 0]),
+        gift_code=st.sampled_from([None, Secret("four-words")]),
+        poll_ms=_polls,
+        overdue_ms=st.sampled_from([minutes(30), 0]),
+        silence_ms=st.sampled_from([hours(1), 0]),
+    ),
     "Authentication": lambda now_ms: st.builds(
         Proof,
         public_key=st.just("pk"),
@@ -533,6 +905,98 @@ BEGINNINGS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
         require_sandbox=st.booleans(),
         probes_max=st.sampled_from([0, 1, 15]),
     ),
+    "Execution": lambda now_ms: st.builds(
+        CodeRun,
+        **_key,
+        code=st.sampled_from(["print(42)", ""]),
+        language=st.sampled_from(["python", "", "nonesuch"]),
+        mode=st.sampled_from(["async", "sync"]),
+        ttl_seconds=st.sampled_from([60, 1, 0, 901]),
+        slot_attempts=st.sampled_from([1, 30]),
+        submit_ms=st.sampled_from([minutes(30), 0]),
+        grace_ms=st.sampled_from([minutes(1), 0]),
+    ),
+    "Image": lambda now_ms: st.builds(
+        Publication,
+        **_attended,
+        source_id=st.just("source"),
+        image_id=st.sampled_from(["", "image-1"]),
+        script=_scripts(
+            image.Show(visibility="public"),
+            image.Grant(to_key="guest"),
+            image.Revoke(from_key="guest"),
+            image.Transfer(to_key="guest"),
+            image.Spawn(),
+            image.Remove(),
+        ),
+        then=st.sampled_from(["keep", "remove", "wait"]),
+        keep=st.booleans(),
+    ),
+    "Introspection": lambda now_ms: st.builds(
+        Inquiry,
+        **_key,
+        budget_cents=st.sampled_from([700, 0]),
+        asking_ms=st.sampled_from([minutes(1), 0]),
+    ),
+    "Service": lambda now_ms: st.builds(
+        Deployment,
+        **_attended,
+        name=st.just("name"),
+        ports=st.sampled_from([(80,), ()]),
+        unfreeze_on_demand=st.booleans(),
+        ready_seconds=st.sampled_from([180, 0]),
+        restarts_max=st.sampled_from([3, 0]),
+        script=_scripts(
+            service.Freeze(),
+            service.Unfreeze(),
+            service.Wake(),
+            service.Redeploy(),
+            service.SetEnv(env=Secret("A=1")),
+            service.Lock(),
+            service.Unlock(),
+        ),
+        then=st.sampled_from(["destroy", "hand_over", "wait"]),
+    ),
+    "Session": lambda now_ms: st.builds(
+        SessionRun,
+        **_key,
+        cells=st.sampled_from([("x = 42", "print(x)"), (), ("",)]),
+        end_after=st.booleans(),
+        vcpu=st.sampled_from([1, 8, 9]),
+        slot_attempts=st.sampled_from([1, 30]),
+    ),
+    "Snapshot": lambda now_ms: st.builds(
+        Capture,
+        **_attended,
+        source_type=st.sampled_from(["session", "service"]),
+        source_id=st.just("source"),
+        least_level=st.sampled_from(["files", "full"]),
+        script=_scripts(
+            snapshot.Restore(),
+            snapshot.Clone(),
+            snapshot.Lock(),
+            snapshot.Unlock(),
+            snapshot.Remove(),
+        ),
+        then=st.sampled_from(["keep", "remove", "wait"]),
+        keep=st.booleans(),
+    ),
+    "ToolInstall": lambda now_ms: st.builds(
+        Installation,
+        **_key,
+        session_id=st.just("s-1"),
+        digest=st.sampled_from(["", "digest", "another"]),
+        timeout_ms=st.sampled_from([minutes(10), 0]),
+    ),
+    "Trust": lambda now_ms: st.builds(
+        Trial,
+        **_key,
+        trust=st.sampled_from(["least", "zerotrust", "semitrusted"]),
+        needs_platform=st.booleans(),
+        keep=st.booleans(),
+        opening_ms=st.sampled_from([minutes(10), 0]),
+        probing_ms=st.sampled_from([minutes(5), 0]),
+    ).filter(lambda trial: trial.trust != "zerotrust" or not trial.needs_platform),
     "GiftCard": lambda now_ms: st.builds(
         CardOrder,
         amount_cents=st.sampled_from([700, 5_000, 0]),
@@ -596,6 +1060,8 @@ BEGINNINGS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
 
 CHILDHOOD = {"Discovery": 2, "Inception": 40, "Payment": 9, "Spend": 1}
 CHILDHOOD |= {"Authentication": 0, "Confirmation": 0, "GiftCard": 12, "Redemption": 3}
+CHILDHOOD |= {"Agent": 24, "Execution": 3, "Image": 6, "Introspection": 7, "Service": 8}
+CHILDHOOD |= {"Session": 4, "Snapshot": 6, "ToolInstall": 5, "Trust": 4}
 """How many calls at most go well before anything else happens, so that it happens at any stage."""
 
 

@@ -1,7 +1,7 @@
 """Sessions: sandboxes that last from one command to the next, and the port to them.
 
-Errors are those of `machines.clients.ports`, `Refusal` with the platform's code, and `Over` for a
-session that has ended.  Source: platform-api.md section 5.
+Errors are those of `machines.clients.ports`, `Refusal` with the platform's code, and `NotFound`
+for a session that has ended.  Source: platform-api.md section 5.
 """
 
 from __future__ import annotations

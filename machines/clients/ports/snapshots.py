@@ -1,4 +1,4 @@
-"""Snapshots: what was in a session or service, kept by the platform (platform-api.md, section 7)."""
+"""Snapshots: what was in a session or service, kept by the platform (platform-api.md, 7)."""
 
 from __future__ import annotations
 

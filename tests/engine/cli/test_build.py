@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from engine.cli import build_cli
 from engine.cli.exits import MEANINGS
 
 ONES = (
@@ -48,6 +50,17 @@ def test_help_loads_no_database_no_state_machine_and_no_event_loop():
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_version_is_told_and_nothing_else_is_done(demo):
+    answer = demo("--version", "run", "Order")
+    assert (answer.code, answer.out, answer.err) == (0, "demo 1.0\n", "")
+    assert "--version" in demo("--help").out
+
+
+def test_without_a_version_there_is_no_such_option(demo):
+    cli = build_cli(demo.program.make_app)
+    assert CliRunner().invoke(cli, ["--version"]).exit_code == 2
 
 
 def test_no_command_is_a_usage_error(demo):

@@ -75,6 +75,37 @@ def test_bad_input_starts_nothing(demo, arguments, message):
         assert demo("list").out == "no runs\n"
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_secret_is_given_plainly_and_kept_sealed(demo, tmp_path, from_file):
+    given = '{"amount_cents": 5, "token": "hunter2"}'
+    if from_file:
+        (tmp_path / "input.json").write_text(given)
+        given = f"@{tmp_path / 'input.json'}"
+    answer = demo("run", "Shipment", "--input", given, "--key", "s1", "--json")
+    assert answer.code == 0
+    shown = demo("show", "Shipment:s1", "--json")
+    assert shown.json["context"]["token"] == "***"
+    assert "hunter2" not in answer.out + answer.err + shown.out
+    assert_nowhere("hunter2", demo.data_dir)
+
+
+@pytest.mark.parametrize("token", ['["hunter2"]', '{"hunter2": 1}', '"hunter2", "amount_cents": 0'])
+def test_a_refused_input_does_not_show_its_secret(demo, token):
+    answer = demo("run", "Order", "--input", f'{{"amount_cents": 5, "token": {token}}}', "--json")
+    assert answer.code in (1, 2)
+    assert "hunter2" not in answer.out + answer.err
+    if "amount_cents" not in token:
+        assert "Expected str, got" in answer.err and "at `$.token`" in answer.err
+
+
+def assert_nowhere(text, directory):
+    """No file of a directory holds a text."""
+    files = [one for one in directory.rglob("*") if one.is_file()]
+    assert files
+    for file in files:
+        assert text.encode() not in file.read_bytes(), file
+
+
 def test_a_context_that_breaks_an_invariant_is_refused(demo):
     answer = demo("run", "Order", "--input", '{"amount_cents": 0}')
     assert answer.code == 1

@@ -25,6 +25,30 @@ def test_a_refused_event_says_which_clause_and_what_it_saw(demo):
     assert demo("show", "Order:o1", "--json").json["seq"] == 1
 
 
+def test_a_secret_is_sent_plainly_and_kept_sealed(demo):
+    demo.order("o1")
+    payload = '{"amount_cents": 40, "token": "hunter2"}'
+    answer = demo("send", "Order:o1", "paid", "--payload", payload, "--key", "tx-1", "--json")
+    assert answer.code == 0
+    again = demo("send", "Order:o1", "paid", "--payload", payload, "--key", "tx-1", "--json")
+    assert again.json["duplicate"]
+    shown = demo("show", "Order:o1", "--json")
+    assert shown.json["journal"][1]["payload"]["token"] == "***"
+    assert "hunter2" not in answer.out + answer.err + shown.out
+    for file in demo.data_dir.iterdir():
+        assert b"hunter2" not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("amount", ["-1", '"much"', "40"])
+def test_a_refused_event_does_not_show_its_secret(demo, amount):
+    demo.order("o1")
+    token = '["hunter2"]' if amount == "40" else '"hunter2"'
+    payload = f'{{"amount_cents": {amount}, "token": {token}}}'
+    answer = demo("send", "Order:o1", "paid", "--payload", payload, "--json")
+    assert answer.code in (1, 2)
+    assert "hunter2" not in answer.out + answer.err
+
+
 def test_the_same_key_counts_once(demo):
     demo.order("o1")
     assert demo(*paid(40, "--key", "tx-1")).code == 0
@@ -39,7 +63,7 @@ def test_the_same_key_counts_once(demo):
     ("arguments", "message"),
     [
         (("payed",), "machine Order has no event 'payed'. Its events: forget, paid, shipped."),
-        (("paid",), "event 'paid' of Order expects Paid(amount_cents), got NoneType"),
+        (("paid",), "event 'paid' of Order expects Paid(amount_cents, token), got NoneType"),
         (
             ("paid", "--payload", '{"amount_cents": "much"}'),
             "Expected `int`, got `str` - at `$.amount_cents`",

@@ -10,7 +10,7 @@ def test_a_waiting_run_names_its_timer_and_the_events_it_would_take(demo):
     assert "awaiting waits for an event from outside" in answer["reasons"][1]
     assert answer["deadline_ms"] - answer["now_ms"] > 3_500_000
     events = {one["event"]: one["payload"] for one in answer["events"]}
-    assert events == {"paid": ["amount_cents"], "forget": []}
+    assert events == {"paid": ["amount_cents", "token"], "forget": []}
 
 
 def test_a_run_that_is_due_says_that_no_worker_runs(demo):

@@ -43,7 +43,7 @@ def wire() -> Any:
         ({}, b"", None),
         ({"body": {}}, b"{}", "application/json"),
         ({"body": {"a": [1, "b"]}}, b'{"a":[1,"b"]}', "application/json"),
-        ({"text": "é\n"}, "é\n".encode(), "text/plain"),
+        ({"text": "é\n"}, "é\n".encode(), "text/plain; charset=utf-8"),
     ],
 )
 async def test_what_is_sent_is_what_was_signed(

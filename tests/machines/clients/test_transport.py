@@ -24,6 +24,7 @@ from machines.clients.ports import (
     Unauthorized,
     Unavailable,
 )
+from machines.clients.ports.refusals import Refusal
 from machines.clients.transport import base_of, segment
 
 Serve = Callable[..., Transport]
@@ -47,7 +48,7 @@ async def test_a_wrong_request_is_rejected_with_the_servers_words(
 ) -> None:
     body = {"error": "bad_field", "message": "vcpu\nout of range"}
     error = await failure(served(answering(status, json=body, headers={"X-Note": "hdr"})))
-    assert type(error) is Rejected
+    assert type(error) is Refusal
     assert str(error) == f"a.call: status {status}: bad_field: vcpu out of range"
 
 
@@ -59,7 +60,7 @@ async def test_a_redirect_is_not_followed(served: Serve, status: int) -> None:
         seen.append(request)
         return httpx.Response(status, headers={"Location": "http://elsewhere.test/"})
 
-    assert type(await failure(served(handler))) is Rejected
+    assert type(await failure(served(handler))) is Refusal
     assert len(seen) == 1
 
 

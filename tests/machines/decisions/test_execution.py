@@ -16,8 +16,8 @@ from machines.flows.code_run import (
     Missing,
     Output,
     RanOver,
-    Refused,
     RefusalKind,
+    Refused,
     StillRunning,
     Submitted,
     Unanswered,
@@ -34,6 +34,7 @@ ASKED = CodeRun(
     polls=2,
 )
 TAKEN = {"job_id": "j1", "give_up_ms": 9_000}
+FAILURES = ("timed_out", "failed", "cancelled", "overdue", "lost", "unreachable")
 PLACES: dict[str, dict[str, Any]] = {
     "submitting": {
         "status": "running",
@@ -58,11 +59,8 @@ PLACES: dict[str, dict[str, Any]] = {
         "sends": {"on_exhausted": "unanswered"},
     },
     "completed": {"status": "completed"},
-    **dict.fromkeys(
-        ("timed_out", "failed", "cancelled", "overdue", "lost", "unreachable", *get_args(RefusalKind)),
-        {"status": "failed"},
-    ),
-}  # fmt: skip
+    **{name: {"status": "failed"} for name in (*FAILURES, *get_args(RefusalKind))},
+}
 DONE = Output(exit_code=1, stdout="out", artifacts=(Artifact("a", 1, "ff"),))
 STOPPED = Output(stdout="half")
 SILENT = {"stopping": "silence", "reason": "the platform did not answer"}
@@ -118,8 +116,9 @@ ROWS = [
     {"state": "running", "given": TAKEN, "event": "cancel", "to": "withdrawing",
      "gives": {**ASKED_TO_STOP, "polls": 0}},
     *_ends("polling", TAKEN),
-    {"state": "polling", "given": {**TAKEN, "ran_language": "c"}, "event": _ended("completed", DONE),
-     "to": "completed", "gives": {"outcome": "completed", "output": DONE}},
+    {"state": "polling", "given": {**TAKEN, "ran_language": "c"},
+     "event": _ended("completed", DONE), "to": "completed",
+     "gives": {"outcome": "completed", "output": DONE}},
     {"state": "polling", "given": TAKEN, "event": _ended("cancelled"), "to": "cancelled",
      "gives": {"outcome": "cancelled", "output": STOPPED}},
     *({"state": "polling", "given": {**TAKEN, "polls": polls, "misses": 5}, "event": StillRunning(),

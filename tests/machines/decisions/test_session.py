@@ -11,6 +11,7 @@ from engine.secret import Secret
 from engine.table import compile_table
 from machines.flows.f07_session import Session
 from machines.flows.session_run import (
+    Ask,
     Boost,
     CellEnded,
     CellResult,
@@ -94,7 +95,7 @@ def _no(state: str, event: Any, refused: str, given: Any = None) -> dict[str, An
             "given": {**AWAKE, **(given or {})}}  # fmt: skip
 
 
-BUSY = {
+BUSY: dict[str, dict[str, Any]] = {
     "freezing": {}, "unfreezing": {"frozen": True, "slots": 0}, "extending": {"amount": 5},
     "boosting": {"amount": 3},
 }  # fmt: skip
@@ -112,34 +113,33 @@ ROWS = [
       for name, vcpu in [("", 1), ("s1", 0)]),
     *({"state": "creating", "event": Refused(kind=kind, detail=f"said {kind}"), "to": kind,
        "gives": {"reason": f"said {kind}"}} for kind in get_args(RefusalKind)),
-    *({"state": "creating", "event": Over(reason=reason, idle=idle), "to": to,
-       "gives": {"reason": reason}}
-      for reason, idle, to in [("expired", False, "expired"), ("expired", True, "idled"),
-                               ("deleted", False, "lost")]),
     {"state": "creating", "event": GAVE_UP, "to": "unreachable",
      "gives": {"reason": "silence", "problem": SILENT}},
     # messages
-    _row("running", Execute(command="x", timeout_seconds=9), "executing", {"problem": "old"},
-         cells=("x",), cell_seconds=9, problem=""),
-    *(_no("running", Execute(command="x", timeout_seconds=bad), "is_a_cell") for bad in (0, 901)),
-    *(_row("running", Execute(command="x", timeout_seconds=good), "executing", cells=("x",),
-           cell_seconds=good) for good in (1, 900)),
-    _no("running", Execute(command=" "), "is_a_cell"),
-    _row("running", Freeze(), "freezing", {"problem": "old"}, problem=""),
-    _row("frozen", Unfreeze(), "unfreezing", {**ASLEEP, "problem": "old"}, problem=""),
-    *(_row(state, Extend(seconds=n), "extending", {**given, "problem": "old"}, amount=n,
+    _row("running", Ask(order=Execute(command="x", timeout_seconds=9)), "executing",
+         {"problem": "old"}, cells=("x",), cell_seconds=9, problem=""),
+    *(_no("running", Ask(order=Execute(command="x", timeout_seconds=bad)), "is_possible")
+      for bad in (0, 901)),
+    *(_row("running", Ask(order=Execute(command="x", timeout_seconds=good)), "executing",
+           cells=("x",), cell_seconds=good) for good in (1, 900)),
+    _no("running", Ask(order=Execute(command=" ")), "is_possible"),
+    _row("running", Ask(order=Freeze()), "freezing", {"problem": "old"}, problem=""),
+    _row("frozen", Ask(order=Unfreeze()), "unfreezing", {**ASLEEP, "problem": "old"}, problem=""),
+    *(_row(state, Ask(order=Extend(seconds=n)), "extending", {**given, "problem": "old"}, amount=n,
            problem="")
       for state, given in (("running", {}), ("frozen", ASLEEP)) for n in (1, 86_400)),
-    *(_no("running", Extend(seconds=n), "adds_some_time") for n in (0, 86_401)),
-    *(_row("running", Boost(vcpu=n), "boosting", {"problem": "old"}, amount=n, problem="")
-      for n in (1, 8)),
-    *(_no("running", Boost(vcpu=n), "is_a_size") for n in (0, 9)),
-    _row("running", End(), "ending", {"problem": "old"}, problem=""),
-    _row("frozen", End(), "ending", {**ASLEEP, "problem": "old"}, problem=""),
+    *(_no("running", Ask(order=Extend(seconds=n)), "is_possible") for n in (0, 86_401)),
+    *(_row("running", Ask(order=Boost(vcpu=n)), "boosting", {"problem": "old"}, amount=n,
+           problem="") for n in (1, 8)),
+    _no("running", Ask(order=Unfreeze()), "is_possible"),
+    *(_no("running", Ask(order=Boost(vcpu=n)), "is_possible") for n in (0, 9)),
+    _row("running", Ask(order=End()), "ending", {"problem": "old"}, problem=""),
+    _row("frozen", Ask(order=End()), "ending", {**ASLEEP, "problem": "old"}, problem=""),
     _row("running", "time_to_look", "checking", {"problem": "old"}, problem=""),
     _row("frozen", "time_to_look", "checking", {**ASLEEP, "problem": "old"}, problem=""),
-    _no("frozen", Execute(command="x"), "does not handle it", ASLEEP),
-    _no("executing", Execute(command="x"), "does not handle it", LAST),
+    *(_no("frozen", Ask(order=order), "is_possible", ASLEEP)
+      for order in (Execute(command="x"), Freeze(), Boost(vcpu=1))),
+    _no("executing", Ask(order=Execute(command="x")), "does not handle it", LAST),
     # cells
     _row("executing", CellEnded(result=GOOD, at_ms=0), "executing", {**SCRIPT, "done": 4},
          cells=("b",), done=5, results=(GOOD,), idles_ms=minutes(15)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from engine.verification.environment import Done
 from engine.verification.explore import explore
@@ -17,6 +18,14 @@ OF = OfAgent()
 COINS, CARD = OF.contexts()
 
 
+def test_nothing_is_wrong_as_far_as_a_second_goes() -> None:
+    """All of it is an acceptance test, and a part of `turtles verify --all`."""
+    report = explore(Agent, open_store("sqlite://"), environment=OF, budget_seconds=1.5)
+    assert (report.failures, report.mismatches) == ([], [])
+    assert report.executions > 0
+
+
+@pytest.mark.acceptance
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
     report = explore(Agent, open_store("sqlite://"), environment=OF, budget_seconds=60)
     assert (report.failures, report.mismatches) == ([], [])

@@ -36,6 +36,14 @@ def _with(**changes: Any) -> Publication:
     return msgspec.structs.replace(FIRST, **changes)
 
 
+def test_nothing_is_wrong_as_far_as_a_second_goes() -> None:
+    """All of it is an acceptance test, and a part of `turtles verify --all`."""
+    report = explore(Image, open_store("sqlite://"), environment=OF, budget_seconds=1.5)
+    assert (report.failures, report.mismatches) == ([], [])
+    assert report.executions > 0
+
+
+@pytest.mark.acceptance
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
     report = explore(Image, open_store("sqlite://"), environment=OF, budget_seconds=60)
     assert (report.failures, report.mismatches) == ([], [])

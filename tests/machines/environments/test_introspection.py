@@ -33,6 +33,15 @@ def test_everything_is_explored_and_nothing_is_wrong() -> None:
     assert report.executions < 4_000
 
 
+@pytest.mark.acceptance
+def test_and_somebody_asks_it_to_stop_at_any_moment() -> None:
+    scope = msgspec.structs.replace(OF.scope, cancels=True)
+    store = open_store("sqlite://")
+    report = explore(Introspection, store, environment=OF, scope=scope, budget_seconds=110)
+    assert (report.failures, report.mismatches, report.exhausted) == ([], [], True)
+    assert report.coverage.complete
+
+
 def test_no_answer_of_an_honest_platform_quarantines(refused_outcomes: Any) -> None:
     assert refused_outcomes(OF) == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import pytest
 
 from engine.verification.environment import Done
 from engine.verification.explore import explore
@@ -27,10 +26,8 @@ GOOD = CellResult("completed", 0)
 MADE = Done("create", "k1", Created(session_id=ID, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS))
 
 
-@pytest.mark.acceptance
-@pytest.mark.timeout(300)
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
-    report = explore(Session, open_store("sqlite://"), environment=OF, budget_seconds=280)
+    report = explore(Session, open_store("sqlite://"), environment=OF, budget_seconds=60)
     assert (report.failures, report.mismatches) == ([], [])
     assert report.exhausted, f"{report.left} of {report.states} states left"
     assert report.exit_code == 0, (report.coverage.missing_faults, report.coverage.missing_marks)
@@ -59,7 +56,7 @@ def test_properties_can_fail() -> None:
     twice = [Done("run_cell", key, CellEnded(result=GOOD, at_ms=0)) for key in ("k2", "k3")]
     assert _broken(SCRIPT, "executing", *twice) == ["runs_each_cell_under_one_key"]
     more = msgspec.structs.replace(SCRIPT, done=1)
-    assert _broken(more, "executing") == ["runs_only_what_was_asked_for"]
+    assert _broken(more, "executing") == ["keeps_to_its_script"]
     assert _broken(PLAIN, "lost", MADE) == ["is_gone_only_when_the_platform_says_so"]
     full = msgspec.structs.replace(SCRIPT, reason="no_slot")
     said = Done("create", "k1", Refused(kind="no_slot", detail="no_slot"))

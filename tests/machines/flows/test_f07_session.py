@@ -19,6 +19,7 @@ from machines.clients.ports import ReplyLost, Unavailable
 from machines.clients.ports.sessions import Sessions
 from machines.flows.f07_session import Session
 from machines.flows.session_run import (
+    Ask,
     Boost,
     CellEnded,
     CellResult,
@@ -85,10 +86,10 @@ class Talk:
     def __init__(self, harness: Any, run_id: str) -> None:
         self.harness, self.run_id = harness, run_id
 
-    async def say(self, event: Any, *, key: str | None = None) -> Any:
+    async def say(self, order: Any, *, key: str | None = None) -> Any:
         """Send, move, and give the receipt and the run."""
         app = self.harness.app
-        receipt = await app.send(self.run_id, event, key=key)
+        receipt = await app.send(self.run_id, Ask(order=order), key=key)
         await self.rest()
         return await app.apply(receipt), await app.get(self.run_id)
 
@@ -118,7 +119,7 @@ async def test_variables_persist_across_cells_and_through_a_freeze(embed: Embed)
         assert (run.state, run.context.slots) == ("frozen", 0)
         receipt, run = await talk.say(Execute(command="print(x)"))
         assert (receipt.status, run.context.done) == ("rejected", 2), "frozen: it never executes"
-        assert "state 'frozen' does not handle it" in receipt.reason
+        assert "is_possible" in receipt.reason
         _, run = await talk.say(Unfreeze())
         assert run.state == "running"
         _, run = await talk.say(Execute(command="print(x)"))
@@ -163,7 +164,7 @@ async def test_crash_between_send_and_reply_executes_once(embed: Embed) -> None:
     whole = CrashPlan()
     await _die(world, context, "whole", whole)
     first = next(one.number for one in whole.passed if "runs.start" in one.name)
-    numbers = range(first, len(whole.passed), 3)
+    numbers = range(first, len(whole.passed), 5)
     for at in numbers:
         plan = CrashPlan(at=at)
         await _die(world, context, f"crash-{at}", plan)
@@ -293,13 +294,29 @@ async def test_frozen_by_somebody_else(embed: Embed) -> None:
         assert run.state == "running"
 
 
+async def test_one_that_ended_before_its_name_was_heard_is_looked_at_soon(embed: Embed) -> None:
+    world = await embed()
+    port = Port(world.clients.sessions)
+    port.fail("create", ReplyLost("cut"), after=True)
+    async with world.harness(instead={Sessions: port}) as harness:
+        key = world.key()
+        run_id = (await harness.app.start(Session, _run(key), key="s")).run_id
+        await harness.app.settle()
+        with world.context.database.reading() as sql:
+            session_id = str(sql.scalar("SELECT session_id FROM session"))
+        await world.clients.sessions.end(key, session_id)
+        run = await Talk(harness, run_id).rest(seconds(20))
+        assert (run.state, run.context.reason) == ("lost", "deleted")
+        assert len(set(port.keys("create"))) == 1 and _rows(world) == (1, 0)
+
+
 async def test_result_that_the_platform_lost_is_unknown_and_not_run_again(embed: Embed) -> None:
     world = await embed()
     port = Port(world.clients.sessions)
     port.fail("run", ReplyLost("cut"), after=True)
     async with world.harness(instead={Sessions: port}) as harness:
         talk = await _talk(harness, _run(world.key()))
-        await harness.app.send(talk.run_id, Execute(command="x = 1"))
+        await harness.app.send(talk.run_id, Ask(order=Execute(command="x = 1")))
         await harness.app.settle()
         with world.context.database.transaction() as sql:  # as a platform that died leaves it
             sql.run("UPDATE execution SET state = 'lost', stdout = NULL, exit_code = NULL")
@@ -388,10 +405,8 @@ async def test_in_a_real_sandbox(embed: Embed, tmp_path: Path) -> None:
             assert _texts(run.context) == ["", "42\n"]
             _, run = await talk.say(Execute(command="import sys; sys.stderr.write('e'); 1 / 0"))
             assert run.context.results[-1].exit_code == 1
-            _, run = await talk.say(Execute(command="while True: pass", timeout_seconds=1))
-            assert run.context.results[-1].outcome in ("timed_out", "refused")
             await harness.app.cancel(talk.run_id)
-            assert (await talk.rest()).state in ("cancelled", "lost")
+            assert (await talk.rest()).state == "cancelled"
         assert world.left() == {}
     finally:
         backend.close()
@@ -402,9 +417,10 @@ async def test_in_a_real_sandbox(embed: Embed, tmp_path: Path) -> None:
 MOMENTS = st.integers(0, 9_000)
 EVENTS = st.one_of(
     st.sampled_from(["time_to_look", "cancel"]),
-    st.builds(Freeze), st.builds(Unfreeze), st.builds(End),
-    st.builds(Execute, command=st.sampled_from(["", "x"])),
-    st.builds(Extend, seconds=st.integers(0, 1)), st.builds(Boost, vcpu=st.integers(0, 2)),
+    st.builds(Ask, order=st.one_of(
+        st.builds(Unfreeze), st.builds(End),
+        st.builds(Execute, command=st.sampled_from(["", "x"])),
+        st.builds(Extend, seconds=st.integers(0, 1)), st.builds(Boost, vcpu=st.integers(0, 2)))),
     st.builds(Created, session_id=st.just("s"), vcpu=st.just(1), expires_ms=MOMENTS,
               idles_ms=MOMENTS),
     st.builds(Refused, kind=st.sampled_from(["no_slot", "rejected"]), detail=st.just("no")),
@@ -412,28 +428,23 @@ EVENTS = st.one_of(
     st.builds(Over, reason=st.sampled_from(["expired", "deleted"]), idle=st.booleans()),
     st.builds(Declined, detail=st.just("no")),
     st.builds(Unanswered, effect=st.just("look"), reason=st.just("down"), attempts=st.just(30)),
-    # What a freeze or an unfreeze answers is fixed by its effect; a look may find either.
+    # No `Freeze`: its effect answers with what is frozen, and that is another event.
     st.just(lambda context: Seen(frozen=False, vcpu=1, expires_ms=5_000, idles_ms=1_000)),
 )  # fmt: skip
 STEPS = st.lists(st.tuples(EVENTS, st.integers(0, 600)), max_size=14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(steps=STEPS, cells=st.sampled_from([(), ("a", "b")]))
 def test_the_table_does_what_the_library_does(library_agrees: Any, steps: Any, cells: Any) -> None:
-    library_agrees(Session, _run(cells=cells, end_after=bool(cells)), _sound(steps))
+    library_agrees(Session, _run(cells=cells, end_after=bool(cells)), steps)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(steps=STEPS, cells=st.sampled_from([(), ("a", "b")]))
 def test_contracts_hold_whatever_happens(walk: Any, steps: Any, cells: Any) -> None:
-    runs = walk(Session, _run(cells=cells, end_after=bool(cells)), _sound(steps))
+    runs = walk(Session, _run(cells=cells, end_after=bool(cells)), steps)
     for before, run in pairwise(runs):
         assert run.state != "executing" or not run.context.frozen
         assert run.state != "frozen" or run.context.slots == 0
         assert run.context.done - before.context.done in (0, 1)
-
-
-def _sound(steps: Any) -> Any:
-    """Without `freeze`: its effect answers with what is frozen, and that is another event."""
-    return [(event, ms) for event, ms in steps if not isinstance(event, Freeze)]

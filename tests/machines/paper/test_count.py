@@ -8,8 +8,9 @@ from engine.errors import UsageError
 from machines.paper.count import count
 
 
+@pytest.mark.acceptance
 def test_the_checks_of_authentication_are_counted_once_each() -> None:
-    found = count("Authentication", 9.0)
+    found = count("Authentication", 60.0, 4.0)
     assert found.exhausted and found.broken == ()
     assert found.transitions == 17
     assert 30 < found.contracts <= 17 * 6
@@ -22,4 +23,4 @@ def test_the_checks_of_authentication_are_counted_once_each() -> None:
 
 def test_a_machine_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="'Nothing': there is none"):
-        count("Nothing", 1.0)
+        count("Nothing", 1.0, 1.0)

@@ -22,6 +22,7 @@ SESSION: dict[str, Any] = {
     "base_vcpu": 1,
     "locked": 0,
     "audited": 0,
+    "toolbox": 0,
     "multiplexer": None,
     "image_id": None,
     "state": "running",

@@ -32,6 +32,7 @@ class Bill(Context):
 
 class Paid(Event, tag="paid"):
     amount_cents: int
+    token: Secret[str] | None = None
 
 
 class Shipped(Event, tag="shipped"):
@@ -92,7 +93,7 @@ def make_app(place: Place) -> App:
     return App([Order, Shipment], store, work=place.work, moved=place.moved)
 
 
-cli = build_cli(make_app, about="A demonstration.", schema=lambda: schema)
+cli = build_cli(make_app, about="A demonstration.", version="demo 1.0", schema=lambda: schema)
 
 if __name__ == "__main__":
     cli()

@@ -10,9 +10,9 @@ import pytest
 
 from engine.secrets import Secret
 from machines.clients import Transport
-from machines.clients.coded import Coded
 from machines.clients.ports import Credentials, NotFound, Rejected, ReplyLost, Unavailable
-from machines.clients.ports.refusals import Over, Refusal
+from machines.clients.ports.refusals import Refusal
+from machines.clients.signed import Signed
 from machines.clients.signing import sign
 
 Serve = Callable[..., Transport]
@@ -30,7 +30,7 @@ def _answering(status: int, body: Any) -> Callable[[httpx.Request], httpx.Respon
         (403, {}, Refusal),
         (409, {"error": "outcome_unknown", "message": "it may have run"}, Refusal),
         (503, {"error": "sandbox_unavailable"}, Refusal),
-        (410, {"error": "session_terminated", "reason": "expired"}, Over),
+        (410, {"error": "session_terminated", "reason": "expired"}, NotFound),
         (404, {"error": "not_found"}, NotFound),
         (429, {"error": "concurrency_limit_reached"}, Unavailable),
         (503, {"error": "stopping"}, Unavailable),
@@ -38,9 +38,9 @@ def _answering(status: int, body: Any) -> Callable[[httpx.Request], httpx.Respon
     ],
 )
 async def test_what_a_status_means(served: Serve, status: int, body: Any, kind: type) -> None:
-    coded = Coded("http://api.test", served(_answering(status, body)))
+    signed = Signed("http://api.test", served(_answering(status, body)))
     with pytest.raises(kind) as caught:
-        await coded.json(KEY, "POST", "/x", "the call", body={})
+        await signed.json(KEY, "POST", "/x", "the call", body={})
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"the call: status {status}")
     if isinstance(caught.value, Refusal):
@@ -50,14 +50,14 @@ async def test_what_a_status_means(served: Serve, status: int, body: Any, kind: 
 async def test_the_package_that_is_missing_is_told(served: Serve) -> None:
     body = {"error": "language_unavailable", "package": "gnucobol4"}
     with pytest.raises(Rejected) as caught:
-        await Coded("http://api.test", served(_answering(400, body))).json(KEY, "GET", "/x", "c")
+        await Signed("http://api.test", served(_answering(400, body))).json(KEY, "GET", "/x", "c")
     assert isinstance(caught.value, Refusal) and caught.value.provides == "gnucobol4"
 
 
 async def test_a_keyed_post_may_be_repeated(served: Serve) -> None:
-    coded = Coded("http://api.test", served(_answering(500, {})))
+    signed = Signed("http://api.test", served(_answering(500, {})))
     with pytest.raises(Unavailable):
-        await coded.json(KEY, "POST", "/x", "c", body={}, key="once")
+        await signed.json(KEY, "POST", "/x", "c", body={}, key="once")
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,10 @@ async def test_the_bytes_that_are_sent_are_signed(
         seen.append(request)
         return httpx.Response(200, json={"ok": True})
 
-    coded = Coded("http://api.test", served(answer))
-    assert await coded.json(KEY, "POST", "/run?a=b%20c", "c", body=body, key="once") == {"ok": True}
+    signed = Signed("http://api.test", served(answer))
+    assert await signed.json(KEY, "POST", "/run?a=b%20c", "c", body=body, key="once") == {
+        "ok": True
+    }
     (request,) = seen
     assert (request.content, request.headers["content-type"]) == (content, kind)
     assert request.headers["idempotency-key"] == "once"
