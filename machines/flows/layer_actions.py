@@ -77,7 +77,7 @@ class LayerActions:
             public_key=event.output.public_key,
             secret_key=event.output.secret_key,
             paid_cents=event.output.paid_cents,
-            txids=(event.output.redemption_id,),
+            txids=(event.output.receipt,),
         )
 
     def on_proven(self, context: Layer, event: Proven) -> Layer:

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +297,8 @@ def check_nested_books(data_dir: Path, result: InceptionResult) -> None:
     assert {row["network_mode"] for row in sessions} == {"semitrusted"}
     owners = {row["session_id"]: row["public_key"] for row in sessions}
     assert owners == {one.session_id: one.public_key for one in result.layers}
-    redeemed = {row["public_key"]: row["redemption_id"] for row in redemptions}
+    ids = {row["public_key"]: row["redemption_id"].encode() for row in redemptions}
+    redeemed = {key: f"redemption {sha256(one).hexdigest()[:16]}" for key, one in ids.items()}
     assert redeemed == {one.public_key: one.txids[0] for one in result.layers[1:]}
     written = b"".join(one.read_bytes() for one in data_dir.rglob("*") if one.is_file())
     assert secrets and not any(secret.encode() in written for secret in secrets)

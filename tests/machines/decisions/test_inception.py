@@ -171,6 +171,7 @@ def _receipt_without_success() -> dict[str, Any]:
             "gives": {"refusal": "the purchase ended as unsettled"}}  # fmt: skip
 
 
+BY_CARD = {**KEY, "txids": ("redemption 628b49d96dcde97a",)}
 FROM_CARD = RedeemedKey(
     public_key="pk", secret_key=Secret("sk"), paid_cents=700, redemption_id="t1"
 )
@@ -287,8 +288,8 @@ ROWS: list[dict[str, Any]] = [
     _receipt_without_success(),
     {"state": "receive_keys", "event": _ended(Bought, "Payment", "completed", True),
      "to": "payment_failed", "gives": {"refusal": "the purchase ended as completed"}},
-    _redeemed("install_tools", True, FROM_CARD, KEY),
-    _redeemed("end_orphans", True, FROM_CARD, KEY, incarnation=1),
+    _redeemed("install_tools", True, FROM_CARD, BY_CARD),
+    _redeemed("end_orphans", True, FROM_CARD, BY_CARD, incarnation=1),
     *(_redeemed("card_refused", succeeded, output, {"refusal": f"the redemption ended as {end}"},
                 incarnation=incarnation)
       for incarnation in (0, 1)
