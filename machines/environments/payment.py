@@ -11,7 +11,7 @@ one long duration (`LONG_MS`), in which any number of pauses looks alike.  The p
 after the first pause, so that there are few states before it.
 
 A card is bought the plain way alone, once everybody has answered at once: what differs is how it
-comes.
+comes.  So is a key that is watched, whose payment then stands, sinks or loses.
 
 Everything is tried on the plain way, with one leg.  Where another leg was opened, the portal has
 only the answers that a further leg can make differ.
@@ -69,13 +69,13 @@ class OfPayment(Environment):
     """One purchase; spending and following are stand-ins."""
 
     machine = Payment
-    scope = Scope(contexts=2, messages=0)
+    scope = Scope(contexts=3, messages=0)
     stand_ins = (Spend, Confirmation)
 
     def contexts(self) -> Iterator[Purchase]:
         """Small money, short times; as if all but one of the new secrets had been tried.
 
-        Then a card.
+        Then a card, and a key that is watched.
         """
         key = Purchase(
             tier=1,
@@ -95,28 +95,28 @@ class OfPayment(Environment):
             generation=GENERATIONS_MAX - SECRETS,
         )
         yield key
-        card: dict[str, object] = {"goods": "card", "tier": 0, "months": 0, "price_cents": 2}
-        card |= {"refund_address": "ours", "passphrase": None, "silence_ms": PAUSE_MS}
-        yield msgspec.structs.replace(key, **card)
+        brief: dict[str, object] = {"passphrase": None, "silence_ms": PAUSE_MS, "poll_ms": LONG_MS}
+        card = {"goods": "card", "tier": 0, "months": 0, "price_cents": 2, "refund_address": "ours"}
+        yield msgspec.structs.replace(key, **brief, **card)
+        yield msgspec.structs.replace(key, **brief, watch=True)
 
     # -- before anything is paid ------------------------------------------------------------------
 
     @payloads("priced")
     def prices(self, context: Purchase, now_ms: int) -> Iterator[Priced]:
-        """Not at once; then what the budget just allows, a cent more, and a gift."""
-        if context.goods == "card":
-            yield Priced(price_cents=context.price_cents)
+        """Not at once; then what the budget just allows, and a cent more."""
+        if is_brief(context):
+            yield Priced(price_cents=context.price_cents or context.budget_cents)
             return
         if is_in_time(now_ms) and now_ms >= PAUSE_MS:
             yield Priced(price_cents=context.budget_cents + 1)
-            yield Priced(price_cents=0)
         if now_ms >= PAUSE_MS:
             yield Priced(price_cents=context.budget_cents)
 
     @payloads("no_such_quote")
     def other_quotes(self, context: Purchase) -> Iterator[NotOffered]:
         """An empty table."""
-        if context.goods == "key":
+        if not is_brief(context):
             yield NotOffered(offers=0)
 
     @payloads("invoiced")
@@ -134,13 +134,11 @@ class OfPayment(Environment):
             confirmations_required=0,
         )
         yield Invoiced(invoice=good, refund_address="ours")
-        if context.goods == "card" or not is_in_time(now_ms):
+        if is_brief(context) or not is_in_time(now_ms):
             return  # that one is too late
         wrong: list[dict[str, object]] = [
             {"price_cents": context.price_cents + 1},
-            {"amount_atomic": 0},
             {"amount_atomic": DUE_ATOMIC + 1},
-            {"tier": context.tier + 1},
             {"address": "ours"},
             {"expires_ms": 2 * PAUSE_MS},  # just too late after one pause
         ]
@@ -151,7 +149,7 @@ class OfPayment(Environment):
     @payloads("declined")
     def refusals(self, context: Purchase) -> Iterator[Declined]:
         """The portal does not say more."""
-        if context.goods == "key":
+        if not is_brief(context):
             yield Declined(reason="declined")
 
     # -- paying -----------------------------------------------------------------------------------
@@ -160,7 +158,7 @@ class OfPayment(Environment):
     def spends(self, context: SpendOrder) -> Iterator[tuple[str, SpendReport]]:
         """Every end of the first spend, two of another; the bytes pay what was ordered.
 
-        For a card (nobody has locked its wallet): it is sent.
+        For a card, or to be watched (nobody has locked that wallet): it is sent.
         """
         signed = SignedTransaction(
             txid=f"txid-{context.amount_atomic}",
@@ -181,7 +179,14 @@ class OfPayment(Environment):
 
     @ends(Confirmation)
     def follows(self, context: Following) -> Iterator[tuple[str, FollowReport]]:
-        """Just deep enough; the first also buried under a rival, or not deep when time is up."""
+        """Just deep enough; the first also buried under a rival, or not deep when time is up.
+
+        What is watched is given up as deep as it was, or lost.
+        """
+        if context.depth > 0:
+            yield "given_up", followed(context.depth)
+            yield "replaced", followed(0, rival_depth=context.required)
+            return
         yield "deep_enough", followed(context.required)
         if context.passphrase is not None and context.transaction.amount_atomic == DUE_ATOMIC:
             yield "replaced", followed(0, rival_depth=context.required)
@@ -190,7 +195,7 @@ class OfPayment(Environment):
     @payloads("sank")
     def reorganisations(self, context: Purchase, now_ms: int) -> Iterator[SankAgain]:
         """The first leg is one block short of what counts."""
-        if is_plain(context) and is_in_time(now_ms) and context.goods == "key":
+        if is_plain(context) and is_in_time(now_ms) and not is_brief(context):
             yield SankAgain(number=1, confirmations=context.required - 1)
 
     @payloads("fell_short")
@@ -199,7 +204,7 @@ class OfPayment(Environment):
 
         The latter also too late: the portal was asked in time.
         """
-        if context.goods == "card":
+        if is_brief(context):
             return
         if is_plain(context):
             if is_in_time(now_ms):
@@ -214,6 +219,7 @@ class OfPayment(Environment):
         """For all that was sent: in time, or partly counted before, for one leg; late for two."""
         if state == "settling":
             delivered = is_plain(context) and is_in_time(now_ms)
+            delivered = delivered and (not context.watch or now_ms < PAUSE_MS)
         elif state == "late":
             delivered = not is_plain(context) and now_ms < AT_LAST_MS
         else:
@@ -233,14 +239,14 @@ class OfPayment(Environment):
         first_ms, end_ms = AT_LAST_MS, now_ms + 1
         if state == "settling":
             first_ms, end_ms = LONG_MS, LATEST_MS
-        plain = is_plain(context) and context.goods == "key"
+        plain = is_plain(context) and not is_brief(context)
         if plain and first_ms <= now_ms < end_ms:
             yield SecretGone(public_key=None, received_atomic=DUE_ATOMIC)
 
     @payloads("activated")
     def cards(self, context: Purchase, state: str, now_ms: int) -> Iterator[Activated]:
-        """In time, or at last, for the whole of it."""
-        in_time = is_in_time(now_ms) if state == "settling" else now_ms < AT_LAST_MS
+        """In time, or late, for the whole of it."""
+        in_time = is_in_time(now_ms) or state != "settling"
         if context.goods == "card" and in_time:
             yield Activated(received_atomic=DUE_ATOMIC)
 
@@ -258,7 +264,7 @@ class OfPayment(Environment):
     @payloads("denied")
     def denials(self, context: Purchase, now_ms: int) -> Iterator[Denied]:
         """Another secret may help, or nothing does."""
-        if is_plain(context) and is_in_time(now_ms):
+        if is_plain(context) and is_in_time(now_ms) and not context.watch:
             yield Denied(reason="invalid_key")
             yield Denied(reason="suspended")
 
@@ -267,7 +273,7 @@ class OfPayment(Environment):
     @payloads("ran_out")
     def expiries(self, context: Purchase, now_ms: int) -> Iterator[RanOut]:
         """With one unit too few; with none, where nothing was sent or the portal is late."""
-        if is_in_time(now_ms):
+        if is_in_time(now_ms) or context.watch:
             return
         if is_plain(context) and now_ms < LATEST_MS:
             yield RanOut(received_atomic=DUE_ATOMIC - 1)
@@ -277,7 +283,7 @@ class OfPayment(Environment):
     @payloads("refunding")
     def refunds(self, context: Purchase, now_ms: int) -> Iterator[Refunding]:
         """Of what it has counted, or counts at last."""
-        if is_plain(context) and now_ms < AT_LAST_MS and context.goods == "key":
+        if is_plain(context) and now_ms < AT_LAST_MS and not is_brief(context):
             yield Refunding(received_atomic=DUE_ATOMIC - 1)
 
     @payloads("refund_seen")
@@ -303,6 +309,13 @@ class OfPayment(Environment):
         """What is paid is an invoice that the portal opened."""
         opened = [one.event.invoice for one in done if isinstance(one.event, Invoiced)]
         return context.invoice is None or context.invoice in opened
+
+    @always
+    def only_a_kept_key_is_watched(self, context: Purchase, state: str) -> bool:
+        """By whoever wants that; and only of a watched key a leg can be lost."""
+        lost = any(leg.status == "lost" for leg in context.legs)
+        watched = lost or state in ("watching", "completed_at_risk")
+        return not watched or (context.watch and context.secret_key is not None)
 
     @always
     def secrets_are_asked_for_a_few_times(self, done: Sequence[Done]) -> bool:
@@ -348,6 +361,16 @@ class OfPayment(Environment):
         return state == "key_refused" and context.generation == GENERATIONS_MAX
 
     @sometimes
+    def lost_after_completion(self, context: Purchase, state: str) -> bool:
+        """The key was delivered, its payment is gone."""
+        return state == "completed_at_risk" and context.pledged_atomic == 0
+
+    @sometimes
+    def slow_chain_is_no_loss(self, context: Purchase, status: str) -> bool:
+        """Time was up, and the payment as deep as counts."""
+        return context.watch and status == "completed" and context.reason != ""
+
+    @sometimes
     def card_delivered_late(self, context: Purchase, state: str) -> bool:
         """The portal had counted too little at first."""
         return state == "delivered" and context.passphrase is None and context.sent_ms < LONG_MS
@@ -361,6 +384,11 @@ class OfPayment(Environment):
     def expired_on_the_way(self, context: Purchase, state: str, now_ms: int) -> bool:
         """A top-up was still possible a moment ago."""
         return state == "settling" and len(context.legs) == 1 and now_ms >= context.pay_by_ms
+
+
+def is_brief(context: Purchase) -> bool:
+    """A card, or a key that is watched: only the plain way to it is tried."""
+    return context.goods == "card" or context.watch
 
 
 def is_plain(context: Purchase) -> bool:

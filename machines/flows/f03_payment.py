@@ -20,8 +20,12 @@
 
     delivered ◄── activated ── settling, expired_partial, late      (goods="card")
 
+    key_stored ─ proven ─► watching ─ still counts ─► completed     (watch)
+                             │ child Confirmation
+                             └─ watched ─► completed_at_risk
+
 States that a parent is told of: `invoicing` (priced), `paying` (invoiced), `confirming`
-(broadcast), `settling` (deep enough), `key_stored`.
+(broadcast), `settling` (deep enough), `key_stored`, `watching`.
 
 Promise: at most one payment is on its way at any moment, and what is sent in all never exceeds
 what is due plus the declared tolerance.  A further leg is opened only from `settling`: for the gap
@@ -36,10 +40,17 @@ secret, and a new one is asked for (`secret_lost`).
 A card has no key and no secret: its invoice comes with the order, is looked at like any other, and
 its completion is all there is to wait for (`delivered`).
 
+Who wants it (`watch`) has the payment followed on to twice the depth, after the key has been
+stored: the leg sent last, since any earlier one was as deep as counts before that was opened.  A
+reorganisation that heals is followed to its end by the child.  A leg that has lost to a rival, or
+is not as deep as counts when its time is up, makes it `completed_at_risk`: the key was delivered
+and may be suspended, and nothing is ever paid again for it.  When the time is up and the leg is as
+deep as counts (the chain is slow), that is `completed`, and its `reason` says so.
+
 Money at the end: `completed` and `delivered` paid what was due, exactly; `refunded` got back 91 %
 (the fee is rounded up, to the unit), seen in our own wallet at our own address.
 
-Source: payments.md 4.2 and 5, platform-api.md 14, 15, 18.
+Source: payments.md 4.2 (COMPLETE, COMPLETE_AT_RISK) and 5, platform-api.md 14, 15, 18.
 """
 
 from __future__ import annotations
@@ -74,6 +85,7 @@ from machines.flows.purchase import (
     Spent,
     Topped,
     Unproven,
+    Watched,
     fee_atomic_max,
     pay_by_ms,
 )
@@ -160,6 +172,13 @@ class Payment(Machine[Purchase]):
         cancellable=False,
         invariant="holds_the_secret",
     )
+    watching = State(
+        child="following_on",
+        on_child="watched",
+        milestone=True,
+        cancellable=False,
+        invariant="holds_the_secret",
+    )
     completed = State(final=True, invariant="is_bought")
     delivered = State(final=True, invariant="is_delivered")
     refunded = State(final=True, failure=True, invariant="is_paid_back")
@@ -175,6 +194,7 @@ class Payment(Machine[Purchase]):
     unsettled = State(final=True, failure=True)
     refund_disputed = State(final=True, failure=True)
     key_refused = State(final=True, failure=True)
+    completed_at_risk = State(final=True, failure=True, invariant="is_unpaid_for")
 
     priced = pricing.to(invoicing, cond="affordable") | pricing.to(over_budget)
     no_such_quote = pricing.to(not_offered)
@@ -234,9 +254,12 @@ class Payment(Machine[Purchase]):
     )
     refund_overdue = refund_pending.to(refund_disputed)
     regenerated = secret_lost.to(key_stored)
-    proven = key_stored.to(completed)
-    unproven = key_stored.to(completed)
-    test_overdue = key_stored.to(completed)
+    proven = key_stored.to(watching, cond="is_to_be_watched") | key_stored.to(completed)
+    unproven = key_stored.to(watching, cond="is_to_be_watched") | key_stored.to(completed)
+    test_overdue = key_stored.to(watching, cond="is_to_be_watched") | key_stored.to(completed)
+    watched = watching.to(completed, cond="still_counts", on="leg_watched") | watching.to(
+        completed_at_risk, on="leg_lost"
+    )
     denied = key_stored.to(secret_lost, cond="another_secret_may_help") | key_stored.to(key_refused)
 
     # -- durations ------------------------------------------------------------------------------
@@ -280,20 +303,13 @@ class Payment(Machine[Purchase]):
     def following(self, context: Purchase) -> Child:
         """The one leg that is on its way."""
         leg = next(leg for leg in context.legs if leg.status == "sent")
-        stall_ms = STALL_MS[context.currency] if context.stall_ms is None else context.stall_ms
-        return Child(
-            "Confirmation",
-            {
-                "currency": context.currency.value,
-                "transaction": leg.transaction,
-                "required": context.required,
-                "poll_ms": context.poll_ms,
-                "stall_ms": stall_ms,
-                "since_ms": context.sent_ms,
-                "give_up_ms": context.sent_ms + context.follow_ms,
-                "passphrase": context.passphrase,
-            },
-        )
+        return _confirmation(context, leg, required=context.required, depth=0)
+
+    def following_on(self, context: Purchase) -> Child:
+        """The leg that was sent last, from the depth at which it bought the key."""
+        leg = context.to_watch
+        assert leg is not None
+        return _confirmation(context, leg, required=context.watch_to, depth=leg.depth)
 
     # -- guards ---------------------------------------------------------------------------------
 
@@ -354,6 +370,12 @@ class Payment(Machine[Purchase]):
     def another_secret_may_help(self, context: Purchase, event: Denied) -> bool:
         wrong = event.reason in ("invalid_key", "invalid_signature")
         return wrong and context.generation < GENERATIONS_MAX
+
+    def is_to_be_watched(self, context: Purchase) -> bool:
+        return context.watch and context.to_watch is not None
+
+    def still_counts(self, context: Purchase, event: Watched) -> bool:
+        return _depth(event) >= context.required
 
     # -- actions --------------------------------------------------------------------------------
 
@@ -481,9 +503,24 @@ class Payment(Machine[Purchase]):
     def on_denied(self, context: Purchase, event: Denied) -> Purchase:
         return self.but(context, secret_key=None, reason=event.reason)
 
+    def leg_watched(self, context: Purchase, event: Watched) -> Purchase:
+        return self.but(_with_watched(context, depth=_depth(event)), reason=_doubt(event))
+
+    def leg_lost(self, context: Purchase, event: Watched) -> Purchase:
+        lost = _with_watched(context, status="lost", depth=_depth(event))
+        return self.but(lost, reason=_doubt(event))
+
+    def on_enter_watching(self, context: Purchase, now_ms: int) -> Purchase:
+        return self.but(context, sent_ms=now_ms, reason="")
+
     def on_enter_completed(self, context: Purchase) -> Purchase:
         """From here on the key's secret is the only secret there is."""
-        return _without_means(context)
+        doubted = self.is_to_be_watched(context)  # it was, and is not as deep as it should be
+        return _without_means(context, reason=context.reason if doubted else "")
+
+    def on_enter_completed_at_risk(self, context: Purchase) -> Purchase:
+        """Nothing can be paid any more, neither again nor instead."""
+        return _without_means(context, reason=context.reason)
 
     def on_enter_delivered(self, context: Purchase) -> Purchase:
         """From here on there is no secret."""
@@ -571,6 +608,12 @@ class Payment(Machine[Purchase]):
         gap = new.due_atomic - event.received_atomic
         return all(leg.amount_atomic == gap for leg in opened) and len(opened) <= 1
 
+    @ensures(watched)
+    def watching_pays_nothing(self, old: Purchase, new: Purchase) -> bool:
+        """No leg is opened, none is on its way, and the key stays what it is."""
+        still = not any(leg.in_flight for leg in new.legs) and len(new.legs) == len(old.legs)
+        return still and (new.public_key, new.secret_key) == (old.public_key, old.secret_key)
+
     @ensures(refunding, refund_seen)
     def refund_and_fee_are_the_payment(self, new: Purchase) -> bool:
         """I8 of payments.md: nothing is lost to rounding, and the fee is 9 % rounded up."""
@@ -594,6 +637,11 @@ class Payment(Machine[Purchase]):
     def is_bought(self, context: Purchase) -> bool:
         """Paid to the unit, at depth, and the key's secret is the one secret that is kept."""
         return _is_paid_and_clean(context) and context.secret_key is not None
+
+    def is_unpaid_for(self, context: Purchase) -> bool:
+        """The key is kept, a leg that paid for it is lost, and nothing is left to pay with."""
+        lost = any(leg.status == "lost" for leg in context.legs)
+        return lost and _has_no_means(context) and self.holds_the_secret(context)
 
     def is_delivered(self, context: Purchase) -> bool:
         """Paid to the unit, at depth, for a card; no secret is kept."""
@@ -645,18 +693,17 @@ def _receipt(context: Purchase, invoice: Invoice) -> Receipt | None:
 
 
 def _is_paid_and_clean(context: Purchase) -> bool:
-    return (
-        _is_paid_exactly(context)
-        and context.all_deep
-        and context.passphrase is None
-        and all(leg.transaction is None for leg in context.legs)
-    )
+    return _is_paid_exactly(context) and context.all_deep and _has_no_means(context)
 
 
-def _without_means(context: Purchase) -> Purchase:
-    """No more bytes and no passphrase: everything is paid."""
+def _has_no_means(context: Purchase) -> bool:
+    return context.passphrase is None and all(leg.transaction is None for leg in context.legs)
+
+
+def _without_means(context: Purchase, *, reason: str = "") -> Purchase:
+    """No more bytes and no passphrase: nothing is paid after this."""
     legs = tuple(_leg(leg, transaction=None) for leg in context.legs)
-    return Payment.but(context, legs=legs, passphrase=None, reason="")
+    return Payment.but(context, legs=legs, passphrase=None, reason=reason)
 
 
 def _is_paid_exactly(context: Purchase) -> bool:
@@ -709,6 +756,39 @@ def _as_before_last(context: Purchase) -> Purchase:
 def _with_followed(context: Purchase, **changes: object) -> Purchase:
     legs = tuple(_leg(leg, **changes) if leg.status == "sent" else leg for leg in context.legs)
     return Payment.but(context, legs=legs)
+
+
+def _with_watched(context: Purchase, **changes: object) -> Purchase:
+    watched = context.to_watch
+    legs = tuple(_leg(leg, **changes) if leg is watched else leg for leg in context.legs)
+    return Payment.but(context, legs=legs)
+
+
+def _depth(event: Watched) -> int:
+    return event.output.depth if event.output else 0
+
+
+def _doubt(event: Watched) -> str:
+    return f"watching the payment ended as {event.state}, {_depth(event)} deep"
+
+
+def _confirmation(context: Purchase, leg: Leg, *, required: int, depth: int) -> Child:
+    stall_ms = STALL_MS[context.currency] if context.stall_ms is None else context.stall_ms
+    return Child(
+        "Confirmation",
+        {
+            "currency": context.currency.value,
+            "transaction": leg.transaction,
+            "required": required,
+            "poll_ms": context.poll_ms,
+            "stall_ms": stall_ms,
+            "since_ms": context.sent_ms,
+            "give_up_ms": context.sent_ms + context.follow_ms,
+            "passphrase": context.passphrase,
+            "depth": depth,
+            "depth_max": depth,
+        },
+    )
 
 
 def _leg(leg: Leg, **changes: object) -> Leg:

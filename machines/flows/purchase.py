@@ -39,10 +39,13 @@ class Purchase(Context):
         refund_ms: how long a refund may take to arrive, deep enough.
         silence_ms: how long portal and wallet may be silent before anything is paid.
         fee_atomic_max: the most one leg may cost in network fees; by default the coin's.
+        watch: once the key is proven, what paid for it is followed to twice the depth that counts.
+            A card is not watched.
         received_atomic: what the portal last said it had counted.
         unmatched_atomic: what is deep in the chain and not counted by the portal, when the last
             leg was opened (negative: counted, but not from us).
-        sent_ms: when the payment that is being followed was handed out, or began to be doubted.
+        sent_ms: when the payment that is being followed was handed out, or began to be doubted or
+            watched.
         refund_base_atomic: what the refund is computed from: `received_atomic` at that time.
         generation: how many secrets were asked for after the first.
     """
@@ -62,6 +65,7 @@ class Purchase(Context):
     refund_ms: int = hours(72)
     silence_ms: int = hours(1)
     fee_atomic_max: int | None = None
+    watch: bool = False
     goods: Literal["key", "card"] = "key"
     offer: Invoice | None = None
     price_cents: int = 0
@@ -96,6 +100,20 @@ class Purchase(Context):
         """The depth at which a payment counts: the coin's, or the invoice's if that is more."""
         asked = self.invoice.confirmations_required if self.invoice else 0
         return max(self.currency.confirmations, asked)
+
+    @property
+    def watch_to(self) -> int:
+        """The depth at which a payment is watched no more (payments.md: W = 2 N)."""
+        return 2 * self.required
+
+    @property
+    def to_watch(self) -> Leg | None:
+        """The last leg that pays, if it is not yet that deep.
+
+        Any earlier one was as deep as counts before this one was opened: it is that deep.
+        """
+        paying = [leg for leg in self.legs if leg.live]
+        return paying[-1] if paying and paying[-1].depth < self.watch_to else None
 
     @property
     def pay_by_ms(self) -> int:
@@ -140,7 +158,7 @@ class FollowResult(Record):
 
 
 class Receipt(Record, tag="key"):
-    """What was bought, and what it cost."""
+    """What was bought, and what it cost; the coins and txids are those that still stand."""
 
     public_key: str
     secret_key: Secret[str]
@@ -208,6 +226,12 @@ class Topped(ChildEnded, tag="topped"):
 
 class Followed(ChildEnded, tag="followed"):
     """How following a leg ended."""
+
+    output: FollowResult | None = None
+
+
+class Watched(ChildEnded, tag="watched"):
+    """How watching the leg ended that had bought the key."""
 
     output: FollowResult | None = None
 

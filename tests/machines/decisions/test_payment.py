@@ -38,6 +38,7 @@ from machines.flows.purchase import (
     Spent,
     Topped,
     Unproven,
+    Watched,
 )
 
 BASE = Purchase(
@@ -111,12 +112,13 @@ PLACES: dict[str, dict[str, Any]] = {
     "secret_lost": {"status": "running", "due": _in(600), "sends": SETTLING, **WAITS},
     "key_stored": {"status": "running", "due": _in(600), "moved": True, **WAITS,
                    "sends": {"on_timeout": "test_overdue", "on_exhausted": "unproven"}},
+    "watching": {"status": "waiting", "child": True, "moved": True, **WAITS},
     "completed": {"status": "completed"},
     "delivered": {"status": "completed"},
     **dict.fromkeys(
         ("refunded", "over_budget", "not_offered", "unavailable", "price_changed",
          "invoice_refused", "wallet_refused", "unfunded", "expired_unpaid", "unconfirmed",
-         "unsettled", "refund_disputed", "key_refused"),
+         "unsettled", "refund_disputed", "key_refused", "completed_at_risk"),
         FAILS,
     ),
 }  # fmt: skip
@@ -369,8 +371,59 @@ END: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+# -- watched after that -------------------------------------------------------------------------
+
+WATCHED = {**STORED, "watch": True, "passphrase": Secret("open")}
+UNPROVEN = Unproven(effect="prove_key", reason="silence", attempts=8)
+TOPPED_UP, NOT_SENT = _leg(2, "deep", 50), _leg(3, "unsent", 50)
+TWO = {"legs": (DEEP, TOPPED_UP, NOT_SENT), "unmatched_atomic": 50}
+
+
+def _stored(event: Any, to: str, depth: int, **gives: Any) -> dict[str, Any]:
+    leg = _leg(1, "deep", depth=depth)
+    given = {**WATCHED, "legs": (leg,), "reason": "earlier"}
+    bare = msgspec.structs.replace(leg, transaction=None)
+    gives |= {"reason": "", **({"sent_ms": 10_000} if to == "watching" else
+                               {"legs": (bare,), "passphrase": None})}  # fmt: skip
+    return {"state": "key_stored", "event": event, "given": given, "to": to, "gives": gives}
+
+
+def _watched(state: str, depth: int | None, to: str, leg: Leg, reason: str = "") -> dict[str, Any]:
+    output = None if depth is None else FollowResult(depth=depth)
+    event = Watched(run_id="c", machine="Confirmation", state=state,
+                    succeeded=state == "deep_enough", output=output)  # fmt: skip
+    bare = msgspec.structs.replace(leg, transaction=None)
+    gives: dict[str, Any] = {"legs": (bare,), "passphrase": None}
+    if reason:
+        gives["reason"] = f"watching the payment ended as {reason} deep"
+    return {"state": "watching", "event": event, "given": WATCHED, "to": to, "gives": gives}
+
+
+def _lost(depth: int = 0) -> Leg:
+    return msgspec.structs.replace(DEEP, status="lost", depth=depth)
+
+
+WATCH: list[dict[str, Any]] = [
+    *(_stored(event, to, depth, **({"proven": True} if isinstance(event, Proven) else {}))
+      for event in (Proven(tier=1), UNPROVEN, "test_overdue")
+      for depth, to in [(6, "watching"), (11, "watching"), (12, "completed")]),
+    _watched("deep_enough", 12, "completed", _leg(1, "deep", depth=12)),
+    _watched("deep_enough", 13, "completed", _leg(1, "deep", depth=13)),
+    _watched("given_up", 11, "completed", _leg(1, "deep", depth=11), "given_up, 11"),
+    _watched("given_up", 6, "completed", DEEP, "given_up, 6"),
+    _watched("given_up", 5, "completed_at_risk", _lost(5), "given_up, 5"),
+    _watched("replaced", 0, "completed_at_risk", _lost(), "replaced, 0"),
+    _watched("replaced", None, "completed_at_risk", _lost(), "replaced, 0"),
+    _watched("replaced", 0, "completed_at_risk", DEEP, "replaced, 0") | {"given": WATCHED | TWO} | {
+        "gives": {"legs": (BOUGHT, msgspec.structs.replace(TOPPED_UP, status="lost", depth=0,
+                                                           transaction=None), NOT_SENT),
+                  "passphrase": None,
+                  "reason": "watching the payment ended as replaced, 0 deep"}},
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "row", [*BEFORE, *LEGS, *END], ids=lambda row: f"{row['state']}-{row.get('to')}"
+    "row", [*BEFORE, *LEGS, *END, *WATCH], ids=lambda row: f"{row['state']}-{row.get('to')}"
 )
 def test_row(check_row: Any, row: dict[str, Any]) -> None:
     check_row(Payment, BASE, PLACES, **row)
@@ -397,6 +450,30 @@ def test_the_child_follows_the_one_leg_that_is_on_its_way(run_in: Any, dead: boo
     assert asked["transaction"] == context.legs[-1].transaction
     assert asked["stall_ms"] == (77 if dead else STALL_MS[Currency.LTC])
     assert asked["give_up_ms"] == 9_000 + 7_000
+    assert (asked["required"], asked["depth"], asked["depth_max"]) == (6, 0, 0)
+
+
+@pytest.mark.parametrize("topped_up", [False, True])
+def test_the_child_watches_the_last_leg_that_paid(run_in: Any, topped_up: bool) -> None:
+    """From where it was, to twice the depth that counts; its time begins now."""
+    given = {**WATCHED, "sent_ms": 10_000, "stall_ms": 77, **(TWO if topped_up else {})}
+    context = run_in(Payment, BASE, "watching", **given).context
+    child = compile_table(Payment).places["watching"].child
+    assert child is not None
+    wanted = child({"context": context})
+    assert wanted.machine == "Confirmation"
+    assert dict(wanted.context) == {
+        "currency": "LTC",
+        "transaction": (TOPPED_UP if topped_up else DEEP).transaction,
+        "required": 12,
+        "poll_ms": 14,
+        "stall_ms": 77,
+        "since_ms": 10_000,
+        "give_up_ms": 17_000,
+        "passphrase": Secret("open"),
+        "depth": 6,
+        "depth_max": 6,
+    }
 
 
 def test_the_child_pays_the_leg_opened_last(run_in: Any) -> None:
@@ -493,6 +570,18 @@ def test_contracts_of_the_key(verdicts: Any) -> None:
         {"invoice": None, "legs": ()},
     ):
         assert not holds("is_bought", **{**bought, **wrong})
+    lost = {**STORED, "legs": (msgspec.structs.replace(_lost(), transaction=None),)}
+    assert holds("is_unpaid_for", **lost)
+    assert holds("is_unpaid_for", **{**lost, "legs": (BOUGHT, *lost["legs"])})
+    for wrong in (
+        {"legs": (BOUGHT,)},
+        {"legs": (_lost(),)},
+        {"legs": ()},
+        {"secret_key": None},
+        {"public_key": None},
+        {"passphrase": Secret("open")},
+    ):
+        assert not holds("is_unpaid_for", **{**lost, **wrong})
     delivered = {**CARD, "legs": (BOUGHT,)}
     assert holds("is_delivered", **delivered)
     for wrong in (
@@ -530,6 +619,18 @@ def test_postconditions(ensured: Any) -> None:
         assert not after("top_up_is_the_gap", **gap, **{**TOPPING, "legs": legs})
     for base in (0, 1, 99, 100, 101, 1_000):
         assert after("refund_and_fee_are_the_payment", refund_base_atomic=base)
+    watched = {"old": msgspec.structs.replace(BASE, **WATCHED)}
+    changes: list[dict[str, Any]] = [
+        {"legs": (SENT,)},
+        {"legs": ()},
+        {"legs": (DEEP, TOPPED_UP)},
+        {"public_key": "other"},
+        {"secret_key": NEW},
+    ]
+    assert after("watching_pays_nothing", **watched, **STORED)
+    assert after("watching_pays_nothing", **watched, **{**STORED, "legs": (_lost(),)})
+    for change in changes:
+        assert not after("watching_pays_nothing", **watched, **{**STORED, **change})
     kept = {"event": ISSUED}
     assert after("secret_is_kept", **kept, secret_key=SECRET)
     assert not after("secret_is_kept", **kept, secret_key=NEW)

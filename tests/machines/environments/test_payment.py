@@ -83,7 +83,7 @@ def test_units_that_are_found_after_a_top_up_failed_buy_the_key(failed: str) -> 
 
 def test_card_differs_in_what_comes() -> None:
     """Neither key nor secret, and the card itself only where a key would come."""
-    _, card = OF.contexts()
+    _, card, _ = OF.contexts()
     paid = msgspec.structs.replace(_settling().context, goods=card.goods)
     for event in ("issued", "secret_gone", "refunding", "fell_short", "sank"):
         assert [_given(event, paid, "settling", now_ms) for now_ms in (PAUSE_MS, LONG_MS)] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from engine.clock import hours, minutes
 from engine.decide import Decision, Violation, begin, decide
 from engine.events import event_id
+from engine.ports import Query
 from engine.secret import Secret
 from engine.table import compile_table
 from machines.clients.ports import (
@@ -28,7 +30,7 @@ from machines.clients.ports import (
 from machines.flows.f03_payment import Payment
 from machines.flows.f03c_confirmation import Confirmation
 from machines.flows.f03w_wallet import Spend
-from machines.flows.money import CUT_MS, Leg, Wallets, restocking_fee_atomic
+from machines.flows.money import CUT_MS, POLL_MS, Leg, Wallets, restocking_fee_atomic
 from machines.flows.purchase import (
     Denied,
     FellShort,
@@ -48,8 +50,11 @@ from machines.flows.purchase import (
     SpendResult,
     Spent,
     Topped,
+    Watched,
 )
 from machines.flows.purchase_calls import top_up_allowed
+from machines.platform import keys
+from machines.platform.misbehaviour import inject
 
 DUE = 1_000_003
 DOWN = Unavailable("portal: refused")
@@ -614,6 +619,82 @@ async def test_clock_ten_minutes_off_does_not_make_the_key_wrong(world: Any) -> 
     assert story.context.proven
 
 
+# -- watched after that -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spent_elsewhere", [True, False], ids=["double spend", "heals"])
+async def test_reorganisation_after_completion(embed: Any, spent_elsewhere: bool) -> None:
+    """A key that was bought from the embedded platform, whose chain then takes the payment back."""
+    platform = await embed()
+    told, suspended = await _watch(platform, spent_elsewhere)
+    assert told["Payment"].passed[-3:-1] == ["key_stored", "watching"]
+    assert suspended, "the platform saw it, too"
+    context, child = told["Payment"].context, told["Confirmation"]
+    assert "reversed" in child.passed
+    assert context.secret_key is not None and context.passphrase is None
+    ended = (told["Payment"].state, told["Payment"].status)
+    if spent_elsewhere:
+        assert ended == ("completed_at_risk", "failed")
+        assert (child.state, [leg.status for leg in context.legs]) == ("replaced", ["lost"])
+        assert "replaced" in context.reason and told["Payment"].output.txids == ()
+        assert _is_suspended(platform, context.public_key)
+    else:
+        assert ended == ("completed", "completed")
+        assert (context.reason, context.legs[0].depth >= 12) == ("", True)
+        assert not _is_suspended(platform, context.public_key)
+
+
+async def _watch(platform: Any, spent_elsewhere: bool) -> tuple[dict[str, Any], bool]:
+    """How the purchase and its last child ended; was the key suspended just after?"""
+    order = Purchase(tier=1, months=1, currency=Currency.LTC, budget_cents=700, watch=True)
+    suspended = False
+    async with platform.harness() as harness:
+        run_id = (await harness.app.start(Payment, order)).run_id
+        for _ in range(80):
+            await harness.app.settle()
+            found = await harness.app.get(run_id)
+            if found.status in ("completed", "failed"):
+                break
+            if found.state == "watching" and not suspended:
+                _reorganise(platform, spent_elsewhere)
+                key = (await harness.app.outcome(run_id)).context.public_key
+                suspended = _is_suspended(platform, key)
+            else:
+                platform.context.blocks.mine("LTC")
+            platform.clock.advance(POLL_MS)
+            await harness.app.beat()
+        children = await harness.app.runs(Query(machine="Confirmation"))
+        last = max(children, key=lambda one: one.run.created_ms).run.run_id
+        told = {"Payment": run_id, "Confirmation": last}
+        return {name: await _told(harness.app, one) for name, one in told.items()}, suspended
+
+
+async def _told(app: Any, run_id: str) -> Any:
+    outcome, entries = await app.outcome(run_id), await app.journal(run_id)
+    passed = [entry.target for entry in entries]
+    return SimpleNamespace(
+        state=outcome.state,
+        status=outcome.status,
+        context=outcome.context,
+        output=outcome.output,
+        passed=passed,
+    )
+
+
+def _reorganise(platform: Any, spent_elsewhere: bool) -> None:
+    with platform.context.database.transaction() as sql:
+        arguments: Any = {"currency": "LTC", "depth": 8, "double_spend": spent_elsewhere}
+        inject(sql, "reorg", now_ms=platform.clock.now_ms(), **arguments)
+        platform.context.blocks.judge(sql)
+
+
+def _is_suspended(platform: Any, public_key: str) -> bool:
+    with platform.context.database.reading() as sql:
+        key = keys.find(sql, public_key)
+    assert key is not None
+    return key.standing(platform.clock.now_ms()) == "suspended"
+
+
 # -- control ------------------------------------------------------------------------------------
 
 
@@ -714,6 +795,14 @@ EVENTS = st.one_of(
         state=st.sampled_from(["deep_enough", "deep_enough", "replaced", "given_up"]),
         succeeded=st.booleans(),
         output=st.none() | st.builds(FollowResult, depth=st.integers(0, 9)),
+    ),
+    st.builds(
+        Watched,
+        run_id=st.just("c"),
+        machine=st.just("Confirmation"),
+        state=st.sampled_from(["deep_enough", "replaced", "given_up"]),
+        succeeded=st.booleans(),
+        output=st.none() | st.builds(FollowResult, depth=st.integers(0, 13)),
     ),
     st.builds(SankAgain, number=st.integers(0, 3), confirmations=st.integers(-1, 7)),
     st.builds(FellShort, received_atomic=RECEIVED),
