@@ -106,8 +106,10 @@ def test_one_thread_serves_all_and_ends_with_the_last() -> None:
     asked: list[float] = []
     failing = threading.Event()
     ended = threading.Event()
+    all_watched = threading.Event()
 
     def wait(stop: threading.Event, seconds: float) -> bool:
+        assert all_watched.wait(10)
         asked.append(seconds)
         if len(asked) <= 3:
             return False
@@ -124,6 +126,7 @@ def test_one_thread_serves_all_and_ends_with_the_last() -> None:
     for name in ("one", "two"):
         dog.watch(name, 1, lambda: 600, lambda _reason: None)
     dog.watch("three", 1, lambda: 100, lambda _reason: ended.set())
+    all_watched.set()
     assert ended.wait(10)  # after a round that failed
     (thread,) = set(threading.enumerate()) - before
     assert (thread.name, thread.daemon) == ("turtles-sandbox-watchdog", True)
