@@ -25,7 +25,7 @@
                              └─ watched ─► completed_at_risk
 
 States that a parent is told of: `invoicing` (priced), `paying` (invoiced), `confirming`
-(broadcast), `settling` (deep enough), `key_stored`, `watching`.
+(broadcast), `settling` (deep enough), `key_stored`.
 
 Promise: at most one payment is on its way at any moment, and what is sent in all never exceeds
 what is due plus the declared tolerance.  A further leg is opened only from `settling`: for the gap
@@ -175,7 +175,6 @@ class Payment(Machine[Purchase]):
     watching = State(
         child="following_on",
         on_child="watched",
-        milestone=True,
         cancellable=False,
         invariant="holds_the_secret",
     )

@@ -186,6 +186,7 @@ async def survive_every(
     )
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("shard", range(4))
 async def test_payment_survives_a_crash_at_every_boundary(
     shard: int, tmp_path: Path, figure: Callable[[str], None]
@@ -193,6 +194,7 @@ async def test_payment_survives_a_crash_at_every_boundary(
     figure(await survive_every("payment", tmp_path, lambda number: number % 4 == shard))
 
 
+@pytest.mark.acceptance
 async def test_inception_survives_a_crash_at_every_ninth_boundary(
     tmp_path: Path, figure: Callable[[str], None]
 ) -> None:

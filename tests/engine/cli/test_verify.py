@@ -120,6 +120,7 @@ def machine(where: Path, name: str, environment: str = "", **parts: str) -> str:
 # -- five minutes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.acceptance
 def test_newcomer_finds_keeps_and_mends_the_mistake(place: Path) -> None:
     found = verify(place, "till.py:Till", "--seed", "7", "--out", "found")
     assert found.returncode == 3, found.stdout + found.stderr
@@ -236,6 +237,7 @@ def test_doublecheck_compares_two_explorations(demo: Any, tmp_path: Path) -> Non
     assert answer.code == 5
 
 
+@pytest.mark.acceptance
 def test_mutants_only_if_asked_for(demo: Any, tmp_path: Path) -> None:
     name = machine(tmp_path, "mutated", contract="""@invariant
     def bounded(self, context: Count) -> bool:

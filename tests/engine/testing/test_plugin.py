@@ -105,6 +105,7 @@ def test_marker_passes_a_sound_machine_and_fails_a_broken_one(suite: Any) -> Non
     assert "Traceback" not in result.stdout.str() and "verifying.py" not in result.stdout.str()
 
 
+@pytest.mark.acceptance
 def test_body_runs_after_the_verification_also_async_and_in_a_class(suite: Any) -> None:
     result = suite(
         """
@@ -121,6 +122,7 @@ def test_body_runs_after_the_verification_also_async_and_in_a_class(suite: Any) 
     result.stdout.fnmatch_lines(["*assert (1 + 1) == 3*"])
 
 
+@pytest.mark.acceptance
 def test_one_line_is_enough(suite: Any) -> None:
     result = suite(
         """
@@ -239,6 +241,7 @@ def test_ledger_tells_of_what_was_done_twice(suite: Any) -> None:
     result.stdout.fnmatch_lines(["*effect pay was done * times under key*"])
 
 
+@pytest.mark.acceptance
 def test_marker_and_xdist(suite: Any) -> None:
     result = suite(
         """

@@ -260,6 +260,7 @@ def test_no_gap_is_proved():
     }
 
 
+@pytest.mark.acceptance
 def test_our_own_machines_have_no_pair_that_is_only_checked():
     report = lint(MACHINES)
     assert [e for e in report.guards if e.answer == "no" and e.method != "proved"] == []

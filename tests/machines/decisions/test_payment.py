@@ -112,7 +112,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "secret_lost": {"status": "running", "due": _in(600), "sends": SETTLING, **WAITS},
     "key_stored": {"status": "running", "due": _in(600), "moved": True, **WAITS,
                    "sends": {"on_timeout": "test_overdue", "on_exhausted": "unproven"}},
-    "watching": {"status": "waiting", "child": True, "moved": True, **WAITS},
+    "watching": {"status": "waiting", "child": True, **WAITS},
     "completed": {"status": "completed"},
     "delivered": {"status": "completed"},
     **dict.fromkeys(

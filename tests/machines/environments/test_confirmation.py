@@ -30,6 +30,7 @@ def _depths(context: Following, state: str, now_ms: int = 0) -> list[int]:
     return [one.confirmations for one in found or () if isinstance(one, Mined)]
 
 
+@pytest.mark.acceptance
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
     report = explore(Confirmation, open_store("sqlite://"), environment=OF, budget_seconds=60)
     assert (report.failures, report.mismatches) == ([], [])

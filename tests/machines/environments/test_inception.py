@@ -25,6 +25,7 @@ FIRST = next(one for one in OF.contexts() if inception.is_first(one))
 NOBODY_CANCELS = Scope(contexts=8, messages=0, cancels=False)
 
 
+@pytest.mark.acceptance
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
     """Without requests to stop, which treble the work."""
     report = explore(Inception, open_store("sqlite://"), scope=NOBODY_CANCELS, budget_seconds=25)

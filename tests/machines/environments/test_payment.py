@@ -47,6 +47,7 @@ def _given(event: str, context: Purchase, state: str, now_ms: int = PAUSE_MS) ->
 INVOICED: Invoiced = _given("invoiced", ORDER, "invoicing")[0]
 
 
+@pytest.mark.acceptance
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
     """Without requests to stop, which are put off in most states and treble the work."""
     report = explore(Payment, open_store("sqlite://"), scope=NOBODY_CANCELS, budget_seconds=25)

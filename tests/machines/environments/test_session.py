@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from engine.verification.environment import Done
 from engine.verification.explore import explore
@@ -26,6 +27,7 @@ GOOD = CellResult("completed", 0)
 MADE = Done("create", "k1", Created(session_id=ID, vcpu=1, expires_ms=SHORT_MS, idles_ms=SHORT_MS))
 
 
+@pytest.mark.acceptance
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
     report = explore(Session, open_store("sqlite://"), environment=OF, budget_seconds=60)
     assert (report.failures, report.mismatches) == ([], [])

@@ -50,6 +50,7 @@ def _broken(order: SpendOrder, state: str, *done: Done, status: str = "running")
     return list(OF.broken(context=order, state=state, status=status, now_ms=0, done=done))
 
 
+@pytest.mark.acceptance
 def test_everything_is_explored_and_nothing_is_wrong() -> None:
     report = explore(Spend, open_store("sqlite://"), environment=OF, budget_seconds=60)
     assert (report.failures, report.mismatches) == ([], [])
