@@ -81,6 +81,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.acceptance
 def test_marker_passes_a_sound_machine_and_fails_a_broken_one(suite: Any) -> None:
     result = suite(
         """
@@ -153,6 +154,7 @@ def test_one_line_is_enough(suite: Any) -> None:
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.acceptance
 def test_options_override_budget_and_seed(suite: Any) -> None:
     text = """
         @pytest.mark.turtles_verify(Broken, budget=600, seed=3)
