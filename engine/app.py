@@ -41,17 +41,17 @@ from engine.events import Event, event_id
 from engine.limits import check_key
 from engine.log import configure
 from engine.performing import Performer
-from engine.ports import Delivery, Query, Receipt, Store
+from engine.ports import Claimed, Delivery, Query, Receipt, Store
 from engine.run import HELD, Run
 from engine.runner import Runner
 from engine.secrets import SecretsCodec, load_codec
 from engine.table import Table, compile_table
-from engine.view import Outcome, Permission, View
+from engine.view import Outcome, Permission, View, unknown_run
+from engine.waiting import Waiters
 from engine.worker import Lease, Worker
 from engine.world import World
 
 log = structlog.get_logger("turtles.app")
-WAIT_POLL_MS = 100
 
 
 class RunRef(msgspec.Struct, frozen=True):
@@ -101,10 +101,10 @@ class App(View):
             clock=world.clock,
             io=world.io or (InlineIo() if store.key_file is None else ThreadIo()),
         )
+        self._log = log.bind()  # once: binding costs more than a line that nobody wants
         self._work = work
         self._listener = moved
         self._new_id = world.new_id
-        self._changed = asyncio.Event()
         self._lease = Lease(store, self._io, self.clock, world.worker())
         self._worker = Worker(
             store=store,
@@ -113,13 +113,16 @@ class App(View):
             lease=self._lease,
             versions=lambda: frozenset(t.fingerprint for t in self.tables.values()),
         )
+        self._committer = world.committer(store, self._io, lambda: self._worker.alone)
         self._desk = Desk(
             worker_id=self._lease.identity.worker_id,
             codec=self.codec,
-            committer=world.committer(store.runs, self._io),
+            committer=self._committer,
             clock=self.clock,
             moved=self._note,
+            arrived=self._worker.wake,
         )
+        self._waiters = Waiters(store, self._io, self.clock, self.codec)
         performer = Performer(
             desk=self._desk,
             clock=self.clock,
@@ -188,13 +191,12 @@ class App(View):
     def _note(self, decision: Decision) -> None:
         after, entry = decision.after, decision.entry
         if after.terminal or after.status in HELD:
-            self._changed.set()
-            self._changed = asyncio.Event()
-        if decision.child or decision.moved or after.terminal or after.closing:
+            self._waiters.rests(after)
+        if decision.child or after.closing or (after.parent and (decision.moved or after.terminal)):
             self._worker.wake()  # another run may have become due
-        log.info("run.moved", run_id=entry.run_id, machine=decision.after.machine, seq=entry.seq,
-                 event_name=entry.event, source=entry.source, target=entry.target,
-                 status=decision.after.status)  # fmt: skip
+        self._log.info("run.moved", run_id=entry.run_id, machine=after.machine, seq=entry.seq,
+                       event_name=entry.event, source=entry.source, target=entry.target,
+                       status=after.status)  # fmt: skip
         if self._listener is not None:
             self._listener(decision)
 
@@ -223,11 +225,15 @@ class App(View):
         begun = begin(table, run_id=self._new_id(now_ms), context=context, now_ms=now_ms, key=key)
         if isinstance(begun, Violation):
             raise Refused(f"machine {table.name} cannot begin: {begun.reason}")
-        start = self._desk.start_for(begun)
-        (started,) = await self._io(lambda: self.store.runs.start([start]))
-        if not started.created:
+        due = begun.after.due_ms is not None and begun.after.due_ms <= now_ms
+        start = self._desk.start_for(begun, self._worker.taker if due else None)
+        started = await self._committer.start(start)
+        if started.owned:
+            self._worker.take(Claimed(run=start.run, fence=1, inbox=(), stalls=1))
+        elif not started.created:
             await self._same_start(table, started.run_id, key or "", context)
-        self._worker.wake()
+        else:
+            self._worker.wake()
         return RunRef(started.run_id, started.created)
 
     async def _same_start(self, table: Table, run_id: str, key: str, context: Any) -> None:
@@ -265,7 +271,9 @@ class App(View):
         delivery = Delivery(
             run_id=run.run_id, key=key, event=name, payload=body, at_ms=self.clock.now_ms()
         )
-        (receipt,) = await self._io(lambda: self.store.inbox.deliver([delivery]))
+        receipt = await self._committer.deliver(delivery)
+        if receipt is None:
+            raise unknown_run(run.run_id, self.store.name)
         if receipt.duplicate and not receipt.same:
             raise KeyConflict(
                 f"key {key!r} of run {run.run_id} was used before for another event. "
@@ -325,13 +333,7 @@ class App(View):
             StoreError: the store has refused this program's work for some seconds.
         """
         async with asyncio.timeout(timeout_seconds):
-            while True:
-                changed = self._changed
-                outcome = await self.outcome(run_id)
-                if outcome.status in ("completed", "failed", "cancelled", "quarantined", "paused"):
-                    return outcome
-                self._check_worker()
-                await self._change_or_poll(changed)
+            return self._outcome(await self._waiters.wait(run_id, self._check_worker))
 
     def _check_worker(self) -> None:
         """Raise what stops the worker: nobody should wait for what cannot happen."""
@@ -340,17 +342,6 @@ class App(View):
             raise failure
         if self._serving is not None and self._serving.done():
             self._serving.result()
-
-    async def _change_or_poll(self, changed: asyncio.Event) -> None:
-        waiting = [
-            asyncio.create_task(changed.wait()),
-            asyncio.create_task(self.clock.sleep(WAIT_POLL_MS)),
-        ]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
 
 
 def _codec_of(store: Store) -> SecretsCodec:

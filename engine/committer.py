@@ -1,4 +1,4 @@
-"""Group commit: the writes of many runs share one transaction.
+"""Group commit: starts, events and writes of many runs share one transaction.
 
 Whatever is waiting when the last commit ends goes into the next one; there is no timer, so a run
 that is alone pays nothing.  A caller's `write` returns after the commit that holds its write.  One
@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from engine.ports import Runs, Write, Written
+from engine.ports import Batch, Delivery, Receipt, Start, Started, Store, Write, Written
 
 T = TypeVar("T")
-BATCH_MAX = 200
+BATCH_MAX = 500
+BREATH = 16
+"""So many commits in place, and the event loop has a turn."""
 
 
 class Io(Protocol):
@@ -55,42 +57,113 @@ class InlineIo:
 
 
 class Committer:
-    """Gathers writes and commits them together."""
+    """Gathers starts, events and writes, and commits them together.
 
-    def __init__(self, runs: Runs, io: Io) -> None:
-        self._runs = runs
+    Args:
+        alone: whether at most one run is in hand, so that nobody would share its commit; it is
+            then made in place, where the store's calls are.
+    """
+
+    def __init__(self, store: Store, io: Io, alone: Callable[[], bool] = lambda: False) -> None:
+        self._runs = store.runs
         self._io = io
-        self._waiting: list[tuple[Write, asyncio.Future[Written]]] = []
+        self._alone = alone
+        self._in_place = 0
+        self._starts: list[tuple[Start, asyncio.Future[Started]]] = []
+        self._deliveries: list[tuple[Delivery, asyncio.Future[Receipt | None]]] = []
+        self._writes: list[tuple[Write, asyncio.Future[Written]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def write(self, write: Write) -> Written:
         """Commit one write; returns when it is durable."""
-        future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
-        self._waiting.append((write, future))
-        if self._task is None or self._task.done():
+        if self._idle and isinstance(self._io, InlineIo) and self._alone():
+            self._in_place += 1
+            if self._in_place % BREATH == 0:
+                await asyncio.sleep(0)
+            (written,) = self._runs.commit([write])
+            return written
+        return await self._share(self._writes, write)
+
+    async def start(self, start: Start) -> Started:
+        """Accept one run; returns when it is durable."""
+        return await self._share(self._starts, start)
+
+    async def deliver(self, delivery: Delivery) -> Receipt | None:
+        """Accept one event; None if its run does not exist."""
+        return await self._share(self._deliveries, delivery)
+
+    @property
+    def _idle(self) -> bool:
+        return self._task is None and not self._writes
+
+    async def _share(self, waiting: list[tuple[Any, asyncio.Future[Any]]], one: Any) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        waiting.append((one, future))
+        if self._task is None:
             self._task = asyncio.create_task(self._drain())
         return await future
 
     async def _drain(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-            writes = [write for write, _ in batch]
-            try:
-                results = await self._io(lambda writes=writes: self._runs.commit(writes))  # type: ignore[misc]
-            except BaseException as error:  # noqa: BLE001 - handed to every waiting caller
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), result in zip(batch, results, strict=True):
+        try:
+            while self._starts or self._deliveries or self._writes:
+                await self._commit(
+                    _taken(self._starts), _taken(self._deliveries), _taken(self._writes)
+                )
+        finally:
+            self._task = None
+
+    async def _commit(self, starts: _Asked, deliveries: _Asked, writes: _Asked) -> None:
+        batch = Batch(
+            starts=tuple([one for one, _ in starts]),
+            deliveries=tuple([one for one, _ in deliveries]),
+            writes=tuple([one for one, _ in writes]),
+        )
+        everybody = [future for _, future in (*starts, *deliveries, *writes)]
+        try:
+            done = await self._io(lambda: self._runs.group(batch))
+        except BaseException as error:  # noqa: BLE001 - handed to every waiting caller
+            for future in everybody:
                 if not future.done():
-                    future.set_result(result)
+                    future.set_exception(error)
+            return
+        answers = (*done.started, *done.receipts, *done.written)
+        for future, answer in zip(everybody, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+
+_Asked = list[tuple[Any, asyncio.Future[Any]]]
+
+
+def _taken(waiting: _Asked) -> _Asked:
+    """The oldest of them, as many as one transaction takes."""
+    taken = waiting[:BATCH_MAX]
+    del waiting[:BATCH_MAX]
+    return taken
 
 
 class DirectCommitter(Committer):
-    """Commits every write by itself, at once; needs no event loop where its `Io` needs none."""
+    """Commits everything by itself, at once; needs no event loop where its `Io` needs none."""
+
+    def __init__(self, store: Store, io: Io, alone: Callable[[], bool] = lambda: True) -> None:
+        super().__init__(store, io, alone)
+        self._inbox = store.inbox
 
     async def write(self, write: Write) -> Written:
         """Commit one write."""
         (written,) = await self._io(lambda: self._runs.commit([write]))
         return written
+
+    async def start(self, start: Start) -> Started:
+        """Accept one run."""
+        (started,) = await self._io(lambda: self._runs.start([start]))
+        return started
+
+    async def deliver(self, delivery: Delivery) -> Receipt | None:
+        """Accept one event.
+
+        Raises:
+            UnknownRun: its run does not exist.
+        """
+        (receipt,) = await self._io(lambda: self._inbox.deliver([delivery]))
+        return receipt

@@ -6,15 +6,16 @@
 - `@invariant`: must hold in every state of the machine; `State(invariant=...)` in that state.
 
 Functions are called by the names of their parameters: `context` (before), `old` (the same),
-`new` (after), `event` (the payload) and `now_ms`.  Every evaluation gives a `Verdict` with the
-values the clause looked at: those fields of context and event that its code names.
+`new` (after), `event` (the payload) and `now_ms`.  Every evaluation gives a `Verdict`; one that is
+false has the values the clause looked at: those fields of context and event that its code names.
+The journal keeps contexts and payloads, so `engine.journal.explained` finds the values of all.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeVar
 
@@ -40,12 +41,39 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The result of one clause, with the values it saw."""
+    """The result of one clause, with the values it saw if they were looked up."""
 
     clause: str
     kind: str
     ok: bool
-    saw: dict[str, Any]
+    saw: dict[str, Any] = {}
+
+
+_KINDS = {kind[0]: kind for kind in ("guard", "requires", "ensures", "invariant")}
+
+
+def pack(verdicts: Iterable[Verdict]) -> bytes:
+    """Verdicts as a journal keeps them, JSON: `["g-last", "r+forwards"]`."""
+    return _ENCODER.encode([f"{v.kind[0]}{'+' if v.ok else '-'}{v.clause}" for v in verdicts])
+
+
+def unpack(body: bytes) -> tuple[Verdict, ...]:
+    """Verdicts out of a journal, without the values they saw.
+
+    Raises:
+        msgspec.MsgspecError: not what `pack` writes.
+    """
+    return tuple(map(_unpacked, _DECODER.decode(body)))
+
+
+def _unpacked(text: str) -> Verdict:
+    if text[:1] not in _KINDS or text[1:2] not in ("+", "-"):
+        raise msgspec.ValidationError(f"expected a verdict such as r+enough, got {text!r}")
+    return Verdict(text[2:], _KINDS[text[0]], text[1] == "+")
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +85,16 @@ class Clause:
     call: Callable[[Mapping[str, Any]], Any]
     reads: tuple[tuple[str, str], ...]
     line: int
+    holds: Verdict = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "holds", Verdict(self.name, self.kind, True))
 
     def judge(self, values: Mapping[str, Any]) -> Verdict:
         """Evaluate.  An exception in the clause propagates to the caller."""
-        ok = bool(self.call(values))
-        return Verdict(self.name, self.kind, ok, self.seen(values))
+        if self.call(values):
+            return self.holds
+        return Verdict(self.name, self.kind, False, self.seen(values))
 
     def seen(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The fields the clause reads, as plain values; secrets as `***`."""

@@ -78,6 +78,8 @@ def begin(
     key: str | None = None,
     parent: Parent | None = None,
     depth: int = 0,
+    priority: int = 0,
+    tenant: str = "",
 ) -> Decision | Violation:
     """Accept a run in its initial state: transition 1, event `$start`."""
     run = Run(
@@ -93,6 +95,8 @@ def begin(
         created_ms=now_ms,
         parent=parent,
         depth=depth,
+        priority=priority,
+        tenant=tenant,
     )
     place = table.places[table.initial]
     try:

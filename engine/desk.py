@@ -59,6 +59,7 @@ class Desk:
 
     Args:
         moved: called after every transition, with its decision.
+        arrived: called when a run was given up for which events had come in meanwhile.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Desk:
         committer: Committer,
         clock: Clock,
         moved: Callable[[Decision], None],
+        arrived: Callable[[], None] = lambda: None,
     ) -> None:
         self._worker_id = worker_id
         self._codec = codec
         self._committer = committer
         self._clock = clock
         self._moved = moved
+        self._arrived = arrived
 
     async def violated(self, job: Job, result: Violation, event: InboxEvent | None) -> None:
         consumed: tuple[Consumed, ...] = ()
@@ -156,18 +159,21 @@ class Desk:
             now_ms=decision.entry.at_ms,
             parent=child.parent,
             depth=depth,
+            priority=decision.after.priority,
+            tenant=decision.after.tenant,
         )
         if isinstance(begun, Violation):
             raise Refused(f"child {child.child.machine} cannot begin: {begun.reason}")
         return (self.start_for(begun),)
 
-    def start_for(self, begun: Decision) -> Start:
+    def start_for(self, begun: Decision, owner: str | None = None) -> Start:
         """The encoded start of a run that has been accepted, with the children it starts."""
         run = self._codec.seal_run(begun.after)
         return Start(
             run=run,
             entry=self._codec.seal_entry(begun.entry, self._worker_id, context=run.context),
             children=self._starts(begun),
+            owner=owner,
         )
 
     def _sends(
@@ -241,6 +247,7 @@ class Desk:
         sends: tuple[Delivery, ...] = (),
         output: bytes | None = None,
     ) -> None:
+        after = _counted(job.run.effect, after)
         sealed = self._codec.seal_run(after)
         entry = None
         if decision is not None:
@@ -263,6 +270,8 @@ class Desk:
         if not written.ok:
             raise LostOwnership(f"run {job.run.run_id}: moved by another worker; work dropped")
         job.run, job.stored, job.inbox, job.released = after, sealed, written.arrived, write.release
+        if write.release and written.arrived:
+            self._arrived()
 
     def _rests(self, job: Job, after: Run, consumed: tuple[Consumed, ...]) -> bool:
         """Whether nothing is left to do for the run now, so that the same write gives it up.
@@ -277,7 +286,7 @@ class Desk:
         return later or not job.performs
 
     async def release(self, job: Job) -> None:
-        await self._committer.write(
+        written = await self._committer.write(
             Write(
                 fence=job.fence,
                 before=job.stored,
@@ -286,6 +295,21 @@ class Desk:
                 at_ms=self._clock.now_ms(),
             )
         )
+        if written.arrived:
+            self._arrived()
+
+
+def _counted(before: Pending | None, after: Run) -> Run:
+    """The run with the attempts that this step adds counted among its effect's calls."""
+    effect = after.effect
+    if effect is None:
+        return after
+    same = before is not None and before.key == effect.key
+    known, tried = (before.calls, before.attempts) if same and before else (0, 0)
+    calls = known + max(effect.attempts - tried, 0)
+    if calls == effect.calls:
+        return after
+    return after.but(effect=msgspec.structs.replace(effect, calls=calls))
 
 
 def _is_new(effect: Pending | None, before: Pending | None) -> bool:

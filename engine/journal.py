@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.contracts import Verdict
+from engine.contracts import Clause, Verdict
 from engine.errors import TurtlesError
 from engine.events import Event
 from engine.run import Status
@@ -37,6 +37,46 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     at_ms: int
     worker: str = ""
+
+
+def explained(table: Table, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, decoded, with the values that their verdicts saw.
+
+    A clause that the machine does not have any more is left without.
+    """
+    found, before = [], None
+    for entry in entries:
+        values = {"context": before, "old": before, "new": entry.context, "event": entry.payload}
+        after = {**values, "context": entry.context}
+        clauses = _clauses(table, entry)
+        verdicts = tuple(
+            msgspec.structs.replace(
+                one,
+                saw=clauses[one.kind, one.clause].seen(
+                    values if one.kind in ("guard", "requires") else after
+                ),
+            )
+            if (one.kind, one.clause) in clauses
+            else one
+            for one in entry.verdicts
+        )
+        found.append(msgspec.structs.replace(entry, verdicts=verdicts))
+        before = entry.context
+    return found
+
+
+def _clauses(table: Table, entry: Entry) -> dict[tuple[str, str], Clause]:
+    edges = table.edges.get((entry.source, entry.event), ())
+    place = table.places.get(entry.target)
+    return {
+        (clause.kind, clause.name): clause
+        for some in (
+            *((*edge.guards, *edge.requires, *edge.ensures) for edge in edges),
+            place.invariants if place else (),
+            table.invariants,
+        )
+        for clause in some
+    }
 
 
 class Folded(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,8 +14,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -29,6 +29,7 @@ from engine.errors import Permanent, Transient, TurtlesError
 from engine.events import Event, event_id
 from engine.run import Pending
 
+T = TypeVar("T")
 log = structlog.get_logger("turtles.effects")
 DEFAULT_PAUSE_MS = 1_000
 
@@ -50,20 +51,54 @@ class OutsideCalls:
 
     async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
         """Make the call; out of time means that its outcome is unknown."""
-        async with _bounded(effect):
-            return await effect.perform(context, call)
+        return await _bounded(effect.perform(context, call), effect.timeout_ms)
 
     async def reconcile(
         self, effect: Effect, context: Any, call: Call
     ) -> Event | Again | NotDone | None:
         """Ask the effect's reconcile function."""
         assert effect.ask is not None
-        async with _bounded(effect):
-            return await effect.ask(context, call)
+        return await _bounded(effect.ask(context, call), effect.timeout_ms)
 
 
-def _bounded(effect: Effect) -> asyncio.Timeout:
-    return asyncio.timeout(effect.timeout_ms / 1000)
+async def _bounded(work: Awaitable[T], timeout_ms: int) -> T:
+    """The result of a call, bounded in time from the moment that it waits for anything."""
+    if not isinstance(work, Coroutine):
+        async with asyncio.timeout(timeout_ms / 1000):
+            return await work
+    try:
+        waits_for = work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    async with asyncio.timeout(timeout_ms / 1000):
+        return await _Rest(work, waits_for)
+
+
+class _Rest(Awaitable[T]):
+    """A coroutine that has been begun, awaited from where it waits."""
+
+    def __init__(self, work: Coroutine[Any, Any, T], waits_for: Any) -> None:
+        self._work = work
+        self._waits_for = [waits_for]
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        return self._waits_for.pop() if self._waits_for else self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        self._work.close()
 
 
 class Performer:

@@ -76,6 +76,8 @@ class Start(Record):
     run: Run
     entry: Entry
     children: tuple[Start, ...] = ()
+    owner: str | None = None
+    """A registered worker that has the run at once, at fence 1; its children are for anybody."""
 
 
 class Started(Record):
@@ -83,6 +85,8 @@ class Started(Record):
 
     run_id: str
     created: bool
+    owned: bool = False
+    """Whether the worker that the start named has the run."""
 
 
 class Claimed(Record):
@@ -146,6 +150,25 @@ class Written(Record):
 
     ok: bool
     arrived: tuple[InboxEvent, ...] = ()
+
+
+class Batch(Record):
+    """What shares one transaction: starts, then deliveries, then writes."""
+
+    starts: tuple[Start, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
+    writes: tuple[Write, ...] = ()
+
+
+class Done(Record):
+    """The answers to a batch, each in the order of what was asked.
+
+    The receipt of a delivery to a run that does not exist is None.
+    """
+
+    started: list[Started]
+    receipts: list[Receipt | None]
+    written: list[Written]
 
 
 class StoredRun(Record):
@@ -256,6 +279,9 @@ class Runs(Protocol):
     def get(self, run_id: str) -> StoredRun | None:
         """One run, encoded."""
 
+    def rested(self, run_ids: Sequence[str]) -> list[StoredRun]:
+        """Those of these runs that have ended or are held for a person."""
+
     def find(self, machine: str, key: str) -> str | None:
         """The id of the run that was started with this key."""
 
@@ -281,6 +307,9 @@ class Runs(Protocol):
 
         A write with an entry resets the run's stalls.
         """
+
+    def group(self, batch: Batch) -> Done:
+        """Starts, deliveries and writes of several callers in one transaction."""
 
     def next_due_ms(self, versions: Collection[str]) -> int | None:
         """When the next unowned run falls due."""

@@ -4,7 +4,7 @@
 
     entry 1 -> begin          $pause, $resume, $cancel, $undone, $child_ended -> engine.control
                               every other event -> decide
-    compared: target, context, verdicts with the values they saw, and the status
+    compared: target, context, verdicts, and the status
 
 Three facts are not in an entry, because they change without a transition: whether an event was the
 outcome of the state's effect, whether an attempt was in doubt when a cancel request came, and
@@ -137,8 +137,8 @@ def _kind(status: str) -> str:
 
 
 def _verdicts(entry: Entry) -> Any:
-    """As the store gives them back."""
-    return msgspec.json.decode(msgspec.json.encode(entry.verdicts))
+    """What was judged, and how."""
+    return [(one.clause, one.kind, one.ok) for one in entry.verdicts]
 
 
 def _difference(results: Sequence[Result | str], entry: Entry) -> str:

@@ -33,7 +33,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """An effect that was decided and has no outcome yet.
 
     `open` means that an attempt was recorded whose end nobody knows: reconcile before anything
-    else.  `undo_of` names the state whose effect this one compensates.
+    else.  `undo_of` names the state whose effect this one compensates.  `attempts` is what the
+    retry policy counts and begins anew when a run is resumed; `calls` counts all there have been.
     """
 
     seq: int
@@ -44,6 +45,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     next_ms: int
     undo_of: str | None = None
     last_error: str | None = None
+    calls: int = 0
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +85,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     held_from: Status | None = None
     parent: Parent | None = None
     depth: int = 0
+    priority: int = 0
+    tenant: str = ""
     last_error: str | None = None
 
     @property

@@ -104,7 +104,7 @@ class Runner:
     async def _turn(self, job: Job, effects: bool) -> bool:
         """One step; False when nothing is left to do now."""
         run, now_ms = job.run, self._clock.now_ms()
-        controls = [event for event in job.inbox if event.event in control.CONTROLS]
+        controls = job.inbox and [one for one in job.inbox if one.event in control.CONTROLS]
         if controls and not run.terminal:
             await self._control(job, controls[0], now_ms)
         elif run.terminal or run.status in HELD:

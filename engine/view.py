@@ -17,7 +17,7 @@ from engine.decide import Decision, decide
 from engine.definition import Machine
 from engine.errors import UnknownMachine, UnknownRun
 from engine.events import Event, event_id
-from engine.journal import Entry
+from engine.journal import Entry, explained
 from engine.ports import EffectRecord, Query, Store, StoredRun
 from engine.run import Run
 from engine.table import Table
@@ -62,8 +62,9 @@ class View:
 
     async def outcome(self, run_id: str) -> Outcome:
         """How a run stands now."""
-        stored = await self._stored(run_id)
-        run = self.codec.open_run(stored.run)
+        return self._outcome(self.codec.open_run((await self._stored(run_id)).run))
+
+    def _outcome(self, run: Run) -> Outcome:
         table = self.codec.table(run.machine)
         ended = run.terminal
         return Outcome(
@@ -91,7 +92,8 @@ class View:
         """Every transition of a run, decoded."""
         machine = (await self._stored(run_id)).run.machine
         entries = await self._io(lambda: self._all_entries(run_id))
-        return [self.codec.open_entry(machine, entry) for entry in entries]
+        opened = [self.codec.open_entry(machine, entry) for entry in entries]
+        return explained(self.codec.table(machine), opened)
 
     def _all_entries(self, run_id: str) -> list[Entry]:
         entries: list[Entry] = []
@@ -148,7 +150,10 @@ class View:
     async def _stored(self, run_id: str) -> StoredRun:
         stored = await self._io(lambda: self.store.runs.get(run_id))
         if stored is None:
-            raise UnknownRun(
-                f"no run {run_id!r} in {self.store.name}. List them with: turtles list"
-            )
+            raise unknown_run(run_id, self.store.name)
         return stored
+
+
+def unknown_run(run_id: str, store: str) -> UnknownRun:
+    """What to say of a run that does not exist."""
+    return UnknownRun(f"no run {run_id!r} in {store}. List them with: turtles list")

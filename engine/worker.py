@@ -87,7 +87,7 @@ class Worker:
         lease: Lease,
         versions: Callable[[], frozenset[str]],
         poll_ms: int = 250,
-        capacity: int = 100,
+        capacity: int = 1_000,
     ) -> None:
         self._store = store
         self._io = io
@@ -99,11 +99,33 @@ class Worker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._jobs: set[asyncio.Task[None]] = set()
+        self._until_ms = 0
+        self._runner: Runner | None = None
         self._failing: dict[str, tuple[int, StoreError]] = {}
 
     def wake(self) -> None:
         """Something may be due: look now."""
         self._wake.set()
+
+    def wake_by(self, due_ms: int | None) -> None:
+        """Something will be due then: do not sleep longer."""
+        if due_ms is not None and due_ms < self._until_ms:
+            self._wake.set()
+
+    @property
+    def alone(self) -> bool:
+        """Whether at most one run is in hand."""
+        return len(self._jobs) <= 1
+
+    @property
+    def taker(self) -> str | None:
+        """The worker's id if it can take a new run at once."""
+        busy = self._runner is None or self._stopping or len(self._jobs) >= self._capacity
+        return None if busy or not self._lease.safe else self._lease.identity.worker_id
+
+    def take(self, claimed: Claimed) -> None:
+        """Move a run that was accepted as this worker's."""
+        self._begin(msgspec.structs.replace(claimed, term=self._lease.term))
 
     def failure(self) -> StoreError | None:
         """The error with which the store has refused the same work for some seconds, if any."""
@@ -131,12 +153,13 @@ class Worker:
 
     async def serve(self, runner: Runner) -> None:
         """Work until `stop`."""
+        self._runner = runner
         heart = asyncio.create_task(self._beats())
         try:
             while not self._stopping:
                 self._wake.clear()
                 try:
-                    if not await self._take(runner):
+                    if not await self._take():
                         await self._pause()
                     self._failing.pop(_CLAIM, None)
                 except StoreError as error:
@@ -149,22 +172,27 @@ class Worker:
             with contextlib.suppress(asyncio.CancelledError):
                 await heart
 
-    async def _take(self, runner: Runner) -> int:
+    async def _take(self) -> int:
         free = self._capacity - len(self._jobs)
         if free <= 0 or not self._lease.safe:
             return 0
         taken = await self.claim(limit=free)
         for claimed in taken:
-            job = asyncio.create_task(self._move(runner, claimed))
-            self._jobs.add(job)
-            job.add_done_callback(self._done)
+            self._begin(claimed)
         return len(taken)
+
+    def _begin(self, claimed: Claimed) -> None:
+        assert self._runner is not None
+        job = asyncio.create_task(self._move(self._runner, claimed))
+        self._jobs.add(job)
+        job.add_done_callback(self._done)
 
     async def _move(self, runner: Runner, claimed: Claimed) -> None:
         run_id = claimed.run.run_id
         try:
-            await runner.advance(claimed)
+            run = await runner.advance(claimed)
             self._failing.pop(run_id, None)
+            self.wake_by(run.due_ms)
         except LostOwnership as error:
             self._failing.pop(run_id, None)
             log.warning("run.lost", run_id=claimed.run.run_id, reason=str(error))
@@ -196,10 +224,12 @@ class Worker:
                 return
 
     def _done(self, job: asyncio.Task[None]) -> None:
+        if len(self._jobs) >= self._capacity:
+            self.wake()  # what was due had to wait for a place
         self._jobs.discard(job)
         if not job.cancelled() and job.exception() is not None:
             log.error("worker.job_failed", exc_info=job.exception())
-        self.wake()
+            self.wake()
 
     async def _pause(self) -> None:
         now_ms, versions = self._clock.now_ms(), self._versions()
@@ -207,6 +237,7 @@ class Worker:
         wait_ms = self._poll_ms if due_ms is None else min(due_ms - now_ms, self._poll_ms)
         if len(self._jobs) >= self._capacity or not self._lease.safe:
             wait_ms = self._poll_ms  # what is due cannot be taken; do not spin
+        self._until_ms = now_ms + wait_ms
         waiting = [
             asyncio.create_task(self._wake.wait()),
             asyncio.create_task(self._clock.sleep(max(wait_ms, 1))),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from engine.clock import Clock
 from engine.committer import Committer, Io
 from engine.performing import Calls, OutsideCalls
-from engine.ports import Runs, Store, WorkerIdentity
+from engine.ports import Store, WorkerIdentity
 from engine.process import this_worker
 from engine.system import SystemClock, new_run_id
 
@@ -46,6 +46,6 @@ class World:
     calls: Calls = field(default_factory=OutsideCalls)
     store: Callable[[Store], Store] = _as_it_is
     io: Io | None = None
-    committer: Callable[[Runs, Io], Committer] = Committer
+    committer: Callable[[Store, Io, Callable[[], bool]], Committer] = Committer
     new_id: Callable[[int], str] = new_run_id
     worker: Callable[[], WorkerIdentity] = this_worker

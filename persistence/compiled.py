@@ -7,8 +7,14 @@ and its rows become plain named tuples.  What is run is exactly what Core would 
 Values are bound by their place: the driver looks up every name of a named one at every call, which
 doubles the price of a statement with twenty of them.
 
-An `IN` over a list (an expanding parameter) has one text for each length of the list; the texts
-are kept, up to a limit, as Core keeps its own.
+An `IN` over a list (an expanding parameter) is written per database::
+
+    SQLite        IN (?, ?, ?)         one text for each length; they are kept, up to a limit
+    PostgreSQL    = ANY($1::TEXT[])    one text and one prepared statement for all lengths
+                  IN (SELECT * FROM unnest($1::TEXT[], $2::TEXT[]))     for pairs
+
+PostgreSQL gets its own placeholders ($1), so the driver has nothing to look for in the text; that
+goes for texts written by hand with `:name`, too (`numbered`).
 """
 
 from __future__ import annotations
@@ -19,54 +25,141 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.sqltypes import TupleType
 
-_DIALECT = sqlite.dialect(paramstyle="qmark")
+DialectName = Literal["sqlite", "postgresql"]
+
+_SQLITE = sqlite.dialect(paramstyle="qmark")
+_POSTGRESQL = PGDialect_psycopg(paramstyle="pyformat")
 _EXPANDING = re.compile(r"\(__\[POSTCOMPILE_(\w+)\]\)")
+_IN = re.compile(r"(NOT )?IN \(__\[POSTCOMPILE_(\w+)\]\)|%\((\w+)\)s|%%")
+# A quoted string, a cast, or a name to be given a value.
+_NAMED = re.compile(r"('(?:[^']|'')*')|(::\w+)|:([a-zA-Z_]\w*)")
 
 
 class Plan(NamedTuple):
     """A statement as text, and how its values are put in order and its rows are made.
 
     `names` are its parameters in the order of the text, `constants` those it brings itself;
-    `lists` are the expanding ones, each with the width of its items: 0 for plain values, n for
-    n-tuples.
+    `lists` are the expanding ones whose items are written out in the text, each with the width of
+    its items: 0 for plain values, n for n-tuples.
     """
 
     text: str
     names: tuple[str, ...]
     constants: Mapping[str, Any]
     lists: Mapping[str, int]
-    in_order: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    in_order: Callable[[Mapping[str, Any]], Sequence[Any]]
     row: Callable[[Sequence[Any]], Any]
 
 
-@lru_cache(maxsize=512)
-def plan_for(statement: sa.Executable, columns: tuple[str, ...] | None = None) -> Plan:
+@lru_cache(maxsize=1024)
+def plan_for(
+    statement: sa.Executable,
+    columns: tuple[str, ...] | None = None,
+    dialect: DialectName = "sqlite",
+) -> Plan:
     """Compile a statement.
 
     Args:
         statement: built once and kept, because it is its own key in the cache.
         columns: for an INSERT, the columns that the rows name.
+        dialect: of which database.
     """
     assert isinstance(statement, sa.ClauseElement)
     compiled = statement.compile(
-        dialect=_DIALECT, column_keys=None if columns is None else list(columns)
+        dialect=_SQLITE if dialect == "sqlite" else _POSTGRESQL,
+        column_keys=None if columns is None else list(columns),
     )
     assert isinstance(compiled, SQLCompiler)
+    return _of_sqlite(compiled) if dialect == "sqlite" else _of_postgresql(compiled)
+
+
+def _of_sqlite(compiled: SQLCompiler) -> Plan:
     text, names = compiled.string, tuple(compiled.positiontup or ())
-    constants = {
+    lists = {name: _width(compiled, name) for name in _EXPANDING.findall(text)}
+    return Plan(text, names, _constants(compiled), lists, _in_order(names), _row_maker(compiled))
+
+
+def _of_postgresql(compiled: SQLCompiler) -> Plan:
+    slots: dict[tuple[str, int | None], str] = {}
+    """What is sent: a value, a list, or one place of every item of a list; and its `$n`."""
+
+    def slot(name: str, place: int | None = None) -> str:
+        return slots.setdefault((name, place), f"${len(slots) + 1}")
+
+    def written(match: re.Match[str]) -> str:
+        negated, listed, single = match.groups()
+        if single is not None:
+            return slot(single)
+        if listed is None:
+            return "%"
+        kinds = _kinds(compiled, listed)
+        if isinstance(kinds, str):
+            return f"{'<> ALL' if negated else '= ANY'}({slot(listed, -1)}::{kinds}[])"
+        arrays = (f"{slot(listed, n)}::{kind}[]" for n, kind in enumerate(kinds))
+        return f"{negated or ''}IN (SELECT * FROM unnest({', '.join(arrays)}))"  # noqa: S608
+
+    text = _IN.sub(written, compiled.string)
+    assert "POSTCOMPILE" not in text, text
+    names = tuple(name for name, _ in slots)
+    in_order = _in_order(names) if all(p is None for _, p in slots) else _with_arrays(list(slots))
+    return Plan(text, names, _constants(compiled), {}, in_order, _row_maker(compiled))
+
+
+def _kinds(compiled: SQLCompiler, name: str) -> str | list[str]:
+    kind = compiled.binds[name].type
+    if isinstance(kind, TupleType):
+        return [each.compile(dialect=_POSTGRESQL) for each in kind.types]
+    return kind.compile(dialect=_POSTGRESQL)
+
+
+def _with_arrays(
+    slots: Sequence[tuple[str, int | None]],
+) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    def in_order(values: Mapping[str, Any]) -> Sequence[Any]:
+        return [
+            values[name]
+            if place is None
+            else list(values[name])
+            if place < 0
+            else [item[place] for item in values[name]]
+            for name, place in slots
+        ]
+
+    return in_order
+
+
+def _constants(compiled: SQLCompiler) -> dict[str, Any]:
+    return {
         name: parameter.effective_value
         for name, parameter in compiled.binds.items()
         if not parameter.required
     }
-    lists = {name: _width(compiled, name) for name in _EXPANDING.findall(text)}
-    return Plan(text, names, constants, lists, _in_order(names), _row_maker(compiled))
+
+
+@lru_cache(maxsize=1024)
+def plan_rows(
+    statement: sa.Executable, names: tuple[str, ...], dialect: DialectName = "sqlite"
+) -> tuple[str, Callable[[Sequence[Any]], Sequence[Any]] | None]:
+    """The text for rows whose values are in the order of `names`, and how each is put in order.
+
+    None instead of a function: the rows are in the order of the text already.
+    """
+    plan = plan_for(statement, names if isinstance(statement, sa.Insert) else None, dialect)
+    assert not plan.lists, plan.text
+    if plan.names == names:
+        return plan.text, None
+    constants = dict(plan.constants)
+    if not any(name in constants for name in plan.names):
+        return plan.text, itemgetter(*map(names.index, plan.names))
+    return plan.text, lambda row: plan.in_order({**constants, **dict(zip(names, row, strict=True))})
 
 
 def _in_order(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
@@ -81,7 +174,7 @@ def _row_maker(compiled: SQLCompiler) -> Callable[[Sequence[Any]], Any]:
         return tuple
     kind = namedtuple("Row", [column.keyname for column in columns])  # type: ignore[misc]
     booleans = [i for i, column in enumerate(columns) if isinstance(column.type, sa.Boolean)]
-    if not booleans:
+    if not booleans or compiled.dialect is _POSTGRESQL:
         return kind._make
 
     def make(values: Sequence[Any]) -> Any:
@@ -114,6 +207,19 @@ def bound(plan: Plan, parameters: Mapping[str, Any]) -> tuple[str, Sequence[Any]
             sizes.append((len(items), width))
             values.extend(chain.from_iterable(items) if width else items)
     return _expanded(plan.text, tuple(sizes)), values
+
+
+@lru_cache(maxsize=1024)
+def numbered(statement: str) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+    """A text with `:name` as PostgreSQL reads it (`$1`), and how its values are put in order."""
+    places: dict[str, str] = {}
+
+    def written(match: re.Match[str]) -> str:
+        name = match[3]
+        return match[0] if name is None else places.setdefault(name, f"${len(places) + 1}")
+
+    text = _NAMED.sub(written, statement)
+    return text, _in_order(tuple(places))
 
 
 def _width(compiled: SQLCompiler, name: str) -> int:

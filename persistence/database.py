@@ -1,64 +1,90 @@
-"""One SQLite file, opened the only way we open it: WAL, foreign keys, `BEGIN IMMEDIATE`.
+"""What stands between our statements and a driver: `Database` and its transactions, `Session`.
 
-`Database` is what both the engine's store and the embedded platform stand on.  A transaction
-takes the write lock when it begins, so whatever it reads is still true when it commits::
+Both the engine's store and the embedded platform stand on it.  A transaction of writes takes what
+it needs (the write lock of SQLite, the rows it touches on PostgreSQL) and holds it until it ends::
 
     with database.transaction() as sql:
         row = sql.one("SELECT balance_atomic FROM wallet WHERE name = :name", name="payer")
         sql.run("UPDATE wallet SET ...", ...)
 
 Statements go straight to the driver, inside a BEGIN and a COMMIT that are sent here; of SQLAlchemy
-there is the pool (a file) and the compiler (`persistence.compiled`).  A database in memory has one
-connection only, so its transactions take turns, and none can be begun within another::
+there is the pool and the compiler (`persistence.compiled`).  One class for each kind of database::
 
-    file      every transaction has a pooled connection of its own; SQLite keeps them apart
-    memory    one connection, one transaction at a time, other threads wait
+    persistence.sqlite        SqliteDatabase    a file, or memory
+    persistence.postgresql    PgDatabase        a server, many workers
 
-`synchronous` is `FULL` unless `NORMAL` is asked for by name: `NORMAL` survives the death of the
-process but may lose the last commits when the machine loses power.
-
-Foreign errors are translated here: a caller sees `StoreError` and its kinds, never a driver's.
+Foreign errors are translated there: a caller sees `StoreError` and its kinds, never a driver's.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.pool import StaticPool
 
-from engine.errors import (
-    StoreBusy,
-    StoreCorrupt,
-    StoreError,
-    StoreFull,
-    StoreReadOnly,
-    UsageError,
-)
-from persistence.compiled import bound, plan_for
+from engine.errors import UsageError
+from persistence.compiled import DialectName, bound, plan_for, plan_rows
 
 Synchronous = Literal["FULL", "NORMAL"]
 Row = Mapping[str, Any]
 Pooled = sa.PoolProxiedConnection
 
 
-class Session:
-    """Statements inside one transaction.  Parameters are named (`:name`); rows are mappings."""
+class Cursor(Protocol):
+    """What both drivers answer a statement with."""
+
+    @property
+    def rowcount(self) -> int:
+        """Rows changed."""
+
+    @property
+    def description(self) -> Any:
+        """A sequence of columns, whose first items are their names; None without rows."""
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows."""
+
+
+class Session(ABC):
+    """Statements inside one transaction.  Parameters are named (`:name`); rows are mappings.
+
+    Args:
+        database: whose transaction it is.
+        pooled: the connection in SQLAlchemy's pool; None where there is only one.
+        send: sends a text with its values in order.
+    """
+
+    dialect: ClassVar[DialectName]
 
     def __init__(
-        self, database: Database, driver: sqlite3.Connection, pooled: Pooled | None
+        self,
+        database: Database,
+        pooled: Pooled | None,
+        send: Callable[[str, Sequence[Any]], Cursor],
     ) -> None:
         self.database = database
-        self._driver = driver
         self._pooled = pooled
+        self._send = send
+
+    @abstractmethod
+    def _say(self, statement: str, parameters: Mapping[str, Any]) -> Cursor:
+        """Send a text that was written by hand, with its values by name."""
+
+    @abstractmethod
+    def _send_many(self, text: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Send a text once for each row of values; the number of rows changed in all."""
+
+    @abstractmethod
+    def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
+        """Execute a statement once for each row of parameters."""
 
     @cached_property
     def connection(self) -> sa.Connection:
@@ -70,38 +96,46 @@ class Session:
 
     def run(self, statement: str, /, **parameters: Any) -> int:
         """Execute a statement; the number of rows it changed."""
-        return self._driver.execute(statement, parameters).rowcount
-
-    def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
-        """Execute a statement once for each row of parameters."""
-        self._driver.executemany(statement, rows)
+        return self._say(statement, parameters).rowcount
 
     def execute(self, statement: sa.Executable, /, **parameters: Any) -> int:
         """Execute a built statement; the number of rows it changed."""
-        text, values = bound(plan_for(statement), parameters)
-        return self._driver.execute(text, values).rowcount
+        text, values = bound(plan_for(statement, None, self.dialect), parameters)
+        return self._send(text, values).rowcount
 
     def execute_many(self, statement: sa.Executable, rows: Sequence[Mapping[str, Any]], /) -> int:
         """Execute a built statement once for each row; the number of rows changed in all."""
         if not rows:
             return 0
         columns = tuple(rows[0]) if isinstance(statement, sa.Insert) else None
-        plan = plan_for(statement, columns)
+        plan = plan_for(statement, columns, self.dialect)
         given = [{**plan.constants, **row} for row in rows] if plan.constants else rows
         values = list(map(plan.in_order, given))
         if len(values) == 1:  # half of the price
-            return self._driver.execute(plan.text, values[0]).rowcount
-        return self._driver.executemany(plan.text, values).rowcount
+            return self._send(plan.text, values[0]).rowcount
+        return self._send_many(plan.text, values)
+
+    def execute_rows(
+        self, statement: sa.Executable, names: tuple[str, ...], rows: Sequence[Sequence[Any]], /
+    ) -> int:
+        """The same for rows whose values are in the order of `names`, which costs a third."""
+        if not rows:
+            return 0
+        text, order = plan_rows(statement, names, self.dialect)
+        values = rows if order is None else list(map(order, rows))
+        if len(values) == 1:
+            return self._send(text, values[0]).rowcount
+        return self._send_many(text, values)
 
     def fetch(self, statement: sa.Executable, /, **parameters: Any) -> list[Any]:
         """Every row of a built query, or of a built statement with RETURNING, by name."""
-        plan = plan_for(statement)
+        plan = plan_for(statement, None, self.dialect)
         text, values = bound(plan, parameters)
-        return list(map(plan.row, self._driver.execute(text, values)))
+        return list(map(plan.row, self._send(text, values)))
 
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Every row of a query, or of a statement with RETURNING."""
-        cursor = self._driver.execute(statement, parameters)
+        cursor = self._say(statement, parameters)
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
@@ -112,127 +146,39 @@ class Session:
 
     def scalar(self, statement: str, /, **parameters: Any) -> Any:
         """The first column of the first row, or None."""
-        row = self._driver.execute(statement, parameters).fetchone()
+        row = self._say(statement, parameters).fetchone()
         return None if row is None else row[0]
 
 
-class Database:
-    """A SQLite file (or a private in-memory database when `path` is None).
-
-    Args:
-        path: the file; its directory must exist.
-        synchronous: `FULL` (default) or `NORMAL`.
-        busy_timeout_seconds: how long a transaction waits for another writer.
+class Database(ABC):
+    """A database that is open.
 
     Raises:
-        StoreError: one of its kinds, from any method, naming the file.
+        StoreError: one of its kinds, from any method, naming the database.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        *,
-        synchronous: Synchronous = "FULL",
-        busy_timeout_seconds: float = 10.0,
-    ) -> None:
-        self.path = path
-        self.name = str(path) if path else ":memory:"
-        self._synchronous = synchronous
-        self._busy_timeout_seconds = busy_timeout_seconds
-        self.sa = self._create()
-        self._turn = threading.RLock()
-        self._only: sqlite3.Connection | None = None
-        if path is None:
-            self._only = cast(sqlite3.Connection, self.sa.raw_connection().driver_connection)
-
-    def _create(self) -> sa.Engine:
-        # The driver's own transaction control is switched off; `_within` sends the BEGIN.
-        arguments = {
-            "check_same_thread": False,
-            "timeout": self._busy_timeout_seconds,
-            "isolation_level": None,
-            "cached_statements": 512,
-        }
-        if self.path is None:
-            database = sa.create_engine(
-                "sqlite://",
-                connect_args=arguments,
-                poolclass=StaticPool,
-                pool_reset_on_return=None,  # what is given back is in use all the same
-            )
-        else:
-            database = sa.create_engine(
-                sa.URL.create("sqlite", database=str(self.path)),
-                connect_args=arguments,
-                pool_size=2,
-            )
-            event.listen(database, "do_connect", self._make_private)
-        event.listen(database, "connect", self._prepare)
-        return database
-
-    def _make_private(self, *_connecting: object) -> None:
-        """Make the file for its owner alone; SQLite gives its log the mode of the file.
-
-        What cannot be made is left to SQLite, which then says why.
-        """
-        assert self.path is not None
-        with suppress(OSError):
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-
-    def _prepare(self, connection: sqlite3.Connection, _record: object) -> None:
-        cursor = connection.cursor()
-        if self.path is None:
-            cursor.execute("PRAGMA page_size=512")  # snapshots: a sixth of the bytes
-        else:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute(f"PRAGMA synchronous={self._synchronous}")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
+    dialect: ClassVar[DialectName]
+    name: str
+    """As a person would name it; never with a password."""
+    path: Path | None
+    """Its file; None in memory and on a server."""
+    sa: sa.Engine
 
     def transaction(self) -> AbstractContextManager[Session]:
         """One write transaction: commits when the block ends, rolls back when it raises."""
-        return self._session("BEGIN IMMEDIATE")
+        return self._session(writes=True)
 
     def reading(self) -> AbstractContextManager[Session]:
         """A snapshot to read from, without the write lock."""
-        return self._session("BEGIN")
+        return self._session(writes=False)
 
     def close(self) -> None:
         """Close every connection that is not in use."""
         self.sa.dispose()
 
-    @contextmanager
-    def _session(self, begin: str) -> Iterator[Session]:
-        try:
-            if self._only is not None:
-                with self._turn:
-                    yield from _within(begin, Session(self, self._only, None), self._only)
-            else:
-                with closing(self.sa.raw_connection()) as pooled:
-                    driver: Any = pooled.driver_connection
-                    yield from _within(begin, Session(self, driver, pooled), driver)
-        except sa.exc.DBAPIError as error:  # of what went through `Session.connection`
-            raise translate(str(error.orig), self.name) from error
-        except sqlite3.Error as error:
-            raise translate(str(error), self.name) from error
-
-
-def _within(begin: str, session: Session, driver: sqlite3.Connection) -> Iterator[Session]:
-    """One transaction around a block, whatever ends the block."""
-    if driver.in_transaction:
-        raise StoreError(
-            f"database {session.database.name}: a transaction is open on its only connection "
-            "already. End that one first."
-        )
-    try:
-        driver.execute(begin)
-        yield session
-        driver.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):  # the first error is the one to tell
-            if driver.in_transaction:  # SQLite itself rolls back when the disk is full
-                driver.execute("ROLLBACK")
-        raise
+    @abstractmethod
+    def _session(self, *, writes: bool) -> AbstractContextManager[Session]:
+        """One transaction around a block."""
 
 
 def open_database(
@@ -242,44 +188,23 @@ def open_database(
 
     Raises:
         UsageError: a url of another kind.
+        StoreError: a server that does not let us in.
     """
     scheme, separator, rest = url.partition("://")
+    if separator and scheme in ("postgresql", "postgres", "postgresql+psycopg"):
+        from persistence.postgresql import open_postgresql
+
+        return open_postgresql(
+            url, synchronous=synchronous, busy_timeout_seconds=busy_timeout_seconds
+        )
     if scheme != "sqlite" or not separator or (rest and not rest.startswith("/")):
         shown = scheme if separator else "one without a scheme"
         raise UsageError(
-            f"store url: expected sqlite:///path/to/file.db (or sqlite:// in memory), got {shown}. "
+            f"store url: expected sqlite:///path/to/file.db (or sqlite:// in memory) or "
+            f"postgresql://user:password@host:port/database, got {shown}. "
             "Other databases are not supported in this version."
         )
+    from persistence.sqlite import SqliteDatabase
+
     path = Path(rest[1:]).expanduser() if rest[1:] else None
-    return Database(path, synchronous=synchronous, busy_timeout_seconds=busy_timeout_seconds)
-
-
-def translate(text: str, name: str) -> StoreError:
-    """The store error that a driver's message means, with what to do about it."""
-    lowered = text.lower()
-    if "locked" in lowered or "busy" in lowered:
-        return StoreBusy(
-            f"database {name}: another process held the write lock too long ({text}). "
-            "Stop the other process or try again; nothing was written."
-        )
-    if "malformed" in lowered or "not a database" in lowered:
-        return StoreCorrupt(
-            f"database {name}: not a readable SQLite database ({text}). "
-            "Restore it from a backup, or move it away to begin anew; nothing was written."
-        )
-    if "full" in lowered:
-        return StoreFull(
-            f"database {name}: no space left to write ({text}). "
-            "Free some space and run again; the last transition was not committed."
-        )
-    if "readonly" in lowered or "unable to open" in lowered or "permission" in lowered:
-        return StoreReadOnly(
-            f"database {name}: cannot be opened for writing ({text}). "
-            "Check that its directory exists and is writable by this user."
-        )
-    if "disk i/o error" in lowered:
-        return StoreFull(
-            f"database {name}: the disk refused a write ({text}). "
-            "Check free space, quota and the disk itself; the last transition was not committed."
-        )
-    return StoreError(f"database {name}: {text}")
+    return SqliteDatabase(path, synchronous=synchronous, busy_timeout_seconds=busy_timeout_seconds)

@@ -1,4 +1,4 @@
-"""Recorded effects: a row is made when the effect is decided and settled once.
+"""Recorded effects, as the journal and the runs tell them: `turtles_effect` is a view of both.
 
 ::
 
@@ -6,8 +6,9 @@
                         +-> given_up    no attempt was left
                         +-> abandoned   the run went elsewhere before an outcome
 
-`attempts` is what the retry policy counts and begins anew when a run is resumed; `calls` counts
-every attempt there has been.
+The pending one is in its run's row; the transition that ends it says how.  `attempts` is what the
+retry policy counts and begins anew when a run is resumed; `calls` counts every attempt there has
+been.  The idempotency key is not kept, because it follows from run, seq and name.
 """
 
 from __future__ import annotations
@@ -17,35 +18,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from engine.ids import idempotency_key
 from engine.ports import EffectRecord, Write
-from engine.run import Pending, Run
+from engine.run import Pending
 from persistence import tables
-from persistence.database import Database, Session
+from persistence.database import Database
 
 _e = tables.effect.c
-_INSERT = sa.insert(tables.effect)
 _READ = sa.select(tables.effect).where(_e.run_id == sa.bindparam("of")).order_by(_e.seq, _e.name)
-_PENDING = (
-    _e.run_id == sa.bindparam("of"),
-    _e.key == sa.bindparam("under"),
-    _e.status == tables.PENDING,
-)
-_CLOSE = (
-    sa.update(tables.effect)
-    .where(*_PENDING)
-    .values(status=sa.bindparam("outcome"), open=False, closed_seq=sa.bindparam("at_seq"))
-)
-_CHANGE = (
-    sa.update(tables.effect)
-    .where(*_PENDING)
-    .values(
-        attempts=sa.bindparam("tried"),
-        calls=_e.calls + sa.bindparam("more"),
-        open=sa.bindparam("is_open"),
-        next_ms=sa.bindparam("at_ms"),
-        last_error=sa.bindparam("error"),
-    )
-)
 
 
 class SqlEffects:
@@ -60,63 +40,79 @@ class SqlEffects:
             return [_record(row) for row in sql.fetch(_READ, of=run_id)]
 
 
-def add_pending(sql: Session, runs: Sequence[Run]) -> None:
-    """Record the effect of every run that has one."""
-    sql.execute_many(_INSERT, [_row(run.run_id, run.effect) for run in runs if run.effect])
+PENDING_COLUMNS = (
+    "effect_seq",
+    "effect_name",
+    "effect_attempts",
+    "effect_calls",
+    "effect_open",
+    "effect_next_ms",
+    "effect_undo_of",
+    "effect_error",
+)
+_NONE = (None,) * len(PENDING_COLUMNS)
+SETTLED_COLUMNS = (
+    "effect_seq",
+    "effect_name",
+    "effect_outcome",
+    "effect_attempts",
+    "effect_calls",
+    "effect_undo_of",
+    "effect_error",
+)
+_UNSETTLED = (None,) * len(SETTLED_COLUMNS)
 
 
-def settle_effects(sql: Session, writes: Sequence[Write]) -> None:
-    """Close, change and add the effects of these writes, at most one write per run."""
-    closed, changed, added = [], [], []
-    for write in writes:
-        before, after = write.before.effect, write.after.effect
-        same = before is not None and after is not None and before.key == after.key
-        if before is not None and not same:
-            closed.append(_closing(write, before))
-        if after is not None and not same:
-            added.append(write.after)
-        if before is not None and after is not None and same and before != after:
-            changed.append(_changing(write.after.run_id, before, after))
-    sql.execute_many(_CLOSE, closed)
-    sql.execute_many(_CHANGE, changed)
-    add_pending(sql, added)
+def pending_values(effect: Pending | None) -> Sequence[Any]:
+    """What a run's row says of its pending effect, in the order of `PENDING_COLUMNS`."""
+    if effect is None:
+        return _NONE
+    return (
+        effect.seq,
+        effect.name,
+        effect.attempts,
+        effect.calls,
+        effect.open,
+        effect.next_ms,
+        effect.undo_of,
+        effect.last_error,
+    )
 
 
-def _closing(write: Write, effect: Pending) -> dict[str, Any]:
-    return {
-        "of": write.after.run_id,
-        "under": effect.key,
-        "outcome": write.outcome or "abandoned",
-        "at_seq": write.after.seq,
-    }
+def pending_of(row: Any) -> Pending | None:
+    """The pending effect that a run's row tells of."""
+    if row.effect_name is None:
+        return None
+    return Pending(
+        seq=row.effect_seq,
+        name=row.effect_name,
+        key=idempotency_key(row.run_id, row.effect_seq, row.effect_name),
+        attempts=row.effect_attempts,
+        open=row.effect_open,
+        next_ms=row.effect_next_ms,
+        undo_of=row.effect_undo_of,
+        last_error=row.effect_error,
+        calls=row.effect_calls,
+    )
 
 
-def _changing(run_id: str, before: Pending, after: Pending) -> dict[str, Any]:
-    return {
-        "of": run_id,
-        "under": after.key,
-        "tried": after.attempts,
-        "more": max(after.attempts - before.attempts, 0),
-        "is_open": after.open,
-        "at_ms": after.next_ms,
-        "error": after.last_error,
-    }
+def settled_values(write: Write) -> Sequence[Any]:
+    """How this transition ended the effect before it, in the order of `SETTLED_COLUMNS`."""
+    before, after = write.before.effect, write.after.effect
+    if before is None or (after is not None and after.key == before.key):
+        return _UNSETTLED
+    return (
+        before.seq,
+        before.name,
+        write.outcome or "abandoned",
+        before.attempts,
+        before.calls,
+        before.undo_of,
+        before.last_error,
+    )
 
 
-def _row(run_id: str, effect: Pending) -> dict[str, Any]:
-    return {
-        "run_id": run_id,
-        "seq": effect.seq,
-        "name": effect.name,
-        "key": effect.key,
-        "status": "pending",
-        "attempts": effect.attempts,
-        "calls": effect.attempts,
-        "open": effect.open,
-        "next_ms": effect.next_ms,
-        "undo_of": effect.undo_of,
-        "last_error": effect.last_error,
-    }
+NO_SETTLED = _UNSETTLED
 
 
 def _record(row: sa.Row[Any]) -> EffectRecord:
@@ -124,7 +120,7 @@ def _record(row: sa.Row[Any]) -> EffectRecord:
         run_id=row.run_id,
         seq=row.seq,
         name=row.name,
-        key=row.key,
+        key=idempotency_key(row.run_id, row.seq, row.name),
         attempts=row.attempts,
         open=row.open,
         next_ms=row.next_ms,

@@ -17,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from engine.ids import idempotency_key
 from engine.journal import Entry
 from engine.ports import Finding, History, PastEffect, PastEvent
 from persistence import runs, tables
@@ -133,7 +134,7 @@ def _effect(row: Any) -> PastEffect:
         run_id=row.run_id,
         seq=row.seq,
         name=row.name,
-        key=row.key,
+        key=idempotency_key(row.run_id, row.seq, row.name),
         attempts=row.attempts,
         open=row.open,
         next_ms=row.next_ms,

@@ -27,6 +27,7 @@ _INSERT = sa.insert(tables.inbox)
 _RECEIVERS = (
     sa.select(_r.run_id, _r.status)
     .where(_r.run_id.in_(sa.bindparam("some", expanding=True)))
+    .order_by(_r.run_id)
     .with_for_update()
 )
 _USED = sa.select(tables.inbox).where(
@@ -57,7 +58,8 @@ _WAKE = (
         due_ms=sa.case(
             (_r.due_ms < sa.bindparam("at", type_=sa.BigInteger), _r.due_ms),
             else_=sa.bindparam("at", type_=sa.BigInteger),
-        )
+        ),
+        ready=sa.true(),
     )
 )
 
@@ -98,6 +100,14 @@ class SqlInbox:
             return list(waiting_by_run(sql, [run_id]).get(run_id, ()))
 
 
+def accept_deliveries(sql: Session, deliveries: Sequence[Delivery]) -> list[Receipt | None]:
+    """Accept what several callers give; None for a run that does not exist, for that one alone."""
+    statuses = _statuses(sql, deliveries)
+    known = [one for one in deliveries if one.run_id in statuses]
+    receipts = iter(_accept(sql, known, statuses))
+    return [next(receipts) if one.run_id in statuses else None for one in deliveries]
+
+
 def accept_sends(sql: Session, sends: Sequence[Delivery]) -> list[Delivery]:
     """Accept what runs send each other; returns those whose receiver does not exist."""
     if not sends:
@@ -118,9 +128,9 @@ def waiting_by_run(sql: Session, run_ids: Sequence[str]) -> dict[str, tuple[Inbo
     return found
 
 
-def consume(sql: Session, writes: Sequence[Write]) -> None:
-    """Settle the events that these writes consume."""
-    sql.execute_many(
+def consume(sql: Session, writes: Sequence[Write]) -> int:
+    """Settle the events that these writes consume; how many still could be."""
+    return sql.execute_many(
         _CONSUME, [_consumed(write, one) for write in writes for one in write.consumed]
     )
 

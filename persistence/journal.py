@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
-from engine.contracts import Verdict
+from engine.contracts import pack, unpack
 from engine.journal import Entry
+from engine.ports import Write
 from persistence import tables
 from persistence.database import Database, Session
+from persistence.effects import NO_SETTLED, SETTLED_COLUMNS, settled_values
 
 _t = tables.transition.c
 _INSERT = sa.insert(tables.transition)
@@ -21,7 +22,21 @@ _READ = (
     .order_by(_t.seq)
     .limit(sa.bindparam("most"))
 )
-_VERDICTS = msgspec.json.Decoder(tuple[Verdict, ...])
+_COLUMNS = (
+    "run_id",
+    "seq",
+    "event",
+    "source",
+    "target",
+    "status",
+    "at_ms",
+    "worker",
+    "fence",
+    "payload",
+    "verdicts",
+    "context",
+    *SETTLED_COLUMNS,
+)
 
 
 class SqlJournal:
@@ -37,26 +52,36 @@ class SqlJournal:
         return [_entry(row) for row in rows]
 
 
-def add_entries(sql: Session, entries: Sequence[tuple[Entry, int]]) -> None:
-    """Append entries, each with the fence under which it was written (0 for an accepted run)."""
-    sql.execute_many(_INSERT, [_row(entry, fence) for entry, fence in entries])
+def add_transitions(sql: Session, writes: Sequence[Write]) -> None:
+    """Append the entries of these writes, each with what became of the effect before it."""
+    sql.execute_rows(_INSERT, _COLUMNS, list(map(_of_write, writes)))
 
 
-def _row(entry: Entry, fence: int) -> dict[str, Any]:
-    return {
-        "run_id": entry.run_id,
-        "seq": entry.seq,
-        "event": entry.event,
-        "source": entry.source,
-        "target": entry.target,
-        "status": entry.status,
-        "at_ms": entry.at_ms,
-        "worker": entry.worker,
-        "fence": fence,
-        "payload": entry.payload,
-        "verdicts": msgspec.json.encode(entry.verdicts),
-        "context": entry.context,
-    }
+def add_first_entries(sql: Session, entries: Sequence[Entry]) -> None:
+    """Append the entries with which runs begin."""
+    sql.execute_rows(_INSERT, _COLUMNS, [(*_row(entry, 0), *NO_SETTLED) for entry in entries])
+
+
+def _of_write(write: Write) -> tuple[Any, ...]:
+    assert write.entry is not None
+    return (*_row(write.entry, write.fence), *settled_values(write))
+
+
+def _row(entry: Entry, fence: int) -> tuple[Any, ...]:
+    return (
+        entry.run_id,
+        entry.seq,
+        entry.event,
+        entry.source,
+        entry.target,
+        entry.status,
+        entry.at_ms,
+        entry.worker,
+        fence,
+        entry.payload,
+        pack(entry.verdicts),
+        entry.context,
+    )
 
 
 def _entry(row: sa.Row[Any]) -> Entry:
@@ -67,7 +92,7 @@ def _entry(row: sa.Row[Any]) -> Entry:
         source=row.source,
         target=row.target,
         payload=row.payload,
-        verdicts=_VERDICTS.decode(row.verdicts),
+        verdicts=unpack(row.verdicts),
         context=row.context,
         status=row.status,
         at_ms=row.at_ms,

@@ -1,11 +1,14 @@
 """Runs: accept, find, claim.  `persistence.writes` moves them.
 
-A claim is one statement: it takes rows nobody owns, raises their fence and names the new owner.
-Only a registered worker gets anything; one whose lease was taken away must beat first.
+A claim takes ready rows that nobody owns, raises their fence and names the new owner, in one
+statement that also reads them.  Only a registered worker gets anything; one whose lease was taken
+away must beat first.  Before it, the timers that have come due are promoted: made ready.
 
-``due_ms`` is kept right while a run is owned, too, so that freeing a run is only ``owner = NULL``::
+``due_ms`` and ``ready`` are kept right while a run is owned, too, so that freeing a run is only
+``owner = NULL``::
 
     due_ms = the run's own due time, or the moment an unconsumed event came in, if that is earlier
+    ready  = due_ms had come when the row was written or promoted
 """
 
 from __future__ import annotations
@@ -16,31 +19,26 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from engine.ports import Claimed, Query, Start, Started, StoredRun, Write, Written
-from engine.run import TERMINAL, Parent, Pending, Run
+from engine.ports import Batch, Claimed, Done, Query, Start, Started, StoredRun, Write, Written
+from engine.run import HELD, TERMINAL, Parent, Run
 from persistence import tables
 from persistence.database import Database, Session
-from persistence.effects import add_pending
-from persistence.inbox import waiting_by_run
-from persistence.journal import add_entries
-from persistence.writes import commit, mutable_columns
+from persistence.effects import pending_of
+from persistence.inbox import accept_deliveries, waiting_by_run
+from persistence.journal import add_first_entries
+from persistence.writes import MUTABLE, UNDO_NONE, commit, mutable_values
 
-_r, _e = tables.run.c, tables.effect.c
-_EFFECT = ("seq", "name", "key", "attempts", "open", "next_ms", "undo_of", "last_error")
+_r = tables.run.c
 _PARENT = msgspec.json.Decoder(Parent)
 _UNDO = msgspec.json.Decoder(tuple[str, ...])
 
-_SELECT = sa.select(
-    tables.run, *(_e[name].label(f"effect_{name}") for name in _EFFECT)
-).outerjoin_from(
-    tables.run, tables.effect, sa.and_(_e.run_id == _r.run_id, _e.status == tables.PENDING)
-)
+_SELECT = sa.select(tables.run)
 _GET = _SELECT.where(_r.run_id == sa.bindparam("of"))
-_OF_CLAIM = _SELECT.where(_r.run_id.in_(sa.bindparam("some", expanding=True))).order_by(
-    _r.due_ms, _r.run_id
-)
 _PAGE = (
     _SELECT.where(_r.run_id > sa.bindparam("after")).order_by(_r.run_id).limit(sa.bindparam("most"))
+)
+_RESTED = _SELECT.where(
+    _r.run_id.in_(sa.bindparam("some", expanding=True)), _r.status.in_(sorted(TERMINAL | HELD))
 )
 _FIND = sa.select(_r.run_id).where(_r.machine == sa.bindparam("m"), _r.key == sa.bindparam("k"))
 _BY_KEY = sa.select(_r.run_id, _r.machine, _r.key).where(
@@ -48,16 +46,51 @@ _BY_KEY = sa.select(_r.run_id, _r.machine, _r.key).where(
 )
 _BY_ID = sa.select(_r.run_id).where(_r.run_id.in_(sa.bindparam("some", expanding=True)))
 _INSERT = sa.insert(tables.run)
+_NEW = (
+    "run_id",
+    "machine",
+    "key",
+    "created_ms",
+    "updated_ms",
+    "ended_ms",
+    "parent_id",
+    "parent",
+    "depth",
+    "priority",
+    "tenant",
+    "due_ms",
+    "ready",
+    "owner",
+    "fence",
+    "stalls",
+    *MUTABLE,
+)
 
+_WORKERS = sa.select(tables.worker.c.worker_id).where(
+    tables.worker.c.worker_id.in_(sa.bindparam("some", expanding=True))
+)
 _KNOWN = _r.version.in_(sa.bindparam("versions", expanding=True))
 _REGISTERED = sa.exists().where(tables.worker.c.worker_id == sa.bindparam("who"))
+_IS_READY = sa.text("ready AND owner IS NULL")
+_IS_LATER = sa.text("due_ms IS NOT NULL AND owner IS NULL AND NOT ready")
 _DUE = (
     sa.select(_r.run_id)
-    .where(_r.due_ms.is_not(None), _r.owner.is_(None), _r.due_ms <= sa.bindparam("now"), _KNOWN)
+    .where(_IS_READY, _KNOWN)
+    .order_by(_r.tenant, _r.priority.desc(), _r.due_ms)
+    .limit(sa.bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_LATER = (
+    sa.select(_r.run_id)
+    .where(_IS_LATER, _r.due_ms <= sa.bindparam("now"))
     .order_by(_r.due_ms)
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+_PROMOTE = (
+    sa.update(tables.run).where(_r.run_id.in_(_LATER.scalar_subquery())).values(ready=sa.true())
+)
+_ANY_LATER = sa.select(_r.due_ms).where(_IS_LATER).order_by(_r.due_ms).limit(1)
 _THAT = (
     sa.select(_r.run_id)
     .where(
@@ -68,12 +101,8 @@ _THAT = (
     )
     .with_for_update(skip_locked=True)
 )
-_NEXT_DUE = (
-    sa.select(_r.due_ms)
-    .where(_r.due_ms.is_not(None), _r.owner.is_(None), _KNOWN)
-    .order_by(_r.due_ms)
-    .limit(1)
-)
+_NEXT_READY = sa.select(_r.due_ms).where(_IS_READY, _KNOWN).limit(1)
+_NEXT_DUE = sa.select(_r.due_ms).where(_IS_LATER, _KNOWN).order_by(_r.due_ms).limit(1)
 
 
 def _taking(chosen: sa.Select[Any]) -> sa.Executable:
@@ -81,11 +110,21 @@ def _taking(chosen: sa.Select[Any]) -> sa.Executable:
         sa.update(tables.run)
         .where(_r.run_id.in_(chosen.scalar_subquery()), _REGISTERED)
         .values(owner=sa.bindparam("who"), fence=_r.fence + 1, stalls=_r.stalls + 1)
-        .returning(_r.run_id)
+        .returning(*tables.run.c)
     )
 
 
 _TAKE_DUE, _TAKE_THAT = _taking(_DUE), _taking(_THAT)
+
+
+PROMOTED_MOST = 1_000
+"""How many timers one claim makes ready: after an outage they come in such portions."""
+
+
+def _promote(sql: Session, now_ms: int) -> None:
+    later = sql.fetch(_ANY_LATER)
+    if later and later[0].due_ms <= now_ms:
+        sql.execute(_PROMOTE, now=now_ms, most=PROMOTED_MOST)
 
 
 class SqlRuns:
@@ -110,6 +149,11 @@ class SqlRuns:
             rows = sql.fetch(_GET, of=run_id)
         return _stored(rows[0]) if rows else None
 
+    def rested(self, run_ids: Sequence[str]) -> list[StoredRun]:
+        """Those of these runs that have ended or are held for a person."""
+        with self._database.reading() as sql:
+            return [_stored(row) for row in sql.fetch(_RESTED, some=list(run_ids))]
+
     def find(self, machine: str, key: str) -> str | None:
         """The id of the run that was started with this key."""
         with self._database.reading() as sql:
@@ -133,12 +177,12 @@ class SqlRuns:
         known = sorted(versions)
         with self._database.transaction() as sql:
             if run_id is None:
-                taken = sql.fetch(_TAKE_DUE, who=worker_id, now=now_ms, most=limit, versions=known)
+                _promote(sql, now_ms)
+                rows = sql.fetch(_TAKE_DUE, who=worker_id, most=limit, versions=known)
             else:
-                taken = sql.fetch(_TAKE_THAT, who=worker_id, of=run_id, versions=known)
-            if not taken:
+                rows = sql.fetch(_TAKE_THAT, who=worker_id, of=run_id, versions=known)
+            if not rows:
                 return []
-            rows = sql.fetch(_OF_CLAIM, some=[row.run_id for row in taken])
             waiting = waiting_by_run(sql, [row.run_id for row in rows])
         return [
             Claimed(
@@ -147,7 +191,7 @@ class SqlRuns:
                 inbox=waiting.get(row.run_id, ()),
                 stalls=row.stalls,
             )
-            for row in rows
+            for row in sorted(rows, key=_in_turn)
         ]
 
     def commit(self, writes: Sequence[Write]) -> list[Written]:
@@ -157,10 +201,19 @@ class SqlRuns:
         with self._database.transaction() as sql:
             return commit(sql, writes, accept_runs)
 
+    def group(self, batch: Batch) -> Done:
+        """Starts, deliveries and writes of many callers in one transaction, in this order."""
+        with self._database.transaction() as sql:
+            started = accept_runs(sql, batch.starts) if batch.starts else []
+            receipts = accept_deliveries(sql, batch.deliveries) if batch.deliveries else []
+            written = commit(sql, batch.writes, accept_runs) if batch.writes else []
+        return Done(started=started, receipts=receipts, written=written)
+
     def next_due_ms(self, versions: Collection[str]) -> int | None:
         """When the next unowned run of these versions falls due."""
+        known = sorted(versions)
         with self._database.reading() as sql:
-            rows = sql.fetch(_NEXT_DUE, versions=sorted(versions))
+            rows = sql.fetch(_NEXT_READY, versions=known) or sql.fetch(_NEXT_DUE, versions=known)
         return rows[0].due_ms if rows else None
 
     def select(self, query: Query) -> list[StoredRun]:
@@ -196,9 +249,16 @@ def accept_runs(sql: Session, starts: Sequence[Start]) -> list[Started]:
             by_id.add(run.run_id)
             if run.key is not None:
                 by_key[run.machine, run.key] = run.run_id
-    sql.execute_many(_INSERT, [_new_row(start.run) for start in new])
-    add_entries(sql, [(start.entry, 0) for start in new])
-    add_pending(sql, [start.run for start in new])
+    owners = {start.owner for start in new if start.owner is not None}
+    live = {row.worker_id for row in sql.fetch(_WORKERS, some=sorted(owners))} if owners else ()
+    sql.execute_rows(_INSERT, _NEW, [_new_row(start, start.owner in live) for start in new])
+    if live:
+        owned = {start.run.run_id for start in new if start.owner in live}
+        answers = [
+            msgspec.structs.replace(one, owned=one.created and one.run_id in owned)
+            for one in answers
+        ]
+    add_first_entries(sql, [start.entry for start in new])
     children = [child for start in new for child in start.children]
     if children:
         accept_runs(sql, children)
@@ -228,19 +288,32 @@ def _stored_or_why_not(row: sa.Row[Any]) -> StoredRun | str:
         return f"undo list or parent of the run: {error}"
 
 
-def _new_row(run: Run) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "machine": run.machine,
-        "key": run.key,
-        "created_ms": run.created_ms,
-        "updated_ms": run.created_ms,
-        "parent_id": run.parent.run_id if run.parent else None,
-        "parent": msgspec.json.encode(run.parent).decode() if run.parent else None,
-        "depth": run.depth,
-        "due_ms": run.due_ms,
-        **mutable_columns(run),
-    }
+def _new_row(start: Start, owned: bool) -> tuple[Any, ...]:
+    run = start.run
+    due_ms = run.due_ms
+    return (
+        run.run_id,
+        run.machine,
+        run.key,
+        run.created_ms,
+        run.created_ms,
+        run.created_ms if run.terminal else None,
+        run.parent.run_id if run.parent else None,
+        msgspec.json.encode(run.parent).decode() if run.parent else None,
+        run.depth,
+        run.priority,
+        run.tenant,
+        due_ms,
+        due_ms is not None and due_ms <= run.created_ms,
+        start.owner if owned else None,
+        1 if owned else 0,
+        1 if owned else 0,
+        *mutable_values(run),
+    )
+
+
+def _in_turn(row: Any) -> tuple[Any, ...]:
+    return (-row.priority, row.due_ms is None, row.due_ms, row.run_id)
 
 
 def _stored(row: sa.Row[Any]) -> StoredRun:
@@ -268,28 +341,15 @@ def _run(row: sa.Row[Any]) -> Run:
         context=row.context,
         created_ms=row.created_ms,
         deadline_ms=row.deadline_ms,
-        effect=_pending(row),
+        effect=pending_of(row),
         child=row.child,
-        undo=_UNDO.decode(row.undo),
+        undo=_UNDO.decode(row.undo) if row.undo != UNDO_NONE else (),
         closing=row.closing,
         cancel_requested=row.cancel_requested,
         held_from=row.held_from,
         parent=_PARENT.decode(row.parent) if row.parent else None,
         depth=row.depth,
+        priority=row.priority,
+        tenant=row.tenant,
         last_error=row.last_error,
-    )
-
-
-def _pending(row: sa.Row[Any]) -> Pending | None:
-    if row.effect_key is None:
-        return None
-    return Pending(
-        seq=row.effect_seq,
-        name=row.effect_name,
-        key=row.effect_key,
-        attempts=row.effect_attempts,
-        open=row.effect_open,
-        next_ms=row.effect_next_ms,
-        undo_of=row.effect_undo_of,
-        last_error=row.effect_last_error,
     )

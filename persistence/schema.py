@@ -63,6 +63,7 @@ def create(database: Database) -> None:
     """Make the tables of an empty database at once, without migrations, at the newest revision."""
     with database.transaction() as sql:
         tables.metadata.create_all(sql.connection)
+        sql.run(tables.EFFECT_VIEW)
         sql.run("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
         sql.run("INSERT INTO alembic_version VALUES (:head)", head=migrate.head(SCRIPT_LOCATION))
 

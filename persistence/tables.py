@@ -4,10 +4,16 @@
 
     turtles_run          one row per run, rewritten at every step: keep it small
     turtles_transition   the journal; rows are only ever added
-    turtles_effect       one row per decided effect; the run's pending one has status `pending`
+    turtles_effect       a view: what became of every decided effect, and the pending ones
     turtles_inbox        events for runs; a row is settled once, by one step
     turtles_worker       one lease per process, so a heartbeat costs one write
     turtles_machine_version   the shape of every machine version that has run here
+
+A run's pending effect is in its row, and the transition that settles it says how it ended, so a
+step costs one UPDATE and one INSERT.
+
+`ready` says that the run was due when it was last looked at; `turtles_run_ready` is what claims
+read, and due timers are promoted into it from `turtles_run_due`, so neither walks the other's rows.
 
 The predicates of the partial indexes are literals: a planner cannot match a bound value with them.
 """
@@ -19,7 +25,6 @@ import sqlalchemy as sa
 metadata = sa.MetaData()
 
 ACCEPTED: sa.ColumnElement[str] = sa.literal_column("'accepted'")
-PENDING: sa.ColumnElement[str] = sa.literal_column("'pending'")
 
 _RUN_STATUSES = (
     "status IN ('pending', 'running', 'waiting', 'paused',"
@@ -42,10 +47,23 @@ run = sa.Table(
     sa.Column("fence", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("owner", sa.Text),
     sa.Column("due_ms", sa.BigInteger),
+    sa.Column("ready", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("tenant", sa.Text, nullable=False, server_default=""),
+    sa.Column("limits", sa.Text),
     sa.Column("stalls", sa.Integer, nullable=False, server_default="0"),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("updated_ms", sa.BigInteger, nullable=False),
+    sa.Column("ended_ms", sa.BigInteger),
     sa.Column("deadline_ms", sa.BigInteger),
+    sa.Column("effect_seq", sa.Integer),
+    sa.Column("effect_name", sa.Text),
+    sa.Column("effect_attempts", sa.Integer),
+    sa.Column("effect_calls", sa.Integer),
+    sa.Column("effect_open", sa.Boolean),
+    sa.Column("effect_next_ms", sa.BigInteger),
+    sa.Column("effect_undo_of", sa.Text),
+    sa.Column("effect_error", sa.Text),
     sa.Column("child", sa.Text),
     sa.Column("undo", sa.Text, nullable=False),
     sa.Column("closing", sa.Text),
@@ -61,10 +79,21 @@ run = sa.Table(
     sa.UniqueConstraint("machine", "key", name="turtles_run_key"),
     sa.CheckConstraint(_RUN_STATUSES, name="turtles_run_status"),
 )
-_DUE = sa.text("due_ms IS NOT NULL AND owner IS NULL")
+_READY = sa.text("ready AND owner IS NULL")
+_DUE = sa.text("due_ms IS NOT NULL AND owner IS NULL AND NOT ready")
+_ENDED = sa.text("ended_ms IS NOT NULL")
 _OWNED = sa.text("owner IS NOT NULL")
 _HAS_PARENT = sa.text("parent_id IS NOT NULL")
+sa.Index(
+    "turtles_run_ready",
+    run.c.tenant,
+    run.c.priority.desc(),
+    run.c.due_ms,
+    sqlite_where=_READY,
+    postgresql_where=_READY,
+)
 sa.Index("turtles_run_due", run.c.due_ms, sqlite_where=_DUE, postgresql_where=_DUE)
+sa.Index("turtles_run_ended", run.c.ended_ms, sqlite_where=_ENDED, postgresql_where=_ENDED)
 sa.Index("turtles_run_owner", run.c.owner, sqlite_where=_OWNED, postgresql_where=_OWNED)
 sa.Index(
     "turtles_run_parent", run.c.parent_id, sqlite_where=_HAS_PARENT, postgresql_where=_HAS_PARENT
@@ -86,41 +115,45 @@ transition = sa.Table(
     sa.Column("payload", sa.LargeBinary),
     sa.Column("verdicts", sa.LargeBinary, nullable=False),
     sa.Column("context", sa.LargeBinary, nullable=False),
+    sa.Column("effect_seq", sa.Integer),
+    sa.Column("effect_name", sa.Text),
+    sa.Column("effect_outcome", sa.Text),
+    sa.Column("effect_attempts", sa.Integer),
+    sa.Column("effect_calls", sa.Integer),
+    sa.Column("effect_undo_of", sa.Text),
+    sa.Column("effect_error", sa.Text),
     sa.PrimaryKeyConstraint("run_id", "seq", name="turtles_transition_pk"),
     sa.ForeignKeyConstraint(["run_id"], ["turtles_run.run_id"], name="turtles_transition_run"),
     sa.CheckConstraint("seq >= 1", name="turtles_transition_seq"),
 )
 
+views = sa.MetaData()
 effect = sa.Table(
     "turtles_effect",
-    metadata,
-    sa.Column("run_id", sa.Text, nullable=False),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("calls", sa.Integer, nullable=False),
-    sa.Column("open", sa.Boolean, nullable=False),
-    sa.Column("next_ms", sa.BigInteger, nullable=False),
+    views,
+    sa.Column("run_id", sa.Text),
+    sa.Column("seq", sa.Integer),
+    sa.Column("name", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("attempts", sa.Integer),
+    sa.Column("calls", sa.Integer),
+    sa.Column("open", sa.Boolean),
+    sa.Column("next_ms", sa.BigInteger),
     sa.Column("undo_of", sa.Text),
     sa.Column("last_error", sa.Text),
     sa.Column("closed_seq", sa.Integer),
-    sa.PrimaryKeyConstraint("run_id", "seq", "name", name="turtles_effect_pk"),
-    sa.UniqueConstraint("key", name="turtles_effect_key"),
-    sa.ForeignKeyConstraint(["run_id"], ["turtles_run.run_id"], name="turtles_effect_run"),
-    sa.CheckConstraint(
-        "status IN ('pending', 'done', 'given_up', 'abandoned')", name="turtles_effect_status"
-    ),
 )
-_PENDING = sa.text("status = 'pending'")
-sa.Index(
-    "turtles_effect_pending",
-    effect.c.run_id,
-    unique=True,
-    sqlite_where=_PENDING,
-    postgresql_where=_PENDING,
-)
+EFFECT_VIEW = """
+CREATE VIEW turtles_effect AS
+SELECT run_id, effect_seq AS seq, effect_name AS name, effect_outcome AS status,
+    effect_attempts AS attempts, effect_calls AS calls, (1 = 0) AS open, at_ms AS next_ms,
+    effect_undo_of AS undo_of, effect_error AS last_error, seq AS closed_seq
+FROM turtles_transition WHERE effect_name IS NOT NULL
+UNION ALL
+SELECT run_id, effect_seq, effect_name, 'pending', effect_attempts, effect_calls, effect_open,
+    effect_next_ms, effect_undo_of, effect_error, NULL
+FROM turtles_run WHERE effect_name IS NOT NULL
+"""
 
 inbox = sa.Table(
     "turtles_inbox",

@@ -3,14 +3,16 @@
 ::
 
     for each round (a run has at most one write in it; later writes of the same run wait):
-        lock and look     fence, owner, seq and pending effect of every run, the events consumed
-        sort out          a write whose run is not as it says is refused: ok=False, no effect at all
-        write             journal, effects, inbox, run (compare-and-set again), children, sends
-    at the end            what is still unconsumed: wake those runs, refuse it in runs that ended
+        move      compare-and-set of every run: owner, fence, seq and pending effect as said
+        settle    the events consumed, each once
+        write     journal, children, sends
+    at the end    what is still unconsumed: wake those runs, refuse it in runs that ended
 
-A write is refused when the worker lost the run (other fence, or owner gone), when the run is at
-another seq or has another pending effect than `before`, or when an event it consumes was consumed
-already.  The rows looked at cannot change before the commit, so the compare-and-set cannot miss.
+Nothing is read before it is written.  When a count says that not every run was as its write says,
+the round is taken back to its savepoint, and only then is it looked up which of them to refuse:
+`ok=False`, no effect at all.  That is so when the worker lost the run (other fence, or owner gone),
+when the run is at another seq or has another pending effect than `before`, or when an event it
+consumes was consumed already.
 
 A run that has ended is given up whether or not the write says so.  `Written.arrived` is *every*
 event of the run that is still unconsumed, oldest first: a worker replaces its list by it.
@@ -30,24 +32,22 @@ from engine.ports import Start, Started, Write, Written
 from engine.run import TERMINAL, Run
 from persistence import tables
 from persistence.database import Session
-from persistence.effects import settle_effects
+from persistence.effects import PENDING_COLUMNS, pending_values
 from persistence.inbox import accept_sends, consume, refuse_rest, waiting_by_run, wake, wakes
-from persistence.journal import add_entries
+from persistence.journal import add_transitions
 
 _log = structlog.get_logger("turtles.store")
-_r, _e, _i = tables.run.c, tables.effect.c, tables.inbox.c
+_r, _i = tables.run.c, tables.inbox.c
 _LOOK = (
-    sa.select(_r.run_id, _r.fence, _r.owner, _r.seq, _e.key.label("effect_key"))
-    .outerjoin_from(
-        tables.run, tables.effect, sa.and_(_e.run_id == _r.run_id, _e.status == tables.PENDING)
-    )
+    sa.select(_r.run_id, _r.fence, _r.owner, _r.seq, _r.effect_seq)
     .where(_r.run_id.in_(sa.bindparam("some", expanding=True)))
-    .with_for_update(of=tables.run)
+    .order_by(_r.run_id)
+    .with_for_update()
 )
 _UNCONSUMED = sa.select(_i.run_id, _i.number).where(
     _i.number.in_(sa.bindparam("numbers", expanding=True)), _i.status == tables.ACCEPTED
 )
-_MUTABLE = (
+MUTABLE = (
     "version",
     "state",
     "status",
@@ -61,6 +61,18 @@ _MUTABLE = (
     "cancel_requested",
     "held_from",
     "last_error",
+    *PENDING_COLUMNS,
+)
+_STEP = (*MUTABLE, "due_ms", "ready", "updated_ms", "ended_ms")
+_VALUES = (
+    *(f"new_{name}" for name in _STEP),
+    "release",
+    "moved",
+    "new_output",
+    "of",
+    "mine",
+    "expected",
+    "known",
 )
 _MOVE = (
     sa.update(tables.run)
@@ -69,13 +81,14 @@ _MOVE = (
         _r.fence == sa.bindparam("mine"),
         _r.owner.is_not(None),
         _r.seq == sa.bindparam("expected"),
+        _r.effect_seq.is_not_distinct_from(sa.bindparam("known", type_=sa.Integer)),
     )
     .values(
-        **{name: sa.bindparam(f"new_{name}") for name in _MUTABLE},
-        due_ms=sa.bindparam("new_due_ms"),
-        updated_ms=sa.bindparam("at"),
-        owner=sa.case((sa.bindparam("release", type_=sa.Boolean), None), else_=_r.owner),
-        stalls=sa.case((sa.bindparam("moved", type_=sa.Boolean), 0), else_=_r.stalls),
+        **{name: sa.bindparam(f"new_{name}", type_=_r[name].type) for name in _STEP},
+        owner=sa.case((sa.bindparam("release", type_=sa.Boolean), sa.null()), else_=_r.owner),
+        stalls=sa.case(
+            (sa.bindparam("moved", type_=sa.Boolean), sa.literal_column("0")), else_=_r.stalls
+        ),
         output=sa.func.coalesce(sa.bindparam("new_output", type_=sa.LargeBinary), _r.output),
     )
 )
@@ -85,37 +98,75 @@ AcceptRuns = Callable[[Session, Sequence[Start]], list[Started]]
 
 def commit(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -> list[Written]:
     """Apply every write whose run is as it says; the answers are in the order of the writes."""
-    ok = [False] * len(writes)
+    ok = [True] * len(writes)
     for places in _rounds(writes):
-        good = _still_owned(sql, [(place, writes[place]) for place in places])
-        for place, _ in good:
-            ok[place] = True
-        _apply(sql, [write for _, write in good], accept_runs)
+        some = [writes[place] for place in places]
+        if not _moved_all(sql, some):
+            good = _still_owned(sql, some)
+            for place, write in zip(places, some, strict=True):
+                ok[place] = write in good
+            some = good
+            if not _moved_all(sql, some):
+                raise StoreError(
+                    f"store: {len(some)} runs were checked and not all could be written; "
+                    "the transaction was rolled back. This is a defect of turtles, please report."
+                )
+        _follow_up(sql, some, accept_runs)
     last = {write.before.run_id: write for write, done in zip(writes, ok, strict=True) if done}
     arrived = _settle_arrivals(sql, list(last.values())) if last else {}
+    nothing = Written(ok=True)
     return [
-        Written(ok=done, arrived=arrived.get(write.before.run_id, ()) if done else ())
+        (
+            Written(ok=True, arrived=arrived[write.before.run_id])
+            if write.before.run_id in arrived
+            else nothing
+        )
+        if done
+        else Written(ok=False)
         for write, done in zip(writes, ok, strict=True)
     ]
 
 
-def mutable_columns(run: Run) -> dict[str, Any]:
-    """The columns of a run that a step may change, from its encoded value."""
-    return {
-        "version": run.version,
-        "state": run.state,
-        "status": run.status,
-        "seq": run.seq,
-        "entered_seq": run.entered_seq,
-        "context": run.context,
-        "deadline_ms": run.deadline_ms,
-        "child": run.child,
-        "undo": msgspec.json.encode(run.undo).decode(),
-        "closing": run.closing,
-        "cancel_requested": run.cancel_requested,
-        "held_from": run.held_from,
-        "last_error": run.last_error,
-    }
+UNDO_NONE = "[]"
+
+
+def mutable_values(run: Run) -> tuple[Any, ...]:
+    """What a step may change of a run, encoded, in the order of `MUTABLE`."""
+    return (
+        run.version,
+        run.state,
+        run.status,
+        run.seq,
+        run.entered_seq,
+        run.context,
+        run.deadline_ms,
+        run.child,
+        msgspec.json.encode(run.undo).decode() if run.undo else UNDO_NONE,
+        run.closing,
+        run.cancel_requested,
+        run.held_from,
+        run.last_error,
+        *pending_values(run.effect),
+    )
+
+
+def _moved_all(sql: Session, writes: Sequence[Write]) -> bool:
+    """Move every run and settle every event, or change nothing and say so."""
+    if not writes:
+        return True
+    consumed = sum([len(write.consumed) for write in writes])
+    alone = len(writes) == 1 and not consumed
+    if not alone:
+        sql.run("SAVEPOINT moves")
+    moved = sql.execute_rows(_MOVE, _VALUES, list(map(_move, writes)))
+    if moved == len(writes) and (not consumed or consume(sql, writes) == consumed):
+        if not alone:
+            sql.run("RELEASE SAVEPOINT moves")
+        return True
+    if not alone:
+        sql.run("ROLLBACK TO SAVEPOINT moves")
+        sql.run("RELEASE SAVEPOINT moves")
+    return False
 
 
 def _rounds(writes: Sequence[Write]) -> list[list[int]]:
@@ -130,19 +181,17 @@ def _rounds(writes: Sequence[Write]) -> list[list[int]]:
     return rounds
 
 
-def _still_owned(sql: Session, numbered: Sequence[tuple[int, Write]]) -> list[tuple[int, Write]]:
-    rows = sql.fetch(_LOOK, some=[write.before.run_id for _, write in numbered])
+def _still_owned(sql: Session, writes: Sequence[Write]) -> list[Write]:
+    rows = sql.fetch(_LOOK, some=[write.before.run_id for write in writes])
     found = {row.run_id: row for row in rows}
-    numbers = [one.number for _, write in numbered for one in write.consumed]
+    numbers = [one.number for write in writes for one in write.consumed]
     unconsumed = (
         {(row.run_id, row.number) for row in sql.fetch(_UNCONSUMED, numbers=numbers)}
         if numbers
         else set()
     )
     return [
-        (place, write)
-        for place, write in numbered
-        if _is_as_said(write, found.get(write.before.run_id), unconsumed)
+        write for write in writes if _is_as_said(write, found.get(write.before.run_id), unconsumed)
     ]
 
 
@@ -153,43 +202,38 @@ def _is_as_said(write: Write, row: Any, unconsumed: set[tuple[str, int]]) -> boo
         and row.owner is not None
         and row.fence == write.fence
         and row.seq == before.seq
-        and row.effect_key == (before.effect.key if before.effect else None)
+        and row.effect_seq == (before.effect.seq if before.effect else None)
         and all((before.run_id, one.number) in unconsumed for one in write.consumed)
     )
 
 
-def _apply(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -> None:
-    if not writes:
-        return
-    add_entries(sql, [(write.entry, write.fence) for write in writes if write.entry])
-    settle_effects(sql, writes)
-    consume(sql, writes)
-    moved = sql.execute_many(_MOVE, [_move(write) for write in writes])
-    if moved != len(writes):
-        raise StoreError(
-            f"store: {len(writes)} runs were checked and {moved} could be written; "
-            "the transaction was rolled back. This is a defect of turtles, please report it."
-        )
+def _follow_up(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -> None:
+    add_transitions(sql, [write for write in writes if write.entry])
     starts = [start for write in writes for start in write.starts]
     if starts:
         accept_runs(sql, starts)
-    lost = accept_sends(sql, [send for write in writes for send in write.sends])
-    for one in lost:
+    sends = [send for write in writes for send in write.sends]
+    for one in accept_sends(sql, sends) if sends else ():
         _log.warning("send.dropped", event_name=one.event, receiver=one.run_id, why="no such run")
 
 
-def _move(write: Write) -> dict[str, Any]:
-    return {
-        "of": write.before.run_id,
-        "mine": write.fence,
-        "expected": write.before.seq,
-        **{f"new_{name}": value for name, value in mutable_columns(write.after).items()},
-        "new_due_ms": write.after.due_ms,
-        "new_output": write.output,
-        "at": write.at_ms,
-        "release": write.release or write.after.status in TERMINAL,
-        "moved": write.entry is not None,
-    }
+def _move(write: Write) -> tuple[Any, ...]:
+    before, after, at_ms = write.before, write.after, write.at_ms
+    due_ms, ended = after.due_ms, after.status in TERMINAL
+    return (
+        *mutable_values(after),
+        due_ms,
+        due_ms is not None and due_ms <= at_ms,
+        at_ms,
+        at_ms if ended else None,
+        write.release or ended,
+        write.entry is not None,
+        write.output,
+        before.run_id,
+        write.fence,
+        before.seq,
+        None if before.effect is None else before.effect.seq,
+    )
 
 
 def _settle_arrivals(sql: Session, writes: Sequence[Write]) -> dict[str, Any]:

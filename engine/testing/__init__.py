@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.testing.clock import ManualClock
-    from engine.testing.faults import Boundary, Crash, CrashingCalls, CrashingStore, CrashPlan
+    from engine.testing.faults import (
+        Boundary,
+        Crash,
+        CrashingCalls,
+        CrashingConnection,
+        CrashingStore,
+        CrashPlan,
+    )
     from engine.testing.harness import Harness
     from engine.testing.ledger import Ledger
     from engine.testing.stateful import MachineTest, machine_test, run_machine
@@ -32,6 +39,7 @@ _HOMES = {
     "Boundary": "faults",
     "Crash": "faults",
     "CrashPlan": "faults",
+    "CrashingConnection": "faults",
     "CrashingCalls": "faults",
     "CrashingStore": "faults",
     "Harness": "harness",
@@ -50,6 +58,7 @@ __all__ = [
     "Crash",
     "CrashPlan",
     "CrashingCalls",
+    "CrashingConnection",
     "CrashingStore",
     "Harness",
     "Ledger",

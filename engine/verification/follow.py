@@ -21,6 +21,7 @@ import msgspec
 
 from engine import control
 from engine.codec import Codec
+from engine.contracts import pack
 from engine.decide import Decision, Rejection, Violation, begin, decide
 from engine.errors import SecretsError, TurtlesError
 from engine.journal import START, Entry
@@ -234,8 +235,7 @@ def _alike(ours: str, recorded: str) -> bool:
 
 
 def _say_alike(ours: Entry, recorded: bytes) -> bool:
-    seen = msgspec.json.encode(ours.verdicts)
-    return seen == recorded or bool(msgspec.json.decode(seen) == msgspec.json.decode(recorded))
+    return pack(ours.verdicts) == recorded
 
 
 def _ends(ours: str, recorded: str) -> tuple[str, str]:

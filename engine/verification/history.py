@@ -33,7 +33,7 @@ from typing import Any, Literal
 import msgspec
 
 from engine.clock import minutes
-from engine.contracts import Verdict
+from engine.contracts import unpack
 from engine.errors import BadPayload, SecretsError, StoreCorrupt, TurtlesError, UsageError
 from engine.journal import Entry
 from engine.ports import History, StoredRun
@@ -67,7 +67,6 @@ __all__ = [
 ]
 RUNS_AT_ONCE = 100
 ENTRIES_AT_ONCE = 50_000
-_VERDICTS = msgspec.json.Decoder(tuple[Verdict, ...])
 LOOKS = 5
 STUCK_AFTER_MS = minutes(10)
 """A run that has been due for so long, and that no worker holds, is reported."""
@@ -298,7 +297,7 @@ def _with_verdicts(history: History) -> list[Entry]:
     judged = []
     for entry, body in zip(history.entries, history.verdicts, strict=True):
         try:
-            verdicts = _VERDICTS.decode(body)
+            verdicts = unpack(body)
         except msgspec.MsgspecError as error:
             raise BadPayload(f"verdicts of entry {entry.seq}: {error}") from error
         judged.append(msgspec.structs.replace(entry, verdicts=verdicts))

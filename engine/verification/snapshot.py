@@ -17,19 +17,22 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from engine.errors import UsageError
+from engine.ids import idempotency_key
 
 ATTEMPTS_MAX = 3
+key_of = lru_cache(maxsize=65_536)(idempotency_key)
 Fingerprint = tuple[Any, ...]
 
 _RUNS = """
     SELECT r.rowid, r.run_id, r.machine, r.state, r.status, r.context, r.deadline_ms, r.child,
         r.undo, r.closing, r.cancel_requested, r.held_from, r.due_ms, r.owner, r.parent_id, r.seq,
-        r.last_error, e.name, e.attempts, e.open, e.next_ms, e.undo_of, e.key, e.seq
+        r.last_error, r.effect_name, r.effect_attempts, r.effect_open, r.effect_next_ms,
+        r.effect_undo_of, r.effect_seq
     FROM turtles_run r
-    LEFT JOIN turtles_effect e ON e.run_id = r.run_id AND e.status = 'pending'
     ORDER BY r.rowid
 """
 _INBOX = (
@@ -40,12 +43,13 @@ _JOURNAL = """
     FROM turtles_transition WHERE run_id = ? ORDER BY seq
 """
 _EFFECTS = """
-    SELECT run_id, seq, name, key, status, undo_of, closed_seq,
-        CASE status WHEN 'abandoned' THEN (
-            SELECT t.event FROM turtles_transition t
-            WHERE t.run_id = turtles_effect.run_id AND t.seq = closed_seq
-        ) END
-    FROM turtles_effect ORDER BY run_id, seq
+    SELECT run_id, effect_seq AS decided, effect_name, effect_outcome, effect_undo_of, seq,
+        CASE effect_outcome WHEN 'abandoned' THEN event END
+    FROM turtles_transition WHERE effect_name IS NOT NULL
+    UNION ALL
+    SELECT run_id, effect_seq, effect_name, 'pending', effect_undo_of, NULL, NULL
+    FROM turtles_run WHERE effect_name IS NOT NULL
+    ORDER BY run_id, decided
 """
 
 
@@ -74,8 +78,14 @@ class Row(NamedTuple):
     open: int
     next_ms: int
     undo_of: str | None
-    key: str | None
     effect_seq: int | None
+
+    @property
+    def key(self) -> str | None:
+        """The idempotency key of its pending effect."""
+        if self.effect is None or self.effect_seq is None:
+            return None
+        return key_of(self.run_id, self.effect_seq, self.effect)
 
     @property
     def live(self) -> bool:
@@ -89,12 +99,16 @@ class EffectRow(NamedTuple):
     run_id: str
     seq: int
     name: str
-    key: str
     status: str
     undo_of: str | None
     closed_seq: int | None
     left_by: str | None
     """The event that left it behind, if one did."""
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of its calls."""
+        return key_of(self.run_id, self.seq, self.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

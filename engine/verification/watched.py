@@ -19,6 +19,7 @@ from engine.ports import Claimed, Store, WorkerIdentity, Write, Written
 from engine.run import TERMINAL
 from engine.verification.oracles import Breach
 from engine.verification.scheduler import Actor, Chance, Scheduler
+from engine.verification.snapshot import key_of
 
 
 class Standing(NamedTuple):
@@ -61,10 +62,13 @@ class Peek:
     def pending(self, run_id: str) -> tuple[str | None, str | None, bool, int]:
         """Owner of a run, and key, openness and attempts of its pending effect."""
         row = self._driver.execute(
-            "SELECT r.owner, e.key, e.open, e.attempts FROM turtles_run r LEFT JOIN turtles_effect"
-            " e ON e.run_id = r.run_id AND e.status = 'pending' WHERE r.run_id = ?", (run_id,)
+            "SELECT owner, effect_seq, effect_name, effect_open, effect_attempts FROM turtles_run"
+            " WHERE run_id = ?", (run_id,)
         ).fetchone()  # fmt: skip
-        return (row[0], row[1], bool(row[2]), row[3] or 0) if row else (None, None, False, 0)
+        if row is None:
+            return None, None, False, 0
+        key = None if row[2] is None else key_of(run_id, row[1], row[2])
+        return row[0], key, bool(row[3]), row[4] or 0
 
     def inbox(self) -> dict[tuple[str, str], tuple[str, int | None]]:
         """Status and transition of every event, by run and key."""
@@ -95,7 +99,7 @@ class Peek:
                       " parent_id, due_ms IS NULL, last_error FROM turtles_run")),
             tuple(ask("SELECT run_id, seq, event, source, target, status, context, payload"
                       " FROM turtles_transition")),
-            tuple(ask("SELECT run_id, seq, name, key, status, open, calls > 0, closed_seq"
+            tuple(ask("SELECT run_id, seq, name, status, open, calls > 0, closed_seq"
                       " FROM turtles_effect")),
             tuple(ask("SELECT run_id, key, event, status, consumed_seq FROM turtles_inbox")),
         )  # fmt: skip
