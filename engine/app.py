@@ -229,7 +229,7 @@ class App(View):
         start = self._desk.start_for(begun, self._worker.taker if due else None)
         started = await self._committer.start(start)
         if started.owned:
-            self._worker.take(Claimed(run=start.run, fence=1, inbox=(), stalls=1))
+            self._worker.take(Claimed(run=start.run, fence=1, inbox=(), stalls=1, fresh=True))
         elif not started.created:
             await self._same_start(table, started.run_id, key or "", context)
         else:
@@ -333,7 +333,9 @@ class App(View):
             StoreError: the store has refused this program's work for some seconds.
         """
         async with asyncio.timeout(timeout_seconds):
-            return self._outcome(await self._waiters.wait(run_id, self._check_worker))
+            return self._outcome(
+                await self._waiters.wait(run_id, self._worker.has(run_id), self._check_worker)
+            )
 
     def _check_worker(self) -> None:
         """Raise what stops the worker: nobody should wait for what cannot happen."""

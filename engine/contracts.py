@@ -40,7 +40,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 """Which values a function of each kind may ask for, by parameter name."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The result of one clause, with the values it saw if they were looked up."""
 
     clause: str
@@ -99,10 +99,10 @@ class Clause:
     def seen(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The fields the clause reads, as plain values; secrets as `***`."""
         saw: dict[str, Any] = {}
-        for holder, field in self.reads:
-            value = getattr(values.get(holder), field, _ABSENT)
+        for holder, name in self.reads:
+            value = getattr(values.get(holder), name, _ABSENT)
             if value is not _ABSENT:
-                saw[f"{holder}.{field}"] = _plain(value)
+                saw[f"{holder}.{name}"] = _plain(value)
         return saw
 
 

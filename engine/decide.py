@@ -28,7 +28,7 @@ from engine.run import Parent, Pending, Run, Status
 from engine.table import Child, Edge, Place, Table
 
 
-class ChildStart(msgspec.Struct, frozen=True, kw_only=True):
+class ChildStart(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A child run to be started in the transaction of its parent's transition."""
 
     run_id: str
@@ -36,7 +36,7 @@ class ChildStart(msgspec.Struct, frozen=True, kw_only=True):
     parent: Parent
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What one event does: the run after it, the journal's entry, and what must be started."""
 
     before: Run | None
@@ -47,7 +47,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the parent is to be told (a state marked `milestone` was entered)."""
 
 
-class Rejection(msgspec.Struct, frozen=True, kw_only=True):
+class Rejection(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The event is refused here; nothing changes."""
 
     event: str
@@ -56,7 +56,7 @@ class Rejection(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...] = ()
 
 
-class Violation(msgspec.Struct, frozen=True, kw_only=True):
+class Violation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The machine broke its own contract; nothing changes but the evidence."""
 
     event: str
@@ -100,9 +100,10 @@ def begin(
     )
     place = table.places[table.initial]
     try:
-        verdicts = _judge([*place.invariants, *table.invariants], {"context": context})
-        if not all(v.ok for v in verdicts):
-            return _violation(START, "", verdicts)
+        verdicts: list[Verdict] = []
+        failed = _judge((*place.invariants, *table.invariants), {"context": context}, verdicts)
+        if failed is not None:
+            return _violation(START, "", failed, verdicts)
         decision = _enter(table, run, place, context, verdicts, START, None, now_ms)
     except _Broken as broken:
         return Violation(event=START, state="", reason=str(broken))
@@ -137,23 +138,22 @@ def decide(
         if isinstance(choice, Rejection):
             return choice
         edge, seen = choice
-        required = _judge(edge.requires, values)
-        if not all(v.ok for v in required):
-            failed = next(v for v in required if not v.ok)
+        failed = _judge(edge.requires, values, seen)
+        if failed is not None:
             return Rejection(
                 event=event,
                 state=run.state,
                 reason=f"precondition {failed.clause} does not hold ({_show(failed.saw)})",
-                verdicts=(*seen, *required),
+                verdicts=tuple(seen),
             )
-        return _take(table, run, edge, values, (*seen, *required), from_effect)
+        return _take(table, run, edge, values, seen, from_effect)
     except _Broken as broken:
         return Violation(event=event, state=run.state, reason=str(broken))
 
 
 def _choose(
     table: Table, run: Run, event: str, values: dict[str, Any]
-) -> tuple[Edge, tuple[Verdict, ...]] | Rejection:
+) -> tuple[Edge, list[Verdict]] | Rejection:
     edges = table.edges.get((run.state, event), ())
     if not edges or run.closing is not None or run.terminal:
         handled = sorted(name for state, name in table.edges if state == run.state)
@@ -163,10 +163,8 @@ def _choose(
         return Rejection(event=event, state=run.state, reason=why)
     seen: list[Verdict] = []
     for edge in edges:
-        verdicts = _judge_until_false(edge.guards, values)
-        seen += verdicts
-        if all(v.ok for v in verdicts):
-            return edge, tuple(seen)
+        if _all_hold(edge.guards, values, seen):
+            return edge, seen
     failed = [v for v in seen if not v.ok]
     reason = "; ".join(f"guard {v.clause} is false ({_show(v.saw)})" for v in failed)
     return Rejection(event=event, state=run.state, reason=reason, verdicts=tuple(seen))
@@ -177,21 +175,21 @@ def _take(
     run: Run,
     edge: Edge,
     values: dict[str, Any],
-    seen: tuple[Verdict, ...],
+    verdicts: list[Verdict],
     from_effect: bool,
 ) -> Decision | Violation:
     now_ms: int = values["now_ms"]
     context = _act(table, edge, values)
     place = table.places[edge.target]
     after = {**values, "old": run.context, "new": context, "context": context}
-    verdicts = (
-        *seen,
-        *_judge(edge.ensures, after),
-        *_judge(place.invariants, after),
-        *_judge(table.invariants, after),
+    broken = (
+        _judge(edge.ensures, after, verdicts),
+        _judge(place.invariants, after, verdicts),
+        _judge(table.invariants, after, verdicts),
     )
-    if not all(v.ok for v in verdicts if v.kind in ("ensures", "invariant")):
-        return _violation(edge.event, run.state, verdicts)
+    if broken != _NONE_BROKEN:
+        failed = next(verdict for verdict in broken if verdict is not None)
+        return _violation(edge.event, run.state, failed, verdicts)
     payload = values["event"]
     if from_effect:
         run = _note_success(table.places[run.state], run)
@@ -230,7 +228,7 @@ def _enter(
     run: Run,
     place: Place,
     context: Any,
-    verdicts: tuple[Verdict, ...],
+    verdicts: list[Verdict],
     event: str,
     payload: Event | None,
     now_ms: int,
@@ -240,19 +238,23 @@ def _enter(
     if place.follows_child and run.child is None:
         raise _Broken(f"state {place.name} follows a child, but none is alive")
     kept = run.child if place.follows_child else None
-    after = run.but(
+    effect = armed(place.effect, run.run_id, seq, now_ms)
+    follows = child.run_id if child else kept
+    after = msgspec.structs.replace(
+        run,
         state=place.name,
         seq=seq,
         entered_seq=seq,
         context=context,
         deadline_ms=_deadline(place, context, now_ms),
-        effect=armed(place.effect, run.run_id, seq, now_ms),
-        child=child.run_id if child else kept,
+        effect=effect,
+        child=follows,
         closing="failed" if place.failure and run.undo else None,
+        status=_status(place, effect, follows, now_ms),
     )
     if after.closing:
         after = arm_next_undo(table, after, now_ms)
-    after = after.but(status=status_of(place, after, now_ms))
+        after = after.but(status=status_of(place, after, now_ms))
     return Decision(
         before=run,
         after=after,
@@ -266,7 +268,7 @@ def _stay(
     run: Run,
     place: Place,
     context: Any,
-    verdicts: tuple[Verdict, ...],
+    verdicts: list[Verdict],
     event: str,
     payload: Event | None,
     now_ms: int,
@@ -278,17 +280,23 @@ def _stay(
     if from_effect:
         pending = armed(place.effect, run.run_id, seq, now_ms + pause_ms(place, context))
     child = None if event == place.on_child else run.child
-    after = run.but(seq=seq, context=context, effect=pending, child=child)
-    after = after.but(status=status_of(place, after, now_ms))
+    status = _status(place, pending, child, now_ms)
+    after = msgspec.structs.replace(
+        run, seq=seq, context=context, effect=pending, child=child, status=status
+    )
     entry = entry_for(run, after, event, payload, verdicts, now_ms)
     return Decision(before=run, after=after, entry=entry)
 
 
 def status_of(place: Place, run: Run, now_ms: int) -> Status:
     """The status of a run that has just arrived at `place` or stayed in it."""
-    if run.effect is None and run.child is None and place.final:
+    return _status(place, run.effect, run.child, now_ms)
+
+
+def _status(place: Place, effect: Pending | None, child: str | None, now_ms: int) -> Status:
+    if effect is None and child is None and place.final:
         return "failed" if place.failure else "completed"
-    if run.effect is not None and run.effect.next_ms <= now_ms:
+    if effect is not None and effect.next_ms <= now_ms:
         return "running"
     return "waiting"
 
@@ -362,7 +370,7 @@ def entry_for(
     after: Run,
     event: str,
     payload: Event | None,
-    verdicts: tuple[Verdict, ...],
+    verdicts: Iterable[Verdict],
     now_ms: int,
 ) -> Entry:
     """The journal's entry for going from `before` to `after`."""
@@ -373,40 +381,55 @@ def entry_for(
         source=before.state,
         target=after.state,
         payload=payload,
-        verdicts=verdicts,
+        verdicts=tuple(verdicts),
         context=after.context,
         status=after.status,
         at_ms=now_ms,
     )
 
 
-def _judge(clauses: Iterable[Clause], values: dict[str, Any]) -> tuple[Verdict, ...]:
-    return tuple(_judge_one(clause, values) for clause in clauses)
+_NONE_BROKEN = (None, None, None)
 
 
-def _judge_until_false(clauses: Iterable[Clause], values: dict[str, Any]) -> list[Verdict]:
-    verdicts: list[Verdict] = []
+def _judge(
+    clauses: Iterable[Clause], values: dict[str, Any], verdicts: list[Verdict]
+) -> Verdict | None:
+    """Judge them all, add the verdicts; the first that is false."""
+    failed = None
     for clause in clauses:
-        verdicts.append(_judge_one(clause, values))
-        if not verdicts[-1].ok:
-            break
-    return verdicts
+        try:
+            verdict = clause.judge(values)
+        except Exception as error:
+            raise _raised(clause, error) from error
+        verdicts.append(verdict)
+        if failed is None and not verdict.ok:
+            failed = verdict
+    return failed
 
 
-def _judge_one(clause: Clause, values: dict[str, Any]) -> Verdict:
-    try:
-        return clause.judge(values)
-    except Exception as error:
-        raise _Broken(f"{clause.kind} {clause.name} raised {_describe(error)}") from error
+def _all_hold(clauses: Iterable[Clause], values: dict[str, Any], verdicts: list[Verdict]) -> bool:
+    """Judge until one is false, add the verdicts."""
+    for clause in clauses:
+        try:
+            verdict = clause.judge(values)
+        except Exception as error:
+            raise _raised(clause, error) from error
+        verdicts.append(verdict)
+        if not verdict.ok:
+            return False
+    return True
 
 
-def _violation(event: str, state: str, verdicts: tuple[Verdict, ...]) -> Violation:
-    failed = next(v for v in verdicts if not v.ok and v.kind in ("ensures", "invariant"))
+def _raised(clause: Clause, error: Exception) -> _Broken:
+    return _Broken(f"{clause.kind} {clause.name} raised {_describe(error)}")
+
+
+def _violation(event: str, state: str, failed: Verdict, verdicts: list[Verdict]) -> Violation:
     return Violation(
         event=event,
         state=state,
         reason=f"{failed.kind} {failed.clause} does not hold ({_show(failed.saw)})",
-        verdicts=verdicts,
+        verdicts=tuple(verdicts),
     )
 
 

@@ -41,7 +41,7 @@ class Job:
         self.inbox = claimed.inbox
         self.performs = performs
         """Whether this worker goes on to perform effects, so that it may count first attempts."""
-        self.fresh = False
+        self.fresh = claimed.fresh
         """Whether the open attempt was recorded by this very worker a moment ago."""
         self.doubt = False
         """Whether an attempt before the present one may have taken effect."""
@@ -125,7 +125,7 @@ class Desk:
         # transition (a deferred $cancel, a $resume) may be in doubt: reconcile comes first.
         fresh = job.performs and self._due_now(after) and _is_new(after.effect, job.run.effect)
         if fresh and after.effect is not None:
-            first = msgspec.structs.replace(after.effect, attempts=1, open=True)
+            first = msgspec.structs.replace(after.effect, attempts=1, open=True, calls=1)
             after = after.but(effect=first)
         sends, output = self._sends(job, decision, after)
         await self.write(
@@ -167,8 +167,16 @@ class Desk:
         return (self.start_for(begun),)
 
     def start_for(self, begun: Decision, owner: str | None = None) -> Start:
-        """The encoded start of a run that has been accepted, with the children it starts."""
-        run = self._codec.seal_run(begun.after)
+        """The encoded start of a run that has been accepted, with the children it starts.
+
+        Args:
+            owner: the worker that moves it at once: its effect's first attempt is counted.
+        """
+        after = begun.after
+        if owner is not None and after.effect is not None:
+            first = msgspec.structs.replace(after.effect, attempts=1, open=True, calls=1)
+            after = after.but(effect=first)
+        run = self._codec.seal_run(after)
         return Start(
             run=run,
             entry=self._codec.seal_entry(begun.entry, self._worker_id, context=run.context),

@@ -16,6 +16,8 @@
     │   ├── StoreBusy           another process held the lock too long        (transient)
     │   ├── StoreFull           disk full or write error
     │   ├── StoreReadOnly       cannot be opened for writing
+    │   ├── StoreUnavailable    the server cannot be reached, or was lost      (transient)
+    │   │   └── CommitUnknown   lost during COMMIT: it may or may not have happened
     │   ├── StoreCorrupt        not a database
     │   └── SchemaMismatch      older or newer schema than this code
     ├── LostOwnership           another worker moved the run; drop the work
@@ -85,6 +87,14 @@ class StoreFull(StoreError):
 
 class StoreReadOnly(StoreError):
     """The database cannot be opened for writing."""
+
+
+class StoreUnavailable(StoreError):
+    """The database server cannot be reached, or the connection to it was lost; try again."""
+
+
+class CommitUnknown(StoreUnavailable):
+    """The connection was lost during COMMIT: read again before doing it again."""
 
 
 class StoreCorrupt(StoreError):

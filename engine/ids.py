@@ -11,7 +11,7 @@ import hashlib
 
 def derived(*parts: object) -> str:
     """25 hex digits that depend on nothing but the parts."""
-    text = "\x1f".join(str(part) for part in parts)
+    text = "\x1f".join(map(str, parts))
     return hashlib.sha256(text.encode()).hexdigest()[:25]
 
 

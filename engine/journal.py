@@ -23,7 +23,7 @@ START = "$start"
 """Names with a dollar sign are the engine's own; no machine can declare them."""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One transition: what moved the run, from where to where, and what it had to satisfy."""
 
     run_id: str

@@ -26,7 +26,7 @@ from engine.run import Run
 
 
 @dataclass_transform(frozen_default=True)
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """Base of the values below."""
 
 
@@ -92,7 +92,8 @@ class Started(Record):
 class Claimed(Record):
     """A run that this worker owns now, with what waits for it.
 
-    `term` is the worker's own note of the lease under which it claimed; no store looks at it.
+    `term` and `fresh` are the worker's own notes, at which no store looks: the lease under which it
+    claimed, and whether the open attempt of the effect is its own and not made yet.
     """
 
     run: Run
@@ -100,6 +101,7 @@ class Claimed(Record):
     inbox: tuple[InboxEvent, ...]
     stalls: int
     term: int = 0
+    fresh: bool = False
 
 
 class Consumed(Record):

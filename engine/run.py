@@ -29,7 +29,7 @@ TERMINAL: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 HELD: frozenset[str] = frozenset({"paused", "quarantined"})
 
 
-class Pending(msgspec.Struct, frozen=True, kw_only=True):
+class Pending(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """An effect that was decided and has no outcome yet.
 
     `open` means that an attempt was recorded whose end nobody knows: reconcile before anything
@@ -48,7 +48,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     calls: int = 0
 
 
-class Parent(msgspec.Struct, frozen=True, kw_only=True):
+class Parent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Whom to tell, and with which events."""
 
     run_id: str
@@ -58,7 +58,7 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
     on_parent_end: str
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class Run(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One durable instance of a machine.
 
     `entered_seq` is the transition that entered the present state; a timer belongs to it.

@@ -29,10 +29,11 @@ class Waiters:
         self._waiting: dict[str, set[asyncio.Future[Run]]] = {}
         self._poller: asyncio.Task[None] | None = None
 
-    async def wait(self, run_id: str, check: Callable[[], None]) -> Run:
+    async def wait(self, run_id: str, in_hand: bool, check: Callable[[], None]) -> Run:
         """The run when it rests.
 
         Args:
+            in_hand: this program is moving it now, so there is no need to look how it stands.
             check: raises what makes waiting useless; asked now and at every look.
 
         Raises:
@@ -41,22 +42,21 @@ class Waiters:
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, set()).add(future)
         try:
-            await self._look(run_id, future, check)
+            if not in_hand:
+                await self._look(run_id, future)
+            if not future.done():
+                check()
+                self._poller = self._poller or asyncio.create_task(self._poll(check))
             return await future
         finally:
             self._leave(run_id, future)
 
-    async def _look(
-        self, run_id: str, future: asyncio.Future[Run], check: Callable[[], None]
-    ) -> None:
-        """See how the run stands now; if it does not rest, keep looking from time to time."""
+    async def _look(self, run_id: str, future: asyncio.Future[Run]) -> None:
+        """See how the run stands now."""
         if found := await self._rested([run_id]):
             self.rests(found[0])
         elif await self._io(lambda: self._store.runs.get(run_id)) is None:
             raise unknown_run(run_id, self._store.name)
-        if not future.done():
-            check()
-            self._poller = self._poller or asyncio.create_task(self._poll(check))
 
     def rests(self, run: Run) -> None:
         """A run has come to rest."""

@@ -99,6 +99,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._jobs: set[asyncio.Task[None]] = set()
+        self._in_hand: set[str] = set()
         self._until_ms = 0
         self._runner: Runner | None = None
         self._failing: dict[str, tuple[int, StoreError]] = {}
@@ -111,6 +112,10 @@ class Worker:
         """Something will be due then: do not sleep longer."""
         if due_ms is not None and due_ms < self._until_ms:
             self._wake.set()
+
+    def has(self, run_id: str) -> bool:
+        """Whether this run is in hand."""
+        return run_id in self._in_hand
 
     @property
     def alone(self) -> bool:
@@ -185,6 +190,7 @@ class Worker:
         assert self._runner is not None
         job = asyncio.create_task(self._move(self._runner, claimed))
         self._jobs.add(job)
+        self._in_hand.add(claimed.run.run_id)
         job.add_done_callback(self._done)
 
     async def _move(self, runner: Runner, claimed: Claimed) -> None:
@@ -200,6 +206,8 @@ class Worker:
             log.warning("run.stopped", run_id=run_id, reason=str(error))
             self._failed(run_id, error)
             await self._give_back(claimed)
+        finally:
+            self._in_hand.discard(run_id)
 
     async def _give_back(self, claimed: Claimed) -> None:
         """Free a run whose step the store refused; a live worker's lease would hold it for ever."""
