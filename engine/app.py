@@ -26,7 +26,7 @@ import structlog
 
 from engine.clock import seconds
 from engine.codec import Codec
-from engine.committer import InlineIo, ThreadIo
+from engine.committer import HereIo, ThreadIo
 from engine.control import CANCEL, PAUSE, RESUME
 from engine.decide import Decision, Violation, begin
 from engine.definition import Machine
@@ -99,7 +99,7 @@ class App(View):
             store=store,
             codec=Codec(secrets, tables),
             clock=world.clock,
-            io=world.io or (InlineIo() if store.key_file is None else ThreadIo()),
+            io=world.io or (HereIo() if store.local else ThreadIo()),
         )
         self._log = log.bind()  # once: binding costs more than a line that nobody wants
         self._work = work
@@ -162,6 +162,8 @@ class App(View):
 
     async def open(self) -> None:
         """Register the machines and take a lease, without starting to work."""
+        if self._io.in_place:
+            self.store.hold()
         now_ms = self.clock.now_ms()
         for table in self.tables.values():
             shape = msgspec.json.encode(table.shape)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from engine.errors import StoreBusy
 from engine.ports import Batch, Delivery, Receipt, Start, Started, Store, Write, Written
 
 T = TypeVar("T")
@@ -23,6 +24,9 @@ BREATH = 16
 class Io(Protocol):
     """Runs a store's methods, one at a time."""
 
+    in_place: bool
+    """Whether the caller's thread makes the calls."""
+
     async def __call__(self, call: Callable[[], T]) -> T:
         """The result of the call."""
 
@@ -32,6 +36,8 @@ class Io(Protocol):
 
 class ThreadIo:
     """One thread for the store, so that the event loop never waits for a disk."""
+
+    in_place = False
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="turtles-store")
@@ -48,12 +54,40 @@ class ThreadIo:
 class InlineIo:
     """Calls the store where it is: for stores in memory, and for tests that own the order."""
 
+    in_place = True
+
     async def __call__(self, call: Callable[[], T]) -> T:
         """The result of the call."""
         return call()
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+class HereIo:
+    """Calls the store where it is, too, but what would have to wait goes to a thread.
+
+    A commit to a local file takes less time than a thread's answer.  Only when another process
+    holds the file longer than a moment does the call go on elsewhere, and the event loop with it.
+    """
+
+    in_place = True
+
+    def __init__(self) -> None:
+        self._patient: ThreadIo | None = None
+
+    async def __call__(self, call: Callable[[], T]) -> T:
+        """The result of the call, which `StoreBusy` says to have done nothing."""
+        try:
+            return call()
+        except StoreBusy:
+            self._patient = self._patient or ThreadIo()
+            return await self._patient(call)
+
+    def close(self) -> None:
+        """Wait for the thread to end, if there is one."""
+        if self._patient is not None:
+            self._patient.close()
 
 
 class Committer:
@@ -76,11 +110,11 @@ class Committer:
 
     async def write(self, write: Write) -> Written:
         """Commit one write; returns when it is durable."""
-        if self._idle and isinstance(self._io, InlineIo) and self._alone():
+        if self._idle and self._io.in_place and self._alone():
             self._in_place += 1
             if self._in_place % BREATH == 0:
                 await asyncio.sleep(0)
-            (written,) = self._runs.commit([write])
+            (written,) = await self._io(lambda: self._runs.commit([write]))
             return written
         return await self._share(self._writes, write)
 

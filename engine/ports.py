@@ -424,6 +424,13 @@ class Store(Protocol):
         """Where the master key of this store's secrets is kept; None for a store in memory."""
 
     @property
+    def local(self) -> bool:
+        """Whether a call takes so short that an event loop may wait for it."""
+
+    def hold(self) -> None:
+        """Keep a connection for the calling thread, which then waits for others only briefly."""
+
+    @property
     def runs(self) -> Runs:
         """See `Runs`."""
 

@@ -29,6 +29,9 @@ from engine.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreR
 from persistence.database import Cursor, Database, Pooled, Session, Synchronous
 
 
+HELD_WAIT_MS = 50
+
+
 class SqliteSession(Session):
     """A transaction of SQLite, which reads `:name` itself."""
 
@@ -49,6 +52,14 @@ class SqliteSession(Session):
     def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
         """Execute a statement once for each row of parameters."""
         self._driver.executemany(statement, rows)
+
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table of this name."""
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = :name"
+        return self.scalar(query, name=name) is not None
+
+    def guard_schema(self) -> None:
+        """Nothing to do: the transaction took the write lock when it began."""
 
 
 class SqliteDatabase(Database):
@@ -74,10 +85,12 @@ class SqliteDatabase(Database):
     ) -> None:
         self.path = path
         self.name = str(path) if path else ":memory:"
+        self.in_memory = path is None
         self._synchronous = synchronous
         self._busy_timeout_seconds = busy_timeout_seconds
         self.sa = self._create()
         self._turn = threading.RLock()
+        self._held: tuple[int, Pooled] | None = None
         self._only: sqlite3.Connection | None = None
         if path is None:
             self._only = cast(sqlite3.Connection, self.sa.raw_connection().driver_connection)
@@ -126,6 +139,20 @@ class SqliteDatabase(Database):
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
+    def hold(self) -> None:
+        """Keep a connection for the calling thread, which then waits for others only briefly."""
+        if self._only is None and self._held is None:
+            pooled = self.sa.raw_connection()
+            cast(Any, pooled.driver_connection).execute(f"PRAGMA busy_timeout={HELD_WAIT_MS}")
+            self._held = threading.get_ident(), pooled
+
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        held, self._held = self._held, None
+        if held is not None:
+            held[1].invalidate()
+        super().close()
+
     @contextmanager
     def _session(self, *, writes: bool) -> Iterator[Session]:
         begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
@@ -133,14 +160,25 @@ class SqliteDatabase(Database):
             if self._only is not None:
                 with self._turn:
                     yield from _within(begin, SqliteSession(self, self._only, None), self._only)
+            elif (pooled := self._held_here()) is not None:
+                driver: Any = pooled.driver_connection
+                yield from _within(begin, SqliteSession(self, driver, pooled), driver)
             else:
                 with closing(self.sa.raw_connection()) as pooled:
-                    driver: Any = pooled.driver_connection
+                    driver = pooled.driver_connection
                     yield from _within(begin, SqliteSession(self, driver, pooled), driver)
         except sa.exc.DBAPIError as error:  # of what went through `Session.connection`
             raise translate(str(error.orig), self.name) from error
         except sqlite3.Error as error:
             raise translate(str(error), self.name) from error
+
+
+    def _held_here(self) -> Pooled | None:
+        """The connection kept for this thread, unless a transaction is open on it."""
+        if self._held is None or self._held[0] != threading.get_ident():
+            return None
+        busy = cast(Any, self._held[1].driver_connection).in_transaction
+        return None if busy else self._held[1]
 
 
 def _within(begin: str, session: Session, driver: sqlite3.Connection) -> Iterator[Session]:

@@ -5,6 +5,10 @@
     sqlite:///runs.db             a file (relative path)
     sqlite:////var/lib/runs.db    a file (absolute path)
     sqlite://                     in memory, for tests: gone when it is closed
+    postgresql://user:password@host:5432/runs             a server
+    postgresql://user@/runs?host=/var/run/postgresql      the same over its socket
+
+What else the last two take in their query is said in `persistence.postgresql`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from persistence.inspector import SqlInspector
 from persistence.journal import SqlJournal
 from persistence.machines import SqlMachines
 from persistence.runs import SqlRuns
+from persistence.sqlite import SqliteDatabase
 from persistence.workers import SqlWorkers
 
 
@@ -29,6 +34,7 @@ class SqlStore:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.name = database.name
+        self.in_memory = database.in_memory
         path = database.path
         self.key_file = None if path is None else path.with_name(f"{path.name}.key")
         self.runs = SqlRuns(database)
@@ -38,6 +44,16 @@ class SqlStore:
         self.effects = SqlEffects(database)
         self.machines = SqlMachines(database)
         self.inspector = SqlInspector(database)
+
+    @property
+    def local(self) -> bool:
+        """Whether a call takes so short that an event loop may wait for it."""
+        return isinstance(self.database, SqliteDatabase)
+
+    def hold(self) -> None:
+        """Keep a connection for the calling thread, which then waits for others only briefly."""
+        if isinstance(self.database, SqliteDatabase):
+            self.database.hold()
 
     def close(self) -> None:
         """Close every connection."""
@@ -56,7 +72,8 @@ def open_store(
     Args:
         url: see the head of this module.
         synchronous: `FULL`, or `NORMAL`: faster, survives the death of the process, may lose the
-            last commits when the machine loses power.
+            last commits when the machine loses power.  SQLite only: on PostgreSQL it is the
+            server's or the role's `synchronous_commit` that decides.
         migrate: upgrade an older schema; False refuses it.
         busy_timeout_seconds: how long a transaction waits for another process.
 
@@ -64,12 +81,14 @@ def open_store(
         UsageError: a url of another kind.
         SchemaMismatch: the database is newer than this code, or older with `migrate=False`.
         StoreReadOnly, StoreCorrupt, StoreFull, StoreBusy: the file cannot be used.
+        StoreUnavailable: the server cannot be reached.
+        StoreError: the server does not let us in, or has no such database.
     """
     database = open_database(
         url, synchronous=synchronous, busy_timeout_seconds=busy_timeout_seconds
     )
     try:
-        if database.path is None:
+        if database.in_memory:
             schema.create(database)
         elif migrate:
             schema.upgrade_database(database)

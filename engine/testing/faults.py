@@ -171,13 +171,25 @@ class CrashingConnection:
 
     def execute(self, statement: str, *arguments: Any, **options: Any) -> Any:
         """Execute a statement, with a boundary on either side."""
-        call = self._inner.execute
-        return self._around(statement, lambda: call(statement, *arguments, **options))
+        return self._made(statement, self._inner.execute, arguments, options)
 
     def executemany(self, statement: str, *arguments: Any, **options: Any) -> Any:
         """Execute a statement for many rows, with a boundary on either side of them all."""
-        call = self._inner.executemany
-        return self._around(statement, lambda: call(statement, *arguments, **options))
+        return self._made(statement, self._inner.executemany, arguments, options)
+
+    def _made(self, statement: str, call: Callable[..., Any], arguments: Any, options: Any) -> Any:
+        cursors: list[Any] = []
+
+        def make() -> Any:
+            cursors.append(call(statement, *arguments, **options))
+            return cursors[0]
+
+        try:
+            return self._around(statement, make)
+        except BaseException:
+            for cursor in cursors:  # an open one would keep its transaction from ending
+                cursor.close()
+            raise
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """A cursor that reports likewise."""
