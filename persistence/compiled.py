@@ -36,7 +36,7 @@ from sqlalchemy.sql.sqltypes import TupleType
 DialectName = Literal["sqlite", "postgresql"]
 
 _SQLITE = sqlite.dialect(paramstyle="qmark")
-_POSTGRESQL = PGDialect_psycopg(paramstyle="pyformat")
+_POSTGRESQL = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 _EXPANDING = re.compile(r"\(__\[POSTCOMPILE_(\w+)\]\)")
 _IN = re.compile(r"(NOT )?IN \(__\[POSTCOMPILE_(\w+)\]\)|%\((\w+)\)s|%%")
 # A quoted string, a cast, or a name to be given a value.

@@ -86,6 +86,14 @@ class Session(ABC):
     def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
         """Execute a statement once for each row of parameters."""
 
+    @abstractmethod
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table of this name."""
+
+    @abstractmethod
+    def guard_schema(self) -> None:
+        """Wait until nobody else changes the schema, and keep others waiting until the end."""
+
     @cached_property
     def connection(self) -> sa.Connection:
         """The same transaction as Core sees it: for Alembic, and for making tables."""
@@ -136,7 +144,9 @@ class Session(ABC):
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Every row of a query, or of a statement with RETURNING."""
         cursor = self._say(statement, parameters)
-        names = [column[0] for column in cursor.description or ()]
+        if cursor.description is None:
+            return []
+        names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def one(self, statement: str, /, **parameters: Any) -> Row | None:
@@ -162,6 +172,8 @@ class Database(ABC):
     """As a person would name it; never with a password."""
     path: Path | None
     """Its file; None in memory and on a server."""
+    in_memory: bool = False
+    """Whether it is gone when it is closed."""
     sa: sa.Engine
 
     def transaction(self) -> AbstractContextManager[Session]:

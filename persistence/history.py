@@ -210,7 +210,7 @@ _RELATIONS: tuple[tuple[str, str], ...] = (
                 ELSE ', whose parent is ' || coalesce(c.parent_id, 'none') END AS problem
         FROM turtles_run p
         LEFT JOIN turtles_run c ON c.run_id = p.child
-        WHERE p.child IS NOT NULL AND (c.run_id IS NULL OR c.parent_id IS NOT p.run_id)
+        WHERE p.child IS NOT NULL AND (c.run_id IS NULL OR coalesce(c.parent_id, '') <> p.run_id)
         """,
     ),
     (
@@ -228,7 +228,7 @@ _RELATIONS: tuple[tuple[str, str], ...] = (
 
 
 _ALL = " UNION ALL ".join(
-    f"SELECT '{rule}' AS rule, run_id, problem FROM ({query})"  # noqa: S608 - constants of ours
+    f"SELECT '{rule}' AS rule, run_id, problem FROM ({query}) AS breach"  # noqa: S608 - constants of ours
     for rule, query in _RELATIONS
 )
 

@@ -214,7 +214,7 @@ _RULES: tuple[tuple[str, str], ...] = (
 )
 
 _ALL = " UNION ALL ".join(
-    f"SELECT '{rule}' AS rule, run_id, problem FROM ({query})"  # noqa: S608 - constants of ours
+    f"SELECT '{rule}' AS rule, run_id, problem FROM ({query}) AS breach"  # noqa: S608 - constants of ours
     for rule, query in _RULES
 )
 """Every rule in one statement: the explorer asks at every state it finds."""

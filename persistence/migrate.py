@@ -11,8 +11,8 @@ files for the newest.
     stored is one of the older       run the missing migrations, all in one transaction
     stored is unknown here           SchemaMismatch: written by a newer version
 
-Two processes may open a new file at once: the second waits for the write lock, and finds the work
-done.
+Two processes may open a new database at once: the second waits for the write lock (PostgreSQL: an
+advisory lock that ends with the transaction), and finds the work done.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def upgrade(database: Database, script_location: str) -> None:
         if _is_current(sql, script_location, database.name):
             return
     with database.transaction() as sql:
+        sql.guard_schema()
         if not _is_current(sql, script_location, database.name):
             _run_alembic(sql, script_location, database.name)
 
@@ -99,8 +100,7 @@ def _read_versions(script_location: str) -> tuple[set[str], set[str]]:
 
 
 def _stored(sql: Session) -> str | None:
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
-    if sql.scalar(query) is None:
+    if not sql.has_table("alembic_version"):
         return None
     found: str | None = sql.scalar("SELECT version_num FROM alembic_version")
     return found

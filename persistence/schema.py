@@ -108,12 +108,23 @@ def differences(sql: Session) -> list[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    context = MigrationContext.configure(sql.connection, opts={"compare_type": True})
+    context = MigrationContext.configure(
+        sql.connection, opts={"compare_type": True, "include_name": _is_ours}
+    )
     found = compare_metadata(context, tables.metadata)
     return [f"schema: {difference!r}" for difference in found]
 
 
+def _is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """A program may keep tables of its own beside ours; those are none of our business."""
+    return kind != "table" or (name or "").startswith("turtles_")
+
+
 def _damage(sql: Session) -> list[str]:
+    return _damage_of_file(sql) if sql.dialect == "sqlite" else _damage_of_server(sql)
+
+
+def _damage_of_file(sql: Session) -> list[str]:
     pages = [str(row["integrity_check"]) for row in sql.all("PRAGMA integrity_check")]
     dangling = sql.all("PRAGMA foreign_key_check")
     return [
@@ -123,6 +134,39 @@ def _damage(sql: Session) -> list[str]:
             for row in dangling
         ),
     ]
+
+
+def _damage_of_server(sql: Session) -> list[str]:
+    """What the server's own constraints would not have let in, had nobody switched them off."""
+    unusable = sql.all(
+        "SELECT c.relname AS name FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "WHERE c.relname LIKE 'turtles_%' AND NOT (i.indisvalid AND i.indisready) ORDER BY 1"
+    )
+    unchecked = sql.all(
+        "SELECT conname AS name FROM pg_constraint "
+        "WHERE conname LIKE 'turtles_%' AND NOT convalidated ORDER BY 1"
+    )
+    return [
+        *(f"integrity: index {row['name']} is not usable; REINDEX it" for row in unusable),
+        *(f"integrity: constraint {row['name']} was never checked" for row in unchecked),
+        *_dangling(sql),
+    ]
+
+
+def _dangling(sql: Session) -> Iterator[str]:
+    for table in tables.metadata.sorted_tables:
+        for key in table.foreign_key_constraints:
+            pairs = [(one.parent.name, one.column.name) for one in key.elements]
+            parent = key.referred_table.name
+            names = ", ".join(f"c.{mine}" for mine, _ in pairs)
+            same = " AND ".join(f"p.{theirs} = c.{mine}" for mine, theirs in pairs)
+            rows = sql.all(
+                f"SELECT DISTINCT {names} FROM {table.name} c "  # noqa: S608 - our own tables
+                f"WHERE NOT EXISTS (SELECT 1 FROM {parent} p WHERE {same}) LIMIT 100"
+            )
+            for row in rows:
+                shown = ", ".join(str(value) for value in row.values())
+                yield f"reference: rows {shown} of {table.name} name a missing {parent}"
 
 
 def _revision(database: Database) -> str | None:

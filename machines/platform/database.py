@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.errors import StoreReadOnly
 from persistence.database import Database
 from persistence.migrate import upgrade
+from persistence.sqlite import SqliteDatabase
 
 SCRIPT_LOCATION = "migrations/platform"
 
@@ -19,7 +20,7 @@ def open_platform_database(data_dir: Path | None) -> Database:
         SchemaMismatch: the file was written by a newer version.
         StoreError: the directory or the file cannot be used.
     """
-    database = Database(_file(data_dir))
+    database = SqliteDatabase(_file(data_dir))
     try:
         upgrade(database, SCRIPT_LOCATION)
     except BaseException:

@@ -42,6 +42,7 @@ from machines.platform.sandbox.processes import identify
 from machines.platform.sandbox.records import read_record
 from machines.platform.server import find_server
 from persistence.database import Database, Session
+from persistence.sqlite import SqliteDatabase
 
 _SECOND_LOOKS = 40
 _LOOK_SECONDS = 0.05
@@ -107,7 +108,7 @@ def _open(data_dir: Path) -> Database:
             f"data directory {data_dir}: no platform.db in it. "
             "Give the --data-dir of a platform that has run."
         )
-    return Database(file)
+    return SqliteDatabase(file)
 
 
 def _money(sql: Session) -> list[str]:

@@ -16,10 +16,12 @@ import msgspec
 import pytest
 
 from engine.contracts import Verdict
+from engine.ids import idempotency_key
 from engine.journal import Entry
 from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, WorkerIdentity, Write
 from engine.run import Parent, Pending, Run
 from persistence.store import SqlStore, open_store
+from tests.postgres_server import PostgresServer, server
 
 Opener = Callable[[], SqlStore]
 
@@ -27,7 +29,8 @@ Opener = Callable[[], SqlStore]
 class Backend(NamedTuple):
     """A kind of database: its url in a folder of its own, and what can be asked of it."""
 
-    url: Callable[[Path], str]
+    url: Callable[[Path], str] | None
+    """None for a database of the server of this session."""
     shared: bool
     """Whether several processes can open it."""
     examples: int
@@ -37,6 +40,7 @@ class Backend(NamedTuple):
 BACKENDS = {
     "sqlite-file": Backend(lambda folder: f"sqlite:///{folder / 'runs.db'}", True, 8),
     "sqlite-memory": Backend(lambda folder: "sqlite://", False, 60),
+    "postgresql": Backend(None, True, 4),
 }
 SHARED = [name for name, backend in BACKENDS.items() if backend.shared]
 SHAPE = msgspec.json.encode(
@@ -87,7 +91,12 @@ class Make:
 
     def effect(self, run_id: str, seq: int, **changes: Any) -> Pending:
         effect = Pending(
-            seq=seq, name="call", key=f"{run_id}/{seq}", attempts=0, open=False, next_ms=1000
+            seq=seq,
+            name="call",
+            key=idempotency_key(run_id, seq, "call"),
+            attempts=0,
+            open=False,
+            next_ms=1000,
         )
         return msgspec.structs.replace(effect, **changes)
 
@@ -153,10 +162,42 @@ def make() -> Make:
     return Make()
 
 
+class Postgres:
+    """Databases for tests on one server: an empty one, or one with the engine's tables."""
+
+    def __init__(self, running: PostgresServer) -> None:
+        self.server = running
+        self._template: str | None = None
+
+    def empty(self) -> str:
+        """The url of a new database without tables."""
+        return self.server.create_database()
+
+    def url(self) -> str:
+        """The url of a new database with the tables, and the made-up machine registered."""
+        if self._template is None:
+            _registered(self.server.create_database("migrated")).close()
+            self._template = "migrated"
+        return self.server.create_database(template=self._template)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A private PostgreSQL server, started for the first test that asks."""
+    with server() as running:
+        yield Postgres(running)
+
+
+def _url(request: pytest.FixtureRequest, name: str, folder: Path) -> str:
+    url = BACKENDS[name].url
+    found: str = request.getfixturevalue("postgres").url() if url is None else url(folder)
+    return found
+
+
 @pytest.fixture(params=sorted(BACKENDS))
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Opens a new store of one backend; where it is a file, the same file each time."""
-    url = BACKENDS[request.param].url(tmp_path)
+    url = _url(request, request.param, tmp_path)
     return lambda: _registered(url)
 
 
@@ -168,7 +209,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Opener, int]:
     def make_one() -> SqlStore:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
-        return _registered(BACKENDS[request.param].url(folder))
+        return _registered(_url(request, request.param, folder))
 
     return make_one, BACKENDS[request.param].examples
 
@@ -176,7 +217,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Opener, int]:
 @pytest.fixture(params=SHARED)
 def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The url of a store that several processes can open at once."""
-    url = BACKENDS[request.param].url(tmp_path)
+    url = _url(request, request.param, tmp_path)
     _registered(url).close()
     return url
 
@@ -209,10 +250,16 @@ def damage() -> Callable[..., None]:
     """Runs statements on a store's database with its foreign keys switched off."""
 
     def run(store: SqlStore, *statements: str) -> None:
-        switch = {"sqlite": "PRAGMA foreign_keys={}"}[store.database.sa.dialect.name]
+        off, on = {
+            "sqlite": ("PRAGMA foreign_keys=OFF", "PRAGMA foreign_keys=ON"),
+            "postgresql": (
+                "SET session_replication_role = replica",
+                "SET session_replication_role = origin",
+            ),
+        }[store.database.dialect]
         connection = store.database.sa.raw_connection()
         cursor = connection.cursor()
-        for statement in (switch.format("OFF"), *statements, switch.format("ON")):
+        for statement in (off, *statements, on):
             cursor.execute(statement)
         cursor.close()
         connection.close()

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from persistence.compiled import bound, plan_for
-from persistence.database import Database
+from persistence.sqlite import SqliteDatabase
 
 METADATA = sa.MetaData()
 TABLE = sa.Table(
@@ -27,7 +27,7 @@ ROWS = [
 
 @pytest.fixture
 def database():
-    made = Database(None)
+    made = SqliteDatabase(None)
     with made.transaction() as sql:
         METADATA.create_all(sql.connection)
         sql.execute_many(sa.insert(TABLE), ROWS)

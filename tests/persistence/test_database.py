@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from engine.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreReadOnly
 from persistence.database import Database
+from persistence.sqlite import SqliteDatabase
 from persistence.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +155,7 @@ def modes(folder: Path) -> dict[str, int]:
 def test_a_new_file_and_its_log_are_for_its_owner_alone(tmp_path):
     mask = os.umask(0o022)
     try:
-        database = Database(tmp_path / "new.db")
+        database = SqliteDatabase(tmp_path / "new.db")
         assert modes(tmp_path) == {}
         with database.transaction() as sql:
             sql.run("CREATE TABLE t (n INTEGER)")
@@ -166,7 +167,7 @@ def test_a_new_file_and_its_log_are_for_its_owner_alone(tmp_path):
 
 def test_the_mode_of_a_file_that_exists_is_left_alone(tmp_path):
     (tmp_path / "old.db").touch(mode=0o640)
-    database = Database(tmp_path / "old.db")
+    database = SqliteDatabase(tmp_path / "old.db")
     with database.transaction() as sql:
         sql.run("CREATE TABLE t (n INTEGER)")
     assert modes(tmp_path)["old.db"] == 0o640
@@ -312,7 +313,7 @@ def test_a_copy_taken_at_a_power_loss(url, make, tmp_path):
         copy = tmp_path / f"copy{number}.db"
         copy.write_bytes(body)
         copy.with_name(copy.name + "-wal").write_bytes(log[:length])
-        with contextlib.closing(Database(copy)) as database, database.reading() as sql:
+        with contextlib.closing(SqliteDatabase(copy)) as database, database.reading() as sql:
             made = sql.scalar("SELECT 1 FROM sqlite_master WHERE name = 'turtles_run'")
             accepted = made and sql.scalar("SELECT count(*) FROM turtles_run")
         seqs.add(whole(f"sqlite:///{copy}") if accepted else 0)
@@ -324,7 +325,7 @@ def test_a_copy_taken_at_a_power_loss(url, make, tmp_path):
 
 
 def test_other_errors_of_the_driver_are_store_errors(tmp_path):
-    with contextlib.closing(Database(tmp_path / "x.db")) as database:
+    with contextlib.closing(SqliteDatabase(tmp_path / "x.db")) as database:
         with pytest.raises(StoreError, match=r"x\.db: no such table"), database.reading() as sql:
             sql.one("SELECT * FROM nowhere")
         with pytest.raises(StoreError, match="syntax"), database.transaction() as sql:
@@ -332,7 +333,7 @@ def test_other_errors_of_the_driver_are_store_errors(tmp_path):
 
 
 def test_a_block_that_raises_writes_nothing(tmp_path):
-    with contextlib.closing(Database(tmp_path / "x.db")) as database:
+    with contextlib.closing(SqliteDatabase(tmp_path / "x.db")) as database:
         with database.transaction() as sql:
             sql.run("CREATE TABLE t (n INTEGER)")
         with pytest.raises(ZeroDivisionError), database.transaction() as sql:
@@ -351,7 +352,7 @@ def test_a_block_that_raises_writes_nothing(tmp_path):
 @pytest.fixture(params=["file", "memory"])
 def numbers(request, tmp_path):
     """A database with the empty table `t`."""
-    database = Database(tmp_path / "x.db" if request.param == "file" else None)
+    database = SqliteDatabase(tmp_path / "x.db" if request.param == "file" else None)
     with database.transaction() as sql:
         sql.run("CREATE TABLE t (n INTEGER CHECK (n < 100))")
     yield database
@@ -415,7 +416,7 @@ def test_several_threads_take_turns(numbers):
 
 
 def test_reading_within_a_transaction_of_a_file_sees_what_was_committed(tmp_path):
-    with contextlib.closing(Database(tmp_path / "x.db")) as database:
+    with contextlib.closing(SqliteDatabase(tmp_path / "x.db")) as database:
         with database.transaction() as sql:
             sql.run("CREATE TABLE t (n INTEGER)")
         with database.transaction() as sql:
@@ -426,7 +427,7 @@ def test_reading_within_a_transaction_of_a_file_sees_what_was_committed(tmp_path
 
 @pytest.mark.parametrize("within", [Database.transaction, Database.reading])
 def test_the_only_connection_has_one_transaction_at_a_time(within):
-    with contextlib.closing(Database(None)) as database:
+    with contextlib.closing(SqliteDatabase(None)) as database:
         with database.transaction() as sql:
             sql.run("CREATE TABLE t (n INTEGER)")
             with pytest.raises(StoreError, match="open on its only connection"), within(database):
@@ -451,7 +452,7 @@ def test_core_and_the_driver_share_the_transaction(numbers):
 
 
 def test_a_closed_database_in_memory_is_gone():
-    database = Database(None)
+    database = SqliteDatabase(None)
     database.close()
     with pytest.raises(StoreError, match="closed"), database.reading():
         raise AssertionError("it must not begin")

@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from engine.errors import SchemaMismatch, StoreError
-from persistence.database import Database
 from persistence.migrate import current, head, upgrade
+from persistence.sqlite import SqliteDatabase
 
 ENVIRONMENT = """
 from alembic import context
@@ -48,7 +48,7 @@ def add(location, revision, down, statement):
 
 @pytest.fixture
 def database(tmp_path):
-    made = Database(tmp_path / "x.db")
+    made = SqliteDatabase(tmp_path / "x.db")
     yield made
     made.close()
 
@@ -111,7 +111,7 @@ def test_no_revisions_are_an_error(tmp_path):
 
 
 def test_many_may_start_at_once(tmp_path, location):
-    databases = [Database(tmp_path / "x.db") for _ in range(8)]
+    databases = [SqliteDatabase(tmp_path / "x.db") for _ in range(8)]
     start, failures = threading.Barrier(8), []
 
     def open_one(database):
@@ -133,14 +133,14 @@ def test_many_may_start_at_once(tmp_path, location):
 
 
 def test_an_up_to_date_database_needs_no_alembic(tmp_path, location):
-    database = Database(tmp_path / "x.db")
+    database = SqliteDatabase(tmp_path / "x.db")
     upgrade(database, location)
     database.close()
     script = (
         "import sys; from pathlib import Path\n"
-        "from persistence.database import Database\n"
+        "from persistence.sqlite import SqliteDatabase\n"
         "from persistence.migrate import upgrade\n"
-        f"upgrade(Database(Path({str(tmp_path / 'x.db')!r})), {location!r})\n"
+        f"upgrade(SqliteDatabase(Path({str(tmp_path / 'x.db')!r})), {location!r})\n"
         "sys.exit('alembic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -15,6 +15,7 @@ from alembic.config import Config
 from engine.errors import SchemaMismatch
 from persistence import migrate, schema, tables
 from persistence.database import Database
+from persistence.sqlite import SqliteDatabase
 from persistence.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ def written_schema(database: Database) -> dict[str, str]:
 
 def migrated(path: Path, revision: str) -> Database:
     """A file at this revision, as the version of that time would have made it."""
-    database = Database(path)
+    database = SqliteDatabase(path)
     with database.transaction() as sql:
         config = Config()
         config.set_main_option("script_location", str(migrate.directory(schema.SCRIPT_LOCATION)))
@@ -77,7 +78,7 @@ def test_the_revisions_are_known_here():
 
 def test_migrations_lead_to_the_tables(tmp_path):
     database = migrated(tmp_path / "migrated.db", "head")
-    made = Database(tmp_path / "made.db")
+    made = SqliteDatabase(tmp_path / "made.db")
     schema.create(made)
     assert written_schema(database) == written_schema(made)
     with database.reading() as sql:
@@ -172,7 +173,7 @@ def test_a_newer_schema_is_refused(tmp_path, migrating):
 @pytest.mark.parametrize("ask", [open_store, schema.upgrade, schema.check])
 def test_the_database_of_another_program_is_refused(tmp_path, ask):
     """The platform's file, say: its revisions have the same names as ours."""
-    database = Database(tmp_path / "platform.db")
+    database = SqliteDatabase(tmp_path / "platform.db")
     migrate.upgrade(database, "migrations/platform")
     before = written_schema(database)
     with database.transaction() as sql:

@@ -5,6 +5,8 @@ what claims, limits and retention look at: `ready`, `priority`, `tenant`, `limit
 Verdicts are kept without the values they saw, which the journal has in its contexts and payloads.
 """
 
+from typing import Any
+
 import msgspec
 import sqlalchemy as sa
 from alembic import op
@@ -12,30 +14,37 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 
-_RUN = (
-    sa.Column("ready", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("tenant", sa.Text, nullable=False, server_default=""),
-    sa.Column("limits", sa.Text),
-    sa.Column("ended_ms", sa.BigInteger),
-    sa.Column("effect_seq", sa.Integer),
-    sa.Column("effect_name", sa.Text),
-    sa.Column("effect_attempts", sa.Integer),
-    sa.Column("effect_calls", sa.Integer),
-    sa.Column("effect_open", sa.Boolean),
-    sa.Column("effect_next_ms", sa.BigInteger),
-    sa.Column("effect_undo_of", sa.Text),
-    sa.Column("effect_error", sa.Text),
-)
-_TRANSITION = (
-    sa.Column("effect_seq", sa.Integer),
-    sa.Column("effect_name", sa.Text),
-    sa.Column("effect_outcome", sa.Text),
-    sa.Column("effect_attempts", sa.Integer),
-    sa.Column("effect_calls", sa.Integer),
-    sa.Column("effect_undo_of", sa.Text),
-    sa.Column("effect_error", sa.Text),
-)
+
+def _run_columns() -> tuple[sa.Column[Any], ...]:
+    return (
+        sa.Column("ready", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("tenant", sa.Text, nullable=False, server_default=""),
+        sa.Column("limits", sa.Text),
+        sa.Column("ended_ms", sa.BigInteger),
+        sa.Column("effect_seq", sa.Integer),
+        sa.Column("effect_name", sa.Text),
+        sa.Column("effect_attempts", sa.Integer),
+        sa.Column("effect_calls", sa.Integer),
+        sa.Column("effect_open", sa.Boolean),
+        sa.Column("effect_next_ms", sa.BigInteger),
+        sa.Column("effect_undo_of", sa.Text),
+        sa.Column("effect_error", sa.Text),
+    )
+
+
+def _transition_columns() -> tuple[sa.Column[Any], ...]:
+    return (
+        sa.Column("effect_seq", sa.Integer),
+        sa.Column("effect_name", sa.Text),
+        sa.Column("effect_outcome", sa.Text),
+        sa.Column("effect_attempts", sa.Integer),
+        sa.Column("effect_calls", sa.Integer),
+        sa.Column("effect_undo_of", sa.Text),
+        sa.Column("effect_error", sa.Text),
+    )
+
+
 _TERMINAL = "('completed', 'failed', 'cancelled')"
 
 _PENDING = """
@@ -69,10 +78,10 @@ FROM turtles_run WHERE effect_name IS NOT NULL
 
 def upgrade() -> None:
     """Move effects and verdicts to where they are kept now."""
-    for column in _RUN:
-        op.add_column("turtles_run", column.copy())
-    for column in _TRANSITION:
-        op.add_column("turtles_transition", column.copy())
+    for column in _run_columns():
+        op.add_column("turtles_run", column)
+    for column in _transition_columns():
+        op.add_column("turtles_transition", column)
     op.execute(_PENDING)
     op.execute(_SETTLED)
     op.execute(f"UPDATE turtles_run SET ended_ms = updated_ms WHERE status IN {_TERMINAL}")  # noqa: S608 - constants of this module

@@ -1,0 +1,414 @@
+"""One PostgreSQL database, by psycopg 3: for many workers at once.
+
+::
+
+    postgresql://user:password@host:5432/runs
+    postgresql://user@/runs?host=/var/run/postgresql&sslmode=require
+
+The query of the url is given to libpq (`sslmode`, `host`, `options`, ...), but for these::
+
+    prepare=off     no prepared statements; for a pooler in transaction mode that forgets them
+    pool=2          how many connections are kept (twice as many may be open for a moment)
+
+Transactions of writes are READ COMMITTED and lock the rows they look at; a snapshot to read from
+is REPEATABLE READ, READ ONLY.  A statement never depends on what an earlier transaction left in
+the session: no SET that outlives its transaction, no advisory lock of a session, no temporary
+table.  So a pooler in transaction mode (PgBouncer) may stand between.
+
+A worker that is stopped in the middle of a transaction holds locks that others wait for.  So each
+transaction tells the server how long it may be idle, and how long it waits for others' locks;
+whoever is over that loses the transaction, and nothing of it is kept.
+
+A connection that died while nobody used it is replaced without a word.  One that dies within a
+transaction costs the transaction (`StoreUnavailable`), and during COMMIT leaves it unknown whether
+there was one (`CommitUnknown`): the caller reads before it tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from engine.errors import (
+    CommitUnknown,
+    SchemaMismatch,
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
+    UsageError,
+)
+from persistence.compiled import numbered
+from persistence.database import Cursor, Database, Pooled, Session, Synchronous
+
+if TYPE_CHECKING:
+    from psycopg import Connection, RawCursor
+
+_BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+_SCHEMA_LOCK = 7_310_591_242_217_316_219
+"""The advisory lock of those who change the schema: a number that nobody else picks by chance."""
+_LIBPQ = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "tcp_user_timeout": "30000",  # milliseconds; a server that vanished is noticed
+    "application_name": "turtles",
+    "client_encoding": "utf8",
+}
+_OLDEST = 140_000  # pipelines, and what the planner knows about partial indexes
+
+
+class PgSession(Session):
+    """A transaction of PostgreSQL."""
+
+    dialect = "postgresql"
+
+    def __init__(
+        self, database: Database, pooled: Pooled, cursor: RawCursor[Any], *, binary: bool = True
+    ) -> None:
+        def send(text: str, values: Sequence[Any]) -> Cursor:
+            return cursor.execute(text.encode(), values, binary=binary)
+
+        super().__init__(database, pooled, send)
+        self._cursor = cursor
+
+    def _say(self, statement: str, parameters: Mapping[str, Any]) -> Cursor:
+        text, in_order = numbered(statement)
+        return self._send(text, in_order(parameters))
+
+    def _send_many(self, text: str, rows: Sequence[Sequence[Any]]) -> int:
+        self._cursor.executemany(text.encode(), rows)
+        return self._cursor.rowcount
+
+    def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
+        """Execute a statement once for each row of parameters."""
+        text, in_order = numbered(statement)
+        if rows:
+            self._send_many(text, [in_order(row) for row in rows])
+
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table of this name, where the search path leads."""
+        return self.scalar("SELECT to_regclass(:name)::text", name=name) is not None
+
+    def guard_schema(self) -> None:
+        """Wait for the advisory lock, which the end of the transaction releases."""
+        self.run("SET LOCAL lock_timeout = 0")  # a migration takes the time it takes
+        self.run("SET LOCAL idle_in_transaction_session_timeout = 0")
+        self.run(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
+
+
+class PgDatabase(Database):
+    """A database on a server.
+
+    Args:
+        url: as SQLAlchemy reads it; the query goes to libpq.
+        prepare: keep statements prepared on the server.
+        pool_size: connections that are kept; as many again may be open for a moment.
+        busy_timeout_seconds: how long a transaction waits for a lock, for a connection of the
+            pool, and for its own next statement.
+
+    Raises:
+        StoreError: one of its kinds, from any method, naming the database.
+    """
+
+    dialect = "postgresql"
+    path = None
+
+    def __init__(
+        self,
+        url: sa.URL,
+        *,
+        prepare: bool = True,
+        pool_size: int = 2,
+        busy_timeout_seconds: float = 10.0,
+    ) -> None:
+        _require_driver()
+        self.name = _shown(url)
+        self._busy_timeout_seconds = busy_timeout_seconds
+        self._prepare = prepare
+        milliseconds = max(int(busy_timeout_seconds * 1000), 1)
+        self._begin_write = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED;"
+            f" SET LOCAL lock_timeout = {milliseconds};"
+            f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
+        )
+        self._pool_size = pool_size
+        self.sa = self._create(url)
+
+    def _create(self, url: sa.URL) -> sa.Engine:
+        known = {name: value for name, value in _LIBPQ.items() if name not in url.query}
+        database = sa.create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            connect_args={
+                **known,
+                "autocommit": True,  # `_session` sends BEGIN and COMMIT
+                "prepare_threshold": 5 if self._prepare else None,
+            },
+            pool_size=self._pool_size,
+            max_overflow=self._pool_size,
+            pool_timeout=self._busy_timeout_seconds,
+            pool_use_lifo=True,  # those that are not needed grow old, and the server sees it
+            use_native_hstore=False,
+            hide_parameters=True,
+        )
+        event.listen(database, "connect", self._prepare_connection)
+        return database
+
+    def _prepare_connection(self, driver: Connection[Any], _record: object) -> None:
+        from psycopg.types import numeric, string
+
+        # One type for each kind of value, whatever its size: else every mix of sizes would be
+        # a statement of its own to the server.
+        driver.adapters.register_dumper(int, numeric.Int8BinaryDumper)
+        driver.adapters.register_dumper(str, string.StrBinaryDumper)
+        encoding = driver.pgconn.parameter_status(b"server_encoding")
+        if encoding not in (b"UTF8", None):
+            raise StoreError(
+                f"database {self.name}: its encoding is {encoding.decode()}, expected UTF8. "
+                "Make a database with: createdb --encoding=UTF8 --template=template0"
+            )
+        version = driver.info.server_version
+        if version < _OLDEST:
+            raise StoreError(
+                f"database {self.name}: the server is PostgreSQL {version // 10_000}, expected 14 "
+                "or newer. Upgrade the server, or use another one."
+            )
+
+    @contextmanager
+    def _session(self, *, writes: bool) -> Iterator[Session]:
+        from psycopg import Error, RawCursor
+
+        committing = False
+        try:
+            pooled = self._begun(self._begin_write if writes else _BEGIN_READ)
+            driver: Any = pooled.driver_connection
+            try:
+                yield PgSession(self, pooled, RawCursor(driver))
+                committing = writes
+                _commit(driver, self.name)
+            except BaseException:
+                _give_up(pooled, driver)
+                raise
+            finally:
+                pooled.close()
+        except sa.exc.TimeoutError as error:
+            raise StoreBusy(
+                f"database {self.name}: all {2 * self._pool_size} connections of this process were "
+                f"in use for {self._busy_timeout_seconds:g} s. End transactions sooner, or give "
+                "more connections with ?pool= in the url; nothing was written."
+            ) from error
+        except sa.exc.DBAPIError as error:  # of what went through `Session.connection`
+            raise translate(error.orig, self.name, committing=committing) from error
+        except Error as error:
+            raise translate(error, self.name, committing=committing) from error
+
+    def _begun(self, begin: str) -> Pooled:
+        """A connection with a transaction that has begun; dead ones of the pool are dropped."""
+        from psycopg import OperationalError
+
+        dead = 0
+        while True:
+            pooled = self.sa.raw_connection()
+            driver: Any = pooled.driver_connection
+            try:
+                driver.execute(begin, prepare=False)
+                return pooled
+            except OperationalError:
+                dead += 1
+                if not driver.closed or dead > 2 * self._pool_size:
+                    _give_up(pooled, driver)
+                    pooled.close()
+                    raise
+                pooled.invalidate()
+            except BaseException:
+                _give_up(pooled, driver)
+                pooled.close()
+                raise
+
+
+def _commit(driver: Any, name: str) -> None:
+    if driver.execute("COMMIT", prepare=False).statusmessage != "COMMIT":
+        raise StoreError(
+            f"database {name}: the transaction had failed, and was rolled back. "
+            "Let the first error end the block."
+        )
+
+
+def _give_up(pooled: Pooled, driver: Any) -> None:
+    """Roll back; a connection with which that cannot be done is thrown away."""
+    from psycopg import Error
+    from psycopg.pq import TransactionStatus
+
+    status = driver.info.transaction_status
+    if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+        with suppress(Error):  # the first error is the one to tell
+            driver.execute("ROLLBACK", prepare=False)
+            return
+    if driver.info.transaction_status != TransactionStatus.IDLE:
+        pooled.invalidate()
+
+
+def open_postgresql(url: str, *, synchronous: Synchronous, busy_timeout_seconds: float) -> Database:
+    """The database behind a url.
+
+    Raises:
+        UsageError: the url cannot be read, or `synchronous` is not `FULL`.
+    """
+    if synchronous != "FULL":
+        raise UsageError(
+            "store: synchronous=NORMAL is for SQLite; on PostgreSQL say it to the server: "
+            "ALTER ROLE ... SET synchronous_commit = off"
+        )
+    try:
+        parsed = sa.make_url(url)
+        pool = int(str(parsed.query.get("pool", "2")))
+        prepare = {"on": True, "off": False}[str(parsed.query.get("prepare", "on"))]
+        if pool < 1:
+            raise ValueError(pool)
+    except (sa.exc.ArgumentError, ValueError, KeyError) as error:
+        raise UsageError(
+            "store url: expected postgresql://user:password@host:port/database with at most "
+            "?prepare=on|off, ?pool=1 or more, and options of libpq in its query, got something "
+            "else (not shown, for its password). Special characters in it are written as %40."
+        ) from error
+    return PgDatabase(
+        parsed.difference_update_query(["pool", "prepare"]),
+        prepare=prepare,
+        pool_size=pool,
+        busy_timeout_seconds=busy_timeout_seconds,
+    )
+
+
+def _shown(url: sa.URL) -> str:
+    """The url without the password, and of its query only where the server is."""
+    where = {name: value for name, value in url.query.items() if name in ("host", "port")}
+    return sa.URL.create(
+        "postgresql", url.username, None, url.host, url.port, url.database, where
+    ).render_as_string()
+
+
+def _require_driver() -> None:
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "store url: postgresql:// needs the driver psycopg 3, which cannot be imported "
+            f"({error}). Run: pip install 'turtles[postgresql]'"
+        ) from error
+
+
+def translate(error: BaseException | None, name: str, *, committing: bool = False) -> StoreError:
+    """The store error that a driver's error means, with what to do about it."""
+    text = " ".join(str(error).split())
+    state = getattr(error, "sqlstate", None) or _state_in(text)
+    kind, advice = _meaning(state, error)
+    if committing and kind is StoreUnavailable:
+        return CommitUnknown(
+            f"database {name}: the connection was lost during COMMIT ({text}), so it is unknown "
+            "whether the transaction happened. Read again before trying again."
+        )
+    shown = f" [{state}]" if state and state != "option" else ""
+    return kind(f"database {name}: {advice.format(text=text + shown)}")
+
+
+_TRY_AGAIN = "Nothing was written; it is tried again, or try again."
+_MEANINGS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
+    (
+        ("55P03", "40001", "40P01"),
+        StoreBusy,
+        f"another transaction held a lock too long ({{text}}). {_TRY_AGAIN}",
+    ),
+    (
+        ("57014",),
+        StoreBusy,
+        "the server ended a statement that took too long ({text}). Nothing was written; try "
+        "again, or raise statement_timeout of the role.",
+    ),
+    (
+        ("53300",),
+        StoreBusy,
+        "the server has no connection left ({text}). Raise max_connections, put a pooler in "
+        "front, or run fewer workers; nothing was written.",
+    ),
+    (
+        ("53100", "53200", "53000", "53400"),
+        StoreFull,
+        "the server has no room left ({text}). Free some space there and run again; the last "
+        "transition was not committed.",
+    ),
+    (
+        ("25006", "42501"),
+        StoreReadOnly,
+        "the server does not take writes from us ({text}). Connect to the primary as a role that "
+        "may write; nothing was written.",
+    ),
+    (
+        ("XX001", "XX002"),
+        StoreCorrupt,
+        "the server found damaged data ({text}). Restore it from a backup; nothing was written.",
+    ),
+    (
+        ("42P01", "42703"),
+        SchemaMismatch,
+        "a table or column is missing ({text}). Run `turtles db upgrade`, or look whether the "
+        "search_path leads to the right schema; nothing was written.",
+    ),
+    (
+        ("28P01", "28000"),
+        StoreError,
+        "the server does not let us in ({text}). Check user and password of the url, and "
+        "pg_hba.conf of the server.",
+    ),
+    (
+        ("3D000",),
+        StoreError,
+        "there is no such database ({text}). Make it with createdb, or correct the url.",
+    ),
+    (
+        ("25P03",),
+        StoreUnavailable,
+        "this process stopped in the middle of a transaction, and the server ended it ({text}). "
+        + _TRY_AGAIN,
+    ),
+    (
+        ("57P01", "57P02", "57P03", "57P05", "08000", "08001", "08003", "08004", "08006", "08P01"),
+        StoreUnavailable,
+        f"the server cannot be reached, or the connection was lost ({{text}}). {_TRY_AGAIN}",
+    ),
+)
+_BY_STATE = {state: (kind, advice) for states, kind, advice in _MEANINGS for state in states}
+# What libpq says when it cannot connect; it keeps the code to itself.
+_IN_TEXT = (
+    ("password authentication failed", "28P01"),
+    ("no password supplied", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("role ", "28000"),
+    ("too many clients", "53300"),
+    ("remaining connection slots", "53300"),
+    ("too many connections", "53300"),
+    ("invalid connection option", "option"),
+    ("invalid sslmode value", "option"),
+)
+
+
+def _meaning(
+    state: str | None, error: BaseException | None
+) -> tuple[type[StoreError], str]:
+    from psycopg import OperationalError
+
+    if state == "option":
+        return StoreError, "the url has an option that libpq does not take ({text}). Correct it."
+    if state is None and isinstance(error, OperationalError):
+        return _BY_STATE["08006"]
+    return _BY_STATE.get(state or "", (StoreError, "{text}"))
+
+
+def _state_in(text: str) -> str | None:
+    if "database" in text and "does not exist" in text:
+        return "3D000"
+    return next((state for words, state in _IN_TEXT if words in text), None)
