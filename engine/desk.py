@@ -123,7 +123,13 @@ class Desk:
             return
         # Only a newly decided effect is performed without asking.  One that was pending before this
         # transition (a deferred $cancel, a $resume) may be in doubt: reconcile comes first.
-        fresh = job.performs and self._due_now(after) and _is_new(after.effect, job.run.effect)
+        now_ms, effect = self._clock.now_ms(), after.effect
+        fresh = (
+            effect is not None
+            and job.performs
+            and effect.next_ms <= now_ms
+            and _is_new(effect, job.run.effect)
+        )
         if fresh and after.effect is not None:
             first = msgspec.structs.replace(after.effect, attempts=1, open=True, calls=1)
             after = after.but(effect=first)
@@ -137,12 +143,10 @@ class Desk:
             starts=starts,
             sends=sends,
             output=output,
+            now_ms=now_ms,
         )
         job.fresh, job.doubt = fresh, False
         self._moved(decision)
-
-    def _due_now(self, run: Run) -> bool:
-        return run.effect is not None and run.effect.next_ms <= self._clock.now_ms()
 
     def _starts(self, decision: Decision) -> tuple[Start, ...]:
         child = decision.child
@@ -187,6 +191,8 @@ class Desk:
     def _sends(
         self, job: Job, decision: Decision, after: Run
     ) -> tuple[tuple[Delivery, ...], bytes | None]:
+        if after.parent is None and job.run.child is None and not after.terminal:
+            return (), None
         sends: list[Delivery] = []
         at_ms = decision.entry.at_ms
         orphan = self._orphan(job, decision, after)
@@ -254,7 +260,9 @@ class Desk:
         starts: tuple[Start, ...] = (),
         sends: tuple[Delivery, ...] = (),
         output: bytes | None = None,
+        now_ms: int | None = None,
     ) -> None:
+        at_ms = self._clock.now_ms() if now_ms is None else now_ms
         after = _counted(job.run.effect, after)
         sealed = self._codec.seal_run(after)
         entry = None
@@ -271,8 +279,8 @@ class Desk:
             starts=starts,
             sends=sends,
             output=output,
-            release=self._rests(job, after, consumed),
-            at_ms=self._clock.now_ms(),
+            release=self._rests(job, after, consumed, at_ms),
+            at_ms=at_ms,
         )
         written = await self._committer.write(write)
         if not written.ok:
@@ -281,7 +289,7 @@ class Desk:
         if write.release and written.arrived:
             self._arrived()
 
-    def _rests(self, job: Job, after: Run, consumed: tuple[Consumed, ...]) -> bool:
+    def _rests(self, job: Job, after: Run, consumed: tuple[Consumed, ...], now_ms: int) -> bool:
         """Whether nothing is left to do for the run now, so that the same write gives it up.
 
         What arrives meanwhile makes the store wake the run, for any worker.
@@ -290,8 +298,8 @@ class Desk:
             return True
         if len(job.inbox) > len(consumed) or after.cancel_requested:
             return False
-        later = after.due_ms is None or after.due_ms > self._clock.now_ms()
-        return later or not job.performs
+        due_ms = after.due_ms
+        return due_ms is None or due_ms > now_ms or not job.performs
 
     async def release(self, job: Job) -> None:
         written = await self._committer.write(

@@ -27,6 +27,7 @@ Status = Literal[
 ]
 TERMINAL: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 HELD: frozenset[str] = frozenset({"paused", "quarantined"})
+_RESTING = TERMINAL | HELD
 
 
 class Pending(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -97,10 +98,14 @@ class Run(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     @property
     def due_ms(self) -> int | None:
         """When a worker has something to do for this run, if ever."""
-        if self.terminal or self.status in HELD:
+        if self.status in _RESTING:
             return None
-        effect_ms = self.effect.next_ms if self.effect else None
-        return min((t for t in (self.deadline_ms, effect_ms) if t is not None), default=None)
+        if self.effect is None:
+            return self.deadline_ms
+        effect_ms = self.effect.next_ms
+        if self.deadline_ms is None or effect_ms < self.deadline_ms:
+            return effect_ms
+        return self.deadline_ms
 
     def but(self, **changes: Any) -> Run:
         """A copy with some fields changed."""

@@ -396,9 +396,7 @@ _IN_TEXT = (
 )
 
 
-def _meaning(
-    state: str | None, error: BaseException | None
-) -> tuple[type[StoreError], str]:
+def _meaning(state: str | None, error: BaseException | None) -> tuple[type[StoreError], str]:
     from psycopg import OperationalError
 
     if state == "option":

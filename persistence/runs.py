@@ -26,7 +26,7 @@ from persistence.database import Database, Session
 from persistence.effects import pending_of
 from persistence.inbox import accept_deliveries, waiting_by_run
 from persistence.journal import add_first_entries
-from persistence.writes import MUTABLE, UNDO_NONE, commit, mutable_values
+from persistence.writes import MUTABLE, UNDO_NONE, Missed, commit, mutable_values
 
 _r = tables.run.c
 _PARENT = msgspec.json.Decoder(Parent)
@@ -196,17 +196,20 @@ class SqlRuns:
 
     def commit(self, writes: Sequence[Write]) -> list[Written]:
         """All writes in one transaction; see `persistence.writes`."""
-        if not writes:
-            return []
-        with self._database.transaction() as sql:
-            return commit(sql, writes, accept_runs)
+        return self.group(Batch(writes=tuple(writes))).written if writes else []
 
     def group(self, batch: Batch) -> Done:
         """Starts, deliveries and writes of many callers in one transaction, in this order."""
+        try:
+            return self._group(batch, look=False)
+        except Missed:
+            return self._group(batch, look=True)
+
+    def _group(self, batch: Batch, *, look: bool) -> Done:
         with self._database.transaction() as sql:
             started = accept_runs(sql, batch.starts) if batch.starts else []
             receipts = accept_deliveries(sql, batch.deliveries) if batch.deliveries else []
-            written = commit(sql, batch.writes, accept_runs) if batch.writes else []
+            written = commit(sql, batch.writes, accept_runs, look=look) if batch.writes else []
         return Done(started=started, receipts=receipts, written=written)
 
     def next_due_ms(self, versions: Collection[str]) -> int | None:

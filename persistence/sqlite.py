@@ -28,7 +28,6 @@ from sqlalchemy.pool import StaticPool
 from engine.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreReadOnly
 from persistence.database import Cursor, Database, Pooled, Session, Synchronous
 
-
 HELD_WAIT_MS = 50
 
 
@@ -171,7 +170,6 @@ class SqliteDatabase(Database):
             raise translate(str(error.orig), self.name) from error
         except sqlite3.Error as error:
             raise translate(str(error), self.name) from error
-
 
     def _held_here(self) -> Pooled | None:
         """The connection kept for this thread, unless a transaction is open on it."""

@@ -9,10 +9,10 @@
     at the end    what is still unconsumed: wake those runs, refuse it in runs that ended
 
 Nothing is read before it is written.  When a count says that not every run was as its write says,
-the round is taken back to its savepoint, and only then is it looked up which of them to refuse:
-`ok=False`, no effect at all.  That is so when the worker lost the run (other fence, or owner gone),
-when the run is at another seq or has another pending effect than `before`, or when an event it
-consumes was consumed already.
+`Missed` takes the whole transaction back, and it is made again with a look before each round that
+tells which writes to refuse: `ok=False`, no effect at all.  So it is when the worker lost the run
+(other fence, or owner gone), when the run is at another seq or has another pending effect than
+`before`, or when an event it consumes was consumed already.
 
 A run that has ended is given up whether or not the write says so.  `Written.arrived` is *every*
 event of the run that is still unconsumed, oldest first: a worker replaces its list by it.
@@ -27,7 +27,6 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
-from engine.errors import StoreError
 from engine.ports import Start, Started, Write, Written
 from engine.run import TERMINAL, Run
 from persistence import tables
@@ -64,16 +63,6 @@ MUTABLE = (
     *PENDING_COLUMNS,
 )
 _STEP = (*MUTABLE, "due_ms", "ready", "updated_ms", "ended_ms")
-_VALUES = (
-    *(f"new_{name}" for name in _STEP),
-    "release",
-    "moved",
-    "new_output",
-    "of",
-    "mine",
-    "expected",
-    "known",
-)
 _MOVE = (
     sa.update(tables.run)
     .where(
@@ -93,25 +82,62 @@ _MOVE = (
     )
 )
 
+# In the order of the statement, so that no row has to be put in order.
+_VALUES = (
+    "new_version",
+    "new_state",
+    "new_status",
+    "new_seq",
+    "new_entered_seq",
+    "release",
+    "new_due_ms",
+    "new_ready",
+    "moved",
+    "new_updated_ms",
+    "new_ended_ms",
+    "new_deadline_ms",
+    *(f"new_{name}" for name in PENDING_COLUMNS),
+    "new_child",
+    "new_undo",
+    "new_closing",
+    "new_cancel_requested",
+    "new_held_from",
+    "new_last_error",
+    "new_context",
+    "new_output",
+    "of",
+    "mine",
+    "expected",
+    "known",
+)
+
 AcceptRuns = Callable[[Session, Sequence[Start]], list[Started]]
 
 
-def commit(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -> list[Written]:
-    """Apply every write whose run is as it says; the answers are in the order of the writes."""
+class Missed(Exception):
+    """Not every run was as its write says; nothing may be kept of this transaction."""
+
+
+def commit(
+    sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns, *, look: bool = True
+) -> list[Written]:
+    """Apply every write whose run is as it says; the answers are in the order of the writes.
+
+    Args:
+        look: first see whether the runs are as the writes say.
+
+    Raises:
+        Missed: one is not, and `look` is false.
+    """
     ok = [True] * len(writes)
     for places in _rounds(writes):
         some = [writes[place] for place in places]
-        if not _moved_all(sql, some):
+        if look:
             good = _still_owned(sql, some)
             for place, write in zip(places, some, strict=True):
                 ok[place] = write in good
             some = good
-            if not _moved_all(sql, some):
-                raise StoreError(
-                    f"store: {len(some)} runs were checked and not all could be written; "
-                    "the transaction was rolled back. This is a defect of turtles, please report."
-                )
-        _follow_up(sql, some, accept_runs)
+        _apply(sql, some, accept_runs)
     last = {write.before.run_id: write for write, done in zip(writes, ok, strict=True) if done}
     arrived = _settle_arrivals(sql, list(last.values())) if last else {}
     nothing = Written(ok=True)
@@ -148,25 +174,6 @@ def mutable_values(run: Run) -> tuple[Any, ...]:
         run.last_error,
         *pending_values(run.effect),
     )
-
-
-def _moved_all(sql: Session, writes: Sequence[Write]) -> bool:
-    """Move every run and settle every event, or change nothing and say so."""
-    if not writes:
-        return True
-    consumed = sum([len(write.consumed) for write in writes])
-    alone = len(writes) == 1 and not consumed
-    if not alone:
-        sql.run("SAVEPOINT moves")
-    moved = sql.execute_rows(_MOVE, _VALUES, list(map(_move, writes)))
-    if moved == len(writes) and (not consumed or consume(sql, writes) == consumed):
-        if not alone:
-            sql.run("RELEASE SAVEPOINT moves")
-        return True
-    if not alone:
-        sql.run("ROLLBACK TO SAVEPOINT moves")
-        sql.run("RELEASE SAVEPOINT moves")
-    return False
 
 
 def _rounds(writes: Sequence[Write]) -> list[list[int]]:
@@ -207,7 +214,11 @@ def _is_as_said(write: Write, row: Any, unconsumed: set[tuple[str, int]]) -> boo
     )
 
 
-def _follow_up(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -> None:
+def _apply(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -> None:
+    consumed = sum([len(write.consumed) for write in writes])
+    moved = sql.execute_rows(_MOVE, _VALUES, list(map(_move, writes)))
+    if moved != len(writes) or (consumed and consume(sql, writes) != consumed):
+        raise Missed
     add_transitions(sql, [write for write in writes if write.entry])
     starts = [start for write in writes for start in write.starts]
     if starts:
@@ -218,16 +229,30 @@ def _follow_up(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -
 
 
 def _move(write: Write) -> tuple[Any, ...]:
+    """The values of `_VALUES`."""
     before, after, at_ms = write.before, write.after, write.at_ms
     due_ms, ended = after.due_ms, after.status in TERMINAL
     return (
-        *mutable_values(after),
+        after.version,
+        after.state,
+        after.status,
+        after.seq,
+        after.entered_seq,
+        write.release or ended,
         due_ms,
         due_ms is not None and due_ms <= at_ms,
+        write.entry is not None,
         at_ms,
         at_ms if ended else None,
-        write.release or ended,
-        write.entry is not None,
+        after.deadline_ms,
+        *pending_values(after.effect),
+        after.child,
+        msgspec.json.encode(after.undo).decode() if after.undo else UNDO_NONE,
+        after.closing,
+        after.cancel_requested,
+        after.held_from,
+        after.last_error,
+        after.context,
         write.output,
         before.run_id,
         write.fence,
