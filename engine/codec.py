@@ -6,6 +6,7 @@ run and the field, never an empty value.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,6 +23,16 @@ from engine.secrets import SecretsCodec
 from engine.table import Table
 
 T = TypeVar("T")
+
+
+def digest_of(context: bytes) -> str:
+    """What is kept of the first context of a run that is removed, to know a repeated start by.
+
+    Args:
+        context: as it was stored, its secrets sealed; the same context gives the same bytes as
+            long as its type and the master key are the same.
+    """
+    return hashlib.sha256(context).hexdigest()
 
 
 class Codec:

@@ -118,6 +118,10 @@ class Committer:
             return written
         return await self._share(self._writes, write)
 
+    async def write_with(self, work: Callable[[Any], Write]) -> Written:
+        """Commit one write in a transaction that also holds what `work` does; see `Runs`."""
+        return await self._io(lambda: self._runs.commit_with(work))
+
     async def start(self, start: Start) -> Started:
         """Accept one run; returns when it is durable."""
         return await self._share(self._starts, start)

@@ -9,7 +9,7 @@ runs started, the parent told, the orphaned child cancelled.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -21,7 +21,7 @@ from engine.committer import Committer
 from engine.decide import Decision, Violation, begin
 from engine.errors import LostOwnership, Refused, TurtlesError
 from engine.limits import CHILD_DEPTH_MAX
-from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, Write
+from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, Write, Written
 from engine.run import Pending, Run
 from engine.table import Place, Table
 
@@ -52,6 +52,15 @@ class Job:
     def place(self) -> Place:
         """The state the run is in."""
         return self.table.places[self.run.state]
+
+
+class _Step(NamedTuple):
+    """A decision, the run after it as this worker knows it, and what is written."""
+
+    decision: Decision
+    after: Run
+    write: Write
+    fresh: bool
 
 
 class Desk:
@@ -111,9 +120,8 @@ class Desk:
         consumed: tuple[Consumed, ...] = (),
         outcome: Any = None,
     ) -> None:
-        after = decision.after
         try:
-            starts = self._starts(decision)
+            step = self._step(job, decision, consumed=consumed, outcome=outcome)
         except TurtlesError as error:
             reason = f"event {decision.entry.event}: {error}"
             refused = tuple(
@@ -121,6 +129,41 @@ class Desk:
             )
             await self.quarantine(job, reason, refused)
             return
+        self._settle(job, step, await self._committer.write(step.write))
+
+    async def commit_with(self, job: Job, work: Callable[[Any], Decision]) -> None:
+        """Commit the decision that `work` comes to, in the transaction in which it comes to it.
+
+        Args:
+            work: is given a connection of that transaction, in the store's thread; whatever it
+                raises takes all of it back.  A store that is busy may have it called again.
+
+        Raises:
+            LostOwnership: another worker has the run; nothing that `work` wrote is there.
+        """
+        steps: list[_Step] = []
+
+        def writing(connection: Any) -> Write:
+            steps.append(self._step(job, work(connection), outcome="done"))
+            return steps[-1].write
+
+        written = await self._committer.write_with(writing)
+        self._settle(job, steps[-1], written)
+
+    def _step(
+        self,
+        job: Job,
+        decision: Decision,
+        *,
+        consumed: tuple[Consumed, ...] = (),
+        outcome: Any = None,
+    ) -> _Step:
+        """What a decision writes.
+
+        Raises:
+            TurtlesError: a child that it starts cannot begin.
+        """
+        after, starts = decision.after, self._starts(decision)
         # Only a newly decided effect is performed without asking.  One that was pending before this
         # transition (a deferred $cancel, a $resume) may be in doubt: reconcile comes first.
         now_ms, effect = self._clock.now_ms(), after.effect
@@ -134,7 +177,7 @@ class Desk:
             first = msgspec.structs.replace(after.effect, attempts=1, open=True, calls=1)
             after = after.but(effect=first)
         sends, output = self._sends(job, decision, after)
-        await self.write(
+        after, write = self._write_of(
             job,
             after,
             decision=decision,
@@ -143,10 +186,14 @@ class Desk:
             starts=starts,
             sends=sends,
             output=output,
-            now_ms=now_ms,
+            at_ms=now_ms,
         )
-        job.fresh, job.doubt = fresh, False
-        self._moved(decision)
+        return _Step(decision, after, write, fresh)
+
+    def _settle(self, job: Job, step: _Step, written: Written) -> None:
+        self._written(job, step.after, step.write, written)
+        job.fresh, job.doubt = step.fresh, False
+        self._moved(step.decision)
 
     def _starts(self, decision: Decision) -> tuple[Start, ...]:
         child = decision.child
@@ -250,26 +297,34 @@ class Desk:
         return body
 
     async def write(
+        self, job: Job, after: Run, *, consumed: tuple[Consumed, ...] = ()
+    ) -> None:
+        """Write what is no transition: attempts, events refused, a quarantine."""
+        after, write = self._write_of(
+            job, after, consumed=consumed, at_ms=self._clock.now_ms()
+        )
+        self._written(job, after, write, await self._committer.write(write))
+
+    def _write_of(
         self,
         job: Job,
         after: Run,
         *,
+        at_ms: int,
         decision: Decision | None = None,
         consumed: tuple[Consumed, ...] = (),
         outcome: Any = None,
         starts: tuple[Start, ...] = (),
         sends: tuple[Delivery, ...] = (),
         output: bytes | None = None,
-        now_ms: int | None = None,
-    ) -> None:
-        at_ms = self._clock.now_ms() if now_ms is None else now_ms
+    ) -> tuple[Run, Write]:
         after = _counted(job.run.effect, after)
         sealed = self._codec.seal_run(after)
         entry = None
         if decision is not None:
             context = sealed.context
             entry = self._codec.seal_entry(decision.entry, self._worker_id, context=context)
-        write = Write(
+        return after, Write(
             fence=job.fence,
             before=job.stored,
             after=sealed,
@@ -282,10 +337,12 @@ class Desk:
             release=self._rests(job, after, consumed, at_ms),
             at_ms=at_ms,
         )
-        written = await self._committer.write(write)
+
+    def _written(self, job: Job, after: Run, write: Write, written: Written) -> None:
         if not written.ok:
             raise LostOwnership(f"run {job.run.run_id}: moved by another worker; work dropped")
-        job.run, job.stored, job.inbox, job.released = after, sealed, written.arrived, write.release
+        job.run, job.stored = after, write.after
+        job.inbox, job.released = written.arrived, write.release
         if write.release and written.arrived:
             self._arrived()
 

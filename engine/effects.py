@@ -25,16 +25,29 @@ event the call would have given, with `NotDone()`, or raises `OutcomeUnknown`, a
 waits and is asked about again: never guess.  `Again()` from `reconcile` settles the attempt, as it
 does from the call: it gave nothing, and the effect is performed anew later.  An effect without
 `reconcile` must say `idempotent=True`: performing it twice with the same key is the same as once.
+
+An effect that is nothing but SQL in the database of the store is performed inside the transaction
+that commits its outcome, and needs neither::
+
+    @effect(transaction=True)
+    def book(context: Order, call: Call, sql: Connection) -> Booked:
+        sql.execute(insert(bookings).values(order=context.number))
+        return Booked()
+
+Its rows are there exactly if its transition is.  What it raises takes them back, and whatever that
+is, the call certainly had no effect: `Permanent` gives it up, all else is tried again.  `Again()`
+takes them back, too.  It is no coroutine, and must be short: nothing else is written meanwhile.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from engine.clock import seconds
-from engine.errors import UsageError
+from engine.errors import DefinitionError, UsageError
 from engine.events import Event
 from engine.retry import Retry
 
@@ -76,6 +89,7 @@ class Call:
 
 
 Performer = Callable[[Any, Call], Awaitable[Event | Again]]
+SqlPerformer = Callable[[Any, Call, Any], Event | Again | None]
 Reconciler = Callable[[Any, Call], Awaitable[Event | Again | NotDone]]
 P = TypeVar("P", bound=Performer)
 Q = TypeVar("Q", bound=Reconciler)
@@ -86,40 +100,80 @@ class Effect:
     """An external action with its policy.  Made by the `effect` decorator."""
 
     name: str
-    perform: Performer
+    perform: Performer | SqlPerformer
     idempotent: bool
     retry: Retry
     timeout_ms: int
     ask: Reconciler | None = None
+    transaction: bool = False
+    """Whether it is performed inside the transaction of its transition."""
 
     def reconcile(self, function: Q) -> Q:
-        """Decorator: the function that finds out whether the call happened."""
+        """Decorator: the function that finds out whether the call happened.
+
+        Raises:
+            DefinitionError: of an effect with `transaction=True`.
+        """
+        if self.transaction:
+            raise DefinitionError(
+                f"effect {self.name}: it is performed inside the transaction of its transition, "
+                "so there is never a doubt to reconcile. Remove the reconcile."
+            )
         self.ask = function
         return function
 
 
+@overload
+def effect(
+    *,
+    transaction: Literal[True],
+    retry: Retry | None = None,
+    name: str | None = None,
+) -> Callable[[SqlPerformer], Effect]: ...
+@overload
 def effect(
     *,
     idempotent: bool = False,
     retry: Retry | None = None,
     timeout_ms: int = seconds(60),
     name: str | None = None,
-) -> Callable[[Performer], Effect]:
+) -> Callable[[Performer], Effect]: ...
+def effect(
+    *,
+    transaction: bool = False,
+    idempotent: bool = False,
+    retry: Retry | None = None,
+    timeout_ms: int = seconds(60),
+    name: str | None = None,
+) -> Callable[[Any], Effect]:
     """Make an `Effect` of an async function `(context, call) -> Event | Again`.
 
     Args:
+        transaction: it is a plain function `(context, call, sql) -> Event | Again` instead, whose
+            `sql` is a SQLAlchemy `Connection` in the transaction that commits the outcome.
         idempotent: performing twice with the same key equals once, so no reconcile is needed.
         retry: policy for `Transient` failures; default `Retry()`.
         timeout_ms: one attempt may take this long; then its outcome counts as unknown.
+
+    Raises:
+        DefinitionError: a coroutine with `transaction=True`.
     """
 
-    def make(function: Performer) -> Effect:
+    def make(function: Any) -> Effect:
+        called = name or str(getattr(function, "__name__", "effect"))
+        if transaction and inspect.iscoroutinefunction(function):
+            raise DefinitionError(
+                f"effect {called}: with transaction=True it must be a plain function, got a "
+                "coroutine. Write `def`, and do in it what SQL does; call others in an effect of "
+                "its own."
+            )
         return Effect(
-            name=name or str(getattr(function, "__name__", "effect")),
+            name=called,
             perform=function,
-            idempotent=idempotent,
+            idempotent=idempotent or transaction,
             retry=retry or Retry(),
             timeout_ms=timeout_ms,
+            transaction=transaction,
         )
 
     return make

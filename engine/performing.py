@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import structlog
@@ -25,7 +25,7 @@ from engine.clock import Clock
 from engine.decide import Decision, decide, pause_ms
 from engine.desk import Desk, Job
 from engine.effects import Again, Call, Effect, NotDone
-from engine.errors import Permanent, Transient, TurtlesError
+from engine.errors import Permanent, Transient, TurtlesError, UsageError
 from engine.events import Event, event_id
 from engine.run import Pending
 
@@ -46,12 +46,44 @@ class Calls(Protocol):
         """Find out whether the call was made."""
 
 
+@runtime_checkable
+class SqlCalls(Protocol):
+    """`Calls` that can perform an effect inside the transaction of its transition.
+
+    Where they cannot (the outside of an exploration, which has no database), such an effect is
+    performed like an idempotent one.
+    """
+
+    def within(
+        self, effect: Effect, context: Any, call: Call, connection: Any
+    ) -> Event | Again | None:
+        """Do what the effect does, with this connection."""
+
+
 class OutsideCalls:
     """The real one: calls the effect's functions, each bounded by the effect's timeout."""
 
     async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
-        """Make the call; out of time means that its outcome is unknown."""
-        return await _bounded(effect.perform(context, call), effect.timeout_ms)
+        """Make the call; out of time means that its outcome is unknown.
+
+        Raises:
+            UsageError: of an effect that needs a transaction, through a wrapper without `within`.
+        """
+        if effect.transaction:
+            raise UsageError(
+                f"effect {effect.name}: it is performed inside the transaction of its transition, "
+                "but the `calls` of this World have no method `within`. Pass it on to OutsideCalls."
+            )
+        function: Any = effect.perform
+        return await _bounded(function(context, call), effect.timeout_ms)
+
+    def within(
+        self, effect: Effect, context: Any, call: Call, connection: Any
+    ) -> Event | Again | None:
+        """Call the effect's function with the connection of the transaction."""
+        function: Any = effect.perform
+        answer: Event | Again | None = function(context, call, connection)
+        return answer
 
     async def reconcile(
         self, effect: Effect, context: Any, call: Call
@@ -104,6 +136,9 @@ class _Rest(Awaitable[T]):
 class Performer:
     """Performs the effects of one worker's jobs.
 
+    An effect with `transaction=True` is performed, decided on and committed at once, by `_within`;
+    whatever comes of it but a decision takes its transaction back first.
+
     Args:
         may_go_on: false when the worker is stopping or its lease is in doubt.
     """
@@ -153,7 +188,7 @@ class Performer:
             if effect.retry.exhausted(pending.attempts):
                 await self._give_up(job, effect, pending, pending.last_error or "no outcome")
             else:
-                await self._count_attempt(job, pending, doubt=True)
+                await self._count_attempt(job, pending, doubt=not effect.transaction)
             return
         try:
             answer = await self._calls.reconcile(effect, job.run.context, self._call(job, pending))
@@ -173,6 +208,9 @@ class Performer:
         job.fresh = False
         if not self._may_go_on(job.term):
             return
+        if effect.transaction and isinstance(self._calls, SqlCalls):
+            await self._within(self._calls, job, effect, pending)
+            return
         try:
             answer = await self._calls.perform(effect, job.run.context, self._call(job, pending))
         except Transient as error:
@@ -183,6 +221,59 @@ class Performer:
             await self._still_unknown(job, effect, pending, error)
         else:
             await self._outcome(job, effect, pending, answer)
+
+    async def _within(self, calls: SqlCalls, job: Job, effect: Effect, pending: Pending) -> None:
+        """Perform an effect inside the transaction that commits its outcome."""
+
+        def work(connection: Any) -> Decision:
+            try:
+                answer = calls.within(
+                    effect, job.run.context, self._call(job, pending), connection
+                )
+            except Exception as error:  # also what a database would be said to have refused
+                raise _Failed(error) from error
+            return self._decided(job, pending, answer)
+
+        try:
+            await self._desk.commit_with(job, work)
+        except _Failed as failed:
+            await self._failed(job, effect, pending, failed.cause)
+        except _Undecided as other:
+            if isinstance(other.answer, Again):
+                await self._outcome(job, effect, pending, other.answer)
+            else:
+                reason = f"outcome of effect {effect.name}: {other.reason}"
+                await self._desk.quarantine(job, reason)
+        except UsageError as error:  # it tried to end the transaction
+            await self._failed(job, effect, pending, error)
+
+    def _decided(self, job: Job, pending: Pending, answer: Event | Again | None) -> Decision:
+        now_ms = self._clock.now_ms()
+        if isinstance(answer, Again):
+            raise _Undecided(answer)
+        if pending.undo_of is not None:
+            return control.undone(job.table, job.run, now_ms)
+        if answer is None:
+            raise _Undecided(None, "it returned None, expected an event")
+        name = event_id(type(answer))
+        try:
+            result = decide(job.table, job.run, name, answer, now_ms, from_effect=True)
+        except TurtlesError as error:
+            raise _Undecided(answer, str(error)) from error
+        if not isinstance(result, Decision):
+            raise _Undecided(answer, result.reason)
+        return result
+
+    async def _failed(
+        self, job: Job, effect: Effect, pending: Pending, error: Exception
+    ) -> None:
+        """All of it was taken back, so nothing happened, whatever the error."""
+        if isinstance(error, Permanent):
+            await self._give_up(job, effect, pending, str(error))
+        elif isinstance(error, Transient):
+            await self._retry(job, effect, pending, error)
+        else:
+            await self._retry(job, effect, pending, Transient(_describe(error)))
 
     def _call(self, job: Job, pending: Pending) -> Call:
         return Call(
@@ -298,6 +389,23 @@ class Performer:
         )
         job.fresh = False
         await self._desk.write(job, job.run.but(effect=later, status="waiting"))
+
+
+class _Failed(Exception):
+    """What an effect raised inside a transaction, on its way out of the store."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Undecided(Exception):
+    """An effect inside a transaction came to nothing that can be committed."""
+
+    def __init__(self, answer: Event | Again | None, reason: str = "") -> None:
+        super().__init__(reason)
+        self.answer = answer
+        self.reason = reason
 
 
 def _describe(error: Exception) -> str:

@@ -272,6 +272,37 @@ class Finding(Record):
     problem: str
 
 
+class Gone(Record):
+    """What is remembered of a run that has been removed, and whose key is still in use.
+
+    `digest` is of its first context as it was stored; `engine.codec.digest_of` makes it.
+    """
+
+    run_id: str
+    machine: str
+    key: str | None
+    status: str
+    ended_ms: int
+    removed_ms: int
+    digest: str
+
+
+class Removed(Record):
+    """What one transaction of `Retention.remove` did.
+
+    Args:
+        trees: root runs removed, each with everything below it.
+        runs: runs removed, roots and what was below them.
+        kept: roots that had ended long ago and stay, because something below them has not.
+        after: where to go on; None at the end.
+    """
+
+    trees: int
+    runs: int
+    kept: int
+    after: tuple[int, str] | None
+
+
 class Runs(Protocol):
     """Runs, and the writes that move them."""
 
@@ -312,6 +343,16 @@ class Runs(Protocol):
 
     def group(self, batch: Batch) -> Done:
         """Starts, deliveries and writes of several callers in one transaction."""
+
+    def commit_with(self, work: Callable[[Any], Write]) -> Written:
+        """One write in a transaction that also holds what `work` does with its connection.
+
+        `work` is given a SQLAlchemy `Connection`, which it may not commit or roll back.  Whatever
+        it raises, and a write that has lost its run, takes all of it back.
+
+        Raises:
+            UsageError: `work` tried to end the transaction.
+        """
 
     def next_due_ms(self, versions: Collection[str]) -> int | None:
         """When the next unowned run falls due."""
@@ -412,6 +453,80 @@ class Inspector(Protocol):
         """
 
 
+class Retention(Protocol):
+    """Removing what ended long ago, and remembering that it was there."""
+
+    def remove(
+        self,
+        before_ms: int,
+        now_ms: int,
+        *,
+        most: int,
+        machine: str | None = None,
+        after: tuple[int, str] | None = None,
+        dry_run: bool = False,
+    ) -> Removed:
+        """Look at the next trees of runs, and remove those that ended before `before_ms`.
+
+        A tree is a run without a parent, with everything below it; it goes as a whole, when all of
+        it has ended before then.  All in one transaction.
+
+        Args:
+            most: at so many trees.
+            machine: of their roots; None for every one.
+            after: where the last call stopped (`Removed.after`).
+            dry_run: only count.
+        """
+
+    def gone(self, run_ids: Sequence[str]) -> list[Gone]:
+        """Those of these runs that have been removed."""
+
+    def forget(self, before_ms: int, *, most: int) -> int:
+        """Forget runs that were removed before then, and their keys; how many were forgotten."""
+
+
+class Doors(Protocol):
+    """A store seen from within a transaction of the caller's: visible exactly if he commits it."""
+
+    def start(self, start: Start) -> Started:
+        """Accept a run; it is nobody's."""
+
+    def deliver(self, delivery: Delivery) -> Receipt | None:
+        """Accept an event; None if its run does not exist."""
+
+    def get(self, run_id: str) -> StoredRun | None:
+        """One run, encoded."""
+
+    def first(self, run_id: str) -> Entry | None:
+        """The first entry of a run's journal, encoded."""
+
+    def gone(self, run_id: str) -> Gone | None:
+        """The run, if it has been removed."""
+
+    def on_commit(self, call: Callable[[], None]) -> None:
+        """Call this when the caller commits, just before it happens."""
+
+
+class Moments(Protocol):
+    """Saves and restores all that a store holds; for tools that own its content.
+
+    `number` and `order` are SQL over `turtles_run r`: what numbers the runs in the order in which
+    they were accepted, and what sorts them so.
+    """
+
+    number: str
+    order: str
+
+    def save(self) -> bytes:
+        """All that is stored now."""
+
+    def load(self, saved: bytes) -> None:
+        """Go back to what was saved."""
+
+    def ask(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query with `?` marks, which disturbs nothing."""
+
+
 class Store(Protocol):
     """A database, by noun."""
 
@@ -422,6 +537,10 @@ class Store(Protocol):
     @property
     def key_file(self) -> Path | None:
         """Where the master key of this store's secrets is kept; None for a store in memory."""
+
+    @property
+    def moments(self) -> Moments:
+        """See `Moments`."""
 
     @property
     def local(self) -> bool:
@@ -457,6 +576,21 @@ class Store(Protocol):
     @property
     def inspector(self) -> Inspector:
         """See `Inspector`."""
+
+    @property
+    def retention(self) -> Retention:
+        """See `Retention`."""
+
+    def within(self, connection: Any) -> Doors:
+        """This store in a transaction that the caller has begun on his own connection to it.
+
+        Args:
+            connection: a SQLAlchemy `Connection`.
+
+        Raises:
+            UsageError: no such connection, closed, without a transaction, or to another database.
+            StoreBusy: the write lock is not to be had (SQLite).
+        """
 
     def close(self) -> None:
         """Close every connection."""

@@ -162,6 +162,48 @@ def plan_rows(
     return plan.text, lambda row: plan.in_order({**constants, **dict(zip(names, row, strict=True))})
 
 
+@lru_cache(maxsize=1024)
+def plan_set(statement: sa.Executable, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """For PostgreSQL: the text that takes many rows at once, as one array for each column.
+
+    ::
+
+        INSERT INTO t (a) VALUES (:a)       INSERT INTO t (a) SELECT given.a FROM unnest($1) ...
+        UPDATE t SET a = :a WHERE t.b = :b  UPDATE t SET a = given.a FROM unnest($1, $2) ...
+
+    The rows of an UPDATE must each concern other rows of the table, or one of them wins.
+
+    Returns:
+        The text, and the type of the items of each array, in the order of `names`.
+    """
+    assert isinstance(statement, sa.Insert | sa.Update)
+    columns = list(names) if isinstance(statement, sa.Insert) else None
+    compiled = statement.compile(dialect=_POSTGRESQL, column_keys=columns)
+    assert isinstance(compiled, SQLCompiler)
+    constants = _constants(compiled)
+    kinds = tuple(compiled.binds[name].type.compile(dialect=_POSTGRESQL) for name in names)
+
+    def written(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None:
+            return "%"
+        assert name in names or constants[name] is None, f"{name} has no column: {compiled}"
+        return f"given.{_quoted(name)}" if name in names else "NULL"
+
+    text = re.sub(r"%\((\w+)\)s(?:::\w+)?|%%", written, compiled.string)
+    arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(kinds, 1))
+    given = f"unnest({arrays}) AS given({', '.join(map(_quoted, names))})"
+    if isinstance(statement, sa.Insert):
+        head, _, values = text.partition(" VALUES ")
+        return f"{head} SELECT {values[1:-1]} FROM {given}", kinds  # noqa: S608 - compiled
+    head, _, condition = text.partition(" WHERE ")
+    return f"{head} FROM {given} WHERE {condition}", kinds
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
 def _in_order(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
     if len(names) > 1:
         return itemgetter(*names)

@@ -52,6 +52,12 @@ class SqlJournal:
         return [_entry(row) for row in rows]
 
 
+def first_entry(sql: Session, run_id: str) -> Entry | None:
+    """The entry with which a run began, encoded."""
+    rows = sql.fetch(_READ, of=run_id, after=0, most=1)
+    return _entry(rows[0]) if rows else None
+
+
 def add_transitions(sql: Session, writes: Sequence[Write]) -> None:
     """Append the entries of these writes, each with what became of the effect before it."""
     sql.execute_rows(_INSERT, _COLUMNS, list(map(_of_write, writes)))

@@ -44,7 +44,9 @@ from engine.errors import (
     StoreUnavailable,
     UsageError,
 )
-from persistence.compiled import numbered
+from persistence import arrays
+from persistence.arrays import packed
+from persistence.compiled import numbered, plan_set
 from persistence.database import Cursor, Database, Pooled, Session, Synchronous
 
 if TYPE_CHECKING:
@@ -84,6 +86,23 @@ class PgSession(Session):
     def _send_many(self, text: str, rows: Sequence[Sequence[Any]]) -> int:
         self._cursor.executemany(text.encode(), rows)
         return self._cursor.rowcount
+
+    def execute_many(self, statement: sa.Executable, rows: Sequence[Mapping[str, Any]], /) -> int:
+        """Execute a built statement for all rows at once; the number of rows changed in all."""
+        if not rows:
+            return 0
+        names = tuple(rows[0])
+        return self.execute_rows(statement, names, [tuple([row[n] for n in names]) for row in rows])
+
+    def execute_rows(
+        self, statement: sa.Executable, names: tuple[str, ...], rows: Sequence[Sequence[Any]], /
+    ) -> int:
+        """The same for rows whose values are in the order of `names`."""
+        if not rows:
+            return 0
+        text, kinds = plan_set(statement, names)
+        columns = map(packed, kinds, zip(*rows, strict=True))
+        return self._send(text, list(columns)).rowcount
 
     def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
         """Execute a statement once for each row of parameters."""
@@ -160,12 +179,17 @@ class PgDatabase(Database):
         return database
 
     def _prepare_connection(self, driver: Connection[Any], _record: object) -> None:
+        from psycopg.adapt import Dumper
+        from psycopg.pq import Format
         from psycopg.types import numeric, string
 
         # One type for each kind of value, whatever its size: else every mix of sizes would be
         # a statement of its own to the server.
         driver.adapters.register_dumper(int, numeric.Int8BinaryDumper)
         driver.adapters.register_dumper(str, string.StrBinaryDumper)
+        for kind, number in arrays.OIDS.items():
+            ready = {"format": Format.BINARY, "oid": number, "dump": lambda _self, value: value}
+            driver.adapters.register_dumper(kind, type("Ready", (Dumper,), ready))
         encoding = driver.pgconn.parameter_status(b"server_encoding")
         if encoding not in (b"UTF8", None):
             raise StoreError(

@@ -13,7 +13,7 @@ away must beat first.  Before it, the timers that have come due are promoted: ma
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from persistence.database import Database, Session
 from persistence.effects import pending_of
 from persistence.inbox import accept_deliveries, waiting_by_run
 from persistence.journal import add_first_entries
+from persistence.lending import lent
 from persistence.writes import MUTABLE, UNDO_NONE, Missed, commit, mutable_values
 
 _r = tables.run.c
@@ -40,9 +41,15 @@ _PAGE = (
 _RESTED = _SELECT.where(
     _r.run_id.in_(sa.bindparam("some", expanding=True)), _r.status.in_(sorted(TERMINAL | HELD))
 )
-_FIND = sa.select(_r.run_id).where(_r.machine == sa.bindparam("m"), _r.key == sa.bindparam("k"))
-_BY_KEY = sa.select(_r.run_id, _r.machine, _r.key).where(
-    sa.tuple_(_r.machine, _r.key).in_(sa.bindparam("pairs", expanding=True))
+_FIND, _FIND_GONE = (
+    sa.select(of.run_id).where(of.machine == sa.bindparam("m"), of.key == sa.bindparam("k"))
+    for of in (_r, tables.gone.c)
+)
+_BY_KEY, _BY_KEY_GONE = (
+    sa.select(of.run_id, of.machine, of.key).where(
+        sa.tuple_(of.machine, of.key).in_(sa.bindparam("pairs", expanding=True))
+    )
+    for of in (_r, tables.gone.c)
 )
 _BY_ID = sa.select(_r.run_id).where(_r.run_id.in_(sa.bindparam("some", expanding=True)))
 _INSERT = sa.insert(tables.run)
@@ -146,8 +153,7 @@ class SqlRuns:
     def get(self, run_id: str) -> StoredRun | None:
         """One run, encoded."""
         with self._database.reading() as sql:
-            rows = sql.fetch(_GET, of=run_id)
-        return _stored(rows[0]) if rows else None
+            return find_stored(sql, run_id)
 
     def rested(self, run_ids: Sequence[str]) -> list[StoredRun]:
         """Those of these runs that have ended or are held for a person."""
@@ -155,9 +161,9 @@ class SqlRuns:
             return [_stored(row) for row in sql.fetch(_RESTED, some=list(run_ids))]
 
     def find(self, machine: str, key: str) -> str | None:
-        """The id of the run that was started with this key."""
+        """The id of the run that was started with this key, also when it has been removed."""
         with self._database.reading() as sql:
-            rows = sql.fetch(_FIND, m=machine, k=key)
+            rows = sql.fetch(_FIND, m=machine, k=key) or sql.fetch(_FIND_GONE, m=machine, k=key)
         return str(rows[0].run_id) if rows else None
 
     def claim(
@@ -212,6 +218,17 @@ class SqlRuns:
             written = commit(sql, batch.writes, accept_runs, look=look) if batch.writes else []
         return Done(started=started, receipts=receipts, written=written)
 
+    def commit_with(self, work: Callable[[Any], Write]) -> Written:
+        """One write in a transaction that also holds what `work` does with its connection."""
+        try:
+            with self._database.transaction() as sql:
+                with lent(sql) as connection:
+                    write = work(connection)
+                (written,) = commit(sql, [write], accept_runs, look=False)
+        except Missed:
+            return Written(ok=False)
+        return written
+
     def next_due_ms(self, versions: Collection[str]) -> int | None:
         """When the next unowned run of these versions falls due."""
         known = sorted(versions)
@@ -232,13 +249,22 @@ class SqlRuns:
             return [_stored(row) for row in sql.fetch(select)]
 
 
+def find_stored(sql: Session, run_id: str) -> StoredRun | None:
+    """One run if it exists, encoded, inside the caller's transaction."""
+    rows = sql.fetch(_GET, of=run_id)
+    return _stored(rows[0]) if rows else None
+
+
 def stored_run(sql: Session, run_id: str) -> Run:
     """One run that exists, encoded, inside the caller's transaction."""
     return _run(sql.fetch(_GET, of=run_id)[0])
 
 
 def accept_runs(sql: Session, starts: Sequence[Start]) -> list[Started]:
-    """Insert the runs that do not exist yet, with their first entry and effect."""
+    """Insert the runs that do not exist yet, with their first entry and effect.
+
+    A key of a run that retention removed is in use like any other.
+    """
     by_key, by_id = _existing(sql, starts)
     answers, new = [], []
     for start in starts:
@@ -270,7 +296,9 @@ def accept_runs(sql: Session, starts: Sequence[Start]) -> list[Started]:
 
 def _existing(sql: Session, starts: Sequence[Start]) -> tuple[dict[tuple[str, str], str], set[str]]:
     pairs = [(one.run.machine, one.run.key) for one in starts if one.run.key is not None]
-    keyed = sql.fetch(_BY_KEY, pairs=pairs) if pairs else ()
+    keyed = (
+        [*sql.fetch(_BY_KEY_GONE, pairs=pairs), *sql.fetch(_BY_KEY, pairs=pairs)] if pairs else ()
+    )
     by_key = {(row.machine, row.key): row.run_id for row in keyed}
     by_id = {row.run_id for row in sql.fetch(_BY_ID, some=[one.run.run_id for one in starts])}
     return by_key, by_id

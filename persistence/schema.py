@@ -6,14 +6,17 @@ once.  That the two are equal is a test.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import Any, cast
 
 import sqlalchemy as sa
 
-from engine.errors import SchemaMismatch
+from engine.errors import SchemaMismatch, StoreError, UsageError
 from persistence import migrate, tables
 from persistence.database import Database, Session, open_database
+from persistence.moments import SCRATCH
 
 SCRIPT_LOCATION = "migrations/engine"
 # The platform keeps the tables of runs beside its own, under revisions of its own.
@@ -51,6 +54,38 @@ def check(url: str) -> list[str]:
             ]
         with database.reading() as sql:
             return [*_damage(sql), *differences(sql)]
+
+
+@contextmanager
+def scratch(url: str) -> Iterator[str]:
+    """The url of a new, empty database on the server of this one; dropped at the end.
+
+    Raises:
+        StoreError: the server cannot be reached, or the user may make no database.
+    """
+    with _opened(url) as server:
+        if server.dialect != "postgresql":
+            raise UsageError(f"scratch databases are made on a server, got {server.name}")
+        name = f"{SCRATCH}{secrets.token_hex(6)}"
+        _outside(server, f"CREATE DATABASE {name}")
+        made = sa.make_url(url).set(database=name)
+        try:
+            yield made.render_as_string(hide_password=False)
+        finally:
+            _outside(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def _outside(server: Database, statement: str) -> None:
+    """Send what no transaction may hold."""
+    try:
+        with closing(server.sa.raw_connection()) as pooled:
+            cast(Any, pooled.driver_connection).execute(statement)
+    except Exception as error:
+        if not isinstance(error, sa.exc.SQLAlchemyError | server.sa.dialect.loaded_dbapi.Error):
+            raise
+        raise StoreError(
+            f"database {server.name}: {statement.split()[0]} failed: {error}"
+        ) from error
 
 
 def upgrade_database(database: Database) -> None:

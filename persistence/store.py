@@ -13,13 +13,19 @@ What else the last two take in their query is said in `persistence.postgresql`.
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 from persistence import schema
 from persistence.database import Database, Synchronous, open_database
+from persistence.doors import SqlDoors
 from persistence.effects import SqlEffects
 from persistence.inbox import SqlInbox
 from persistence.inspector import SqlInspector
 from persistence.journal import SqlJournal
 from persistence.machines import SqlMachines
+from persistence.moments import Moments, moments_of
+from persistence.retention import SqlRetention
 from persistence.runs import SqlRuns
 from persistence.sqlite import SqliteDatabase
 from persistence.workers import SqlWorkers
@@ -44,6 +50,11 @@ class SqlStore:
         self.effects = SqlEffects(database)
         self.machines = SqlMachines(database)
         self.inspector = SqlInspector(database)
+        self.retention = SqlRetention(database)
+
+    def within(self, connection: Any) -> SqlDoors:
+        """This store in the caller's own transaction; see `persistence.doors`."""
+        return SqlDoors(self.database, connection)
 
     @property
     def local(self) -> bool:
@@ -54,6 +65,11 @@ class SqlStore:
         """Keep a connection for the calling thread, which then waits for others only briefly."""
         if isinstance(self.database, SqliteDatabase):
             self.database.hold()
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Saves and restores all of it; for a store whose content may be lost."""
+        return moments_of(self.database)
 
     def close(self) -> None:
         """Close every connection."""

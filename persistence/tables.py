@@ -8,6 +8,7 @@
     turtles_inbox        events for runs; a row is settled once, by one step
     turtles_worker       one lease per process, so a heartbeat costs one write
     turtles_machine_version   the shape of every machine version that has run here
+    turtles_gone         what is remembered of a run that retention removed: key, end, digest
 
 A run's pending effect is in its row, and the transition that settles it says how it ended, so a
 step costs one UPDATE and one INSERT.
@@ -205,3 +206,18 @@ machine_version = sa.Table(
     sa.Column("first_ms", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("version", name="turtles_machine_version_pk"),
 )
+
+gone = sa.Table(
+    "turtles_gone",
+    metadata,
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("machine", sa.Text, nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("ended_ms", sa.BigInteger, nullable=False),
+    sa.Column("removed_ms", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("run_id", name="turtles_gone_pk"),
+    sa.UniqueConstraint("machine", "key", name="turtles_gone_key"),
+)
+sa.Index("turtles_gone_removed", gone.c.removed_ms)

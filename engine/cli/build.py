@@ -84,7 +84,7 @@ def build_cli(
     add_graph(cli, app_factory)
     add_page(cli, app_factory)
     add_lint(cli, app_factory)
-    add_verify(cli, app_factory, environments)
+    add_verify(cli, app_factory, environments, schema)
     add_doctor(cli, app_factory, tuple(checks))
     if schema is not None:
         add_schema(cli, schema)

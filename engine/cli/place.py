@@ -6,13 +6,21 @@ A program gives `build_cli` one function, from a `Place` to an app that is ready
         return App([Payment], store=open_store(place.store_url), work=place.work,
                    moved=place.moved)
 
+The store is the file `runs.db` in the directory, or what the url in `TURTLES_STORE` names: a
+server's database that many workers share.
+
 Anything that is an async context manager of an `App` will do, so resources can be closed too.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from engine.decide import Decision
 
 STORE_FILE = "runs.db"
+STORE_VARIABLE = "TURTLES_STORE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +43,19 @@ class Place:
         data_dir: the directory of store and keys; None for a store in memory.
         work: whether the app shall move runs.
         moved: called after every transition the app makes.
+        url: the store, if it is not the directory's.
     """
 
     data_dir: Path | None
     work: bool = False
     moved: Callable[[Decision], None] | None = None
+    url: str | None = None
 
     @property
     def store_url(self) -> str:
         """The url of the store, as `persistence.open_store` takes it."""
+        if self.url is not None:
+            return self.url
         return "sqlite://" if self.data_dir is None else url_of(self.data_dir)
 
 
@@ -61,10 +74,13 @@ class Schema(Protocol):
     def current(self, url: str) -> str | None:
         """Its revision, if it has one."""
 
+    def scratch(self, url: str) -> AbstractContextManager[str]:
+        """The url of a new, empty database beside this one, which is dropped at the end."""
+
 
 def url_of(data_dir: Path) -> str:
-    """The url of a data directory's store."""
-    return f"sqlite:///{data_dir / STORE_FILE}"
+    """The url of a data directory's store: `TURTLES_STORE`, or the file in the directory."""
+    return os.environ.get(STORE_VARIABLE) or f"sqlite:///{data_dir / STORE_FILE}"
 
 
 def make_data_dir(data_dir: Path) -> None:
@@ -88,7 +104,7 @@ def require_store(data_dir: Path) -> None:
     Raises:
         UsageError: names the directory and how to give another.
     """
-    if not (data_dir / STORE_FILE).exists():
+    if STORE_VARIABLE not in os.environ and not (data_dir / STORE_FILE).exists():
         raise UsageError(
             f"data directory {data_dir}: no {STORE_FILE} in it, so nothing has run there. "
             "Give the right one with --data-dir or TURTLES_DATA_DIR, or start a run first."

@@ -7,6 +7,7 @@
     turtles verify shop/order.py:Order --out .    one in a file; failures also as tests and diagrams
     turtles verify Payment --replay tv1:...       one way again
     turtles verify Payment --until-edge "paying --spent--> confirming"     a way to a transition
+    turtles verify Payment --store postgresql://...    over scratch databases of that server
     turtles verify --history .turtles/runs.db     what production has recorded
 
 Its exit codes are its own (`engine.verification.report.EXITS`): 1 to 6 say what was found, so wrong
@@ -16,11 +17,13 @@ use is 64 here and not 2, and a database that cannot be read 66.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +35,11 @@ from engine.cli.board import Board
 from engine.cli.exits import Interrupted
 from engine.cli.front import AsJson, answering, report
 from engine.cli.lint import _find, _tables
-from engine.cli.place import AppFactory
+from engine.cli.place import STORE_VARIABLE, AppFactory, Schema
 from engine.errors import DefinitionError, SecretsError, StoreError, TurtlesError, UsageError
 
 if TYPE_CHECKING:
-    from engine.cli.verifying import Job
+    from engine.cli.verifying import Job, Scratch
     from engine.table import Table
     from engine.verification.report import Told
 
@@ -60,10 +63,16 @@ class VerifyCommand(TyperCommand):
             raise
 
 
-def add_verify(cli: typer.Typer, factory: AppFactory, environments: Sequence[str] = ()) -> None:
+def add_verify(
+    cli: typer.Typer,
+    factory: AppFactory,
+    environments: Sequence[str] = (),
+    schema: Callable[[], Schema] | None = None,
+) -> None:
     """Add the command `verify`.
 
     Args:
+        schema: makes scratch databases for `--store`.
         environments: modules (or packages of them) in which environments are defined.
     """
 
@@ -111,6 +120,13 @@ def add_verify(cli: typer.Typer, factory: AppFactory, environments: Sequence[str
         history: Annotated[
             File, typer.Option(metavar="DB", help="Check a database; nothing is written.")
         ] = None,
+        store: Annotated[
+            str,
+            typer.Option(
+                metavar="URL",
+                help="Over scratch databases of this server; `postgresql`: of TURTLES_STORE's.",
+            ),
+        ] = "memory",
         junit: Annotated[File, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
         html: Annotated[File, typer.Option(metavar="FILE", help="A page to look at.")] = None,
         as_json: AsJson = False,
@@ -123,7 +139,8 @@ def add_verify(cli: typer.Typer, factory: AppFactory, environments: Sequence[str
 
                 return check(factory, environments, history, as_json=as_json)
             bounds = _bounds(messages, contexts, pauses=pauses, no_faults=no_faults)
-            asked = _Asked(factory, environments, bounds, budget, seed, as_json)
+            scratch = _scratch(store, schema)
+            asked = _Asked(factory, environments, bounds, budget, seed, as_json, scratch)
             chosen = asked.choose(machines or [], everything=everything)
             if replay is not None:
                 return asked.replay(_only(chosen, "--replay"), replay)
@@ -152,6 +169,20 @@ def _answered(main: Callable[[], int], as_json: bool) -> int:
         unreadable = isinstance(error, StoreError | SecretsError)
         report("unreadable" if unreadable else "usage", str(error), as_json=as_json)
         return NO_INPUT if unreadable else WRONG_USE
+
+
+def _scratch(store: str, schema: Callable[[], Schema] | None) -> Scratch | None:
+    """What makes an empty database for each store; None: they are in memory."""
+    if store == "memory":
+        return None
+    url = os.environ.get(STORE_VARIABLE, "") if store == "postgresql" else store
+    if schema is None or not url.startswith(("postgresql://", "postgresql+psycopg://")):
+        seen = f"{store} with {STORE_VARIABLE} unset or of another kind" if url != store else "it"
+        raise UsageError(
+            "--store: expected memory, postgresql://... (scratch databases are made on that "
+            f"server and dropped again), or postgresql with {STORE_VARIABLE} such a url; got {seen}"
+        )
+    return partial(schema().scratch, url)
 
 
 def _bounds(
@@ -242,12 +273,14 @@ class _Asked:
         budget_seconds: float,
         seed: int | None,
         as_json: bool,
+        scratch: Scratch | None = None,
     ) -> None:
         from engine.table import compile_table
         from engine.verification.environment import with_environment
         from engine.verification.verify import checked_budget, new_seed
 
         self.factory = factory
+        self.scratch = scratch
         self.bounds = bounds
         self.budget_seconds = checked_budget(budget_seconds)
         self.seed = new_seed() if seed is None else seed
@@ -276,7 +309,7 @@ class _Asked:
 
         options = {"known": self.known, "seed": self.seed, "scope": self._scope(chosen), **options}
         return Job(table=chosen.table, subject=chosen.subject, factory=self.factory,
-                   options=options)  # fmt: skip
+                   options=options, scratch=self.scratch)  # fmt: skip
 
     def _scope(self, chosen: _Chosen) -> Any:
         import msgspec

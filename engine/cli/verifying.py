@@ -18,7 +18,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -41,11 +41,19 @@ OK, COVERAGE_GAP = 0, 2
 """About what starting a process and telling its answer take, of its share."""
 
 
-class Stores:
-    """Makes stores in memory by the program's own factory; closes them all at its end."""
+Scratch = Callable[[], AbstractContextManager[str]]
 
-    def __init__(self, factory: AppFactory) -> None:
+
+class Stores:
+    """Makes stores by the program's own factory; closes them all at its end.
+
+    Args:
+        scratch: gives the url of an empty database for each; by default they are in memory.
+    """
+
+    def __init__(self, factory: AppFactory, scratch: Scratch | None = None) -> None:
         self._factory = factory
+        self._scratch = scratch
         self._loop = asyncio.new_event_loop()
         self._stack = AsyncExitStack()
 
@@ -57,7 +65,9 @@ class Stores:
         return self._loop.run_until_complete(self._open())
 
     async def _open(self) -> Store:
-        app = await self._stack.enter_async_context(opened(self._factory, Place(data_dir=None)))
+        url = self._scratch and self._stack.enter_context(self._scratch())
+        place = Place(data_dir=None, url=url)
+        app = await self._stack.enter_async_context(opened(self._factory, place))
         await app.stop()
         return app.store
 
@@ -96,6 +106,7 @@ class Job:
     subject: str
     factory: AppFactory
     options: dict[str, Any] = field(default_factory=dict)
+    scratch: Scratch | None = None
 
     @property
     def weight(self) -> float:
@@ -107,7 +118,7 @@ class Job:
         from engine.verification.report import told
         from engine.verification.verify import verify
 
-        with Stores(self.factory) as stores:
+        with Stores(self.factory, self.scratch) as stores:
             found = verify(self.table, stores, budget_seconds=budget_seconds,
                            progress=progress, **self.options)  # fmt: skip
         return told(found, subject=self.subject)

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from engine.effects import Again, Call, Effect, NotDone
 from engine.events import Event
-from engine.performing import Calls
+from engine.performing import Calls, SqlCalls
 from engine.ports import Store
 
 T = TypeVar("T")
@@ -90,10 +91,11 @@ class CrashPlan:
 
 
 _WRITING = {
-    "runs": ("start", "claim", "commit", "group"),
+    "runs": ("start", "claim", "commit", "group", "commit_with"),
     "inbox": ("deliver",),
     "workers": ("beat", "reap", "retire"),
     "machines": ("register",),
+    "retention": ("remove", "forget"),
 }
 
 
@@ -131,6 +133,16 @@ class CrashingCalls:
     def __init__(self, inner: Calls, plan: CrashPlan) -> None:
         self._inner = inner
         self._plan = plan
+        if isinstance(inner, SqlCalls):
+            self.within = partial(self._within, inner)
+
+    def _within(
+        self, inner: SqlCalls, effect: Effect, context: Any, call: Call, connection: Any
+    ) -> Event | Again | None:
+        self._plan.pass_by(f"before effect {effect.name}")
+        answer = inner.within(effect, context, call, connection)
+        self._plan.pass_by(f"after effect {effect.name}")
+        return answer
 
     async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
         """Make the call, with a boundary on either side."""

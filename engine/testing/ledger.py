@@ -57,6 +57,19 @@ class Ledger:
     def __init__(self, inner: Calls | None = None) -> None:
         self._inner = inner or OutsideCalls()
         self.entries: list[Entry] = []
+        if isinstance(self._inner, SqlCalls):
+            self.within = partial(self._within, self._inner)
+
+    def _within(
+        self, inner: SqlCalls, effect: Effect, context: Any, call: Call, connection: Any
+    ) -> Event | Again | None:
+        try:
+            answer = inner.within(effect, context, call, connection)
+        except BaseException as error:
+            self._note("perform", effect, call, error)
+            raise
+        self._note("perform", effect, call, answer)
+        return answer
 
     async def perform(self, effect: Effect, context: Any, call: Call) -> Event | Again | None:
         """Make the call, and write down what came of it."""

@@ -139,6 +139,8 @@ class SwitchIo:
         said: what the last use of the store was, for the trace.
     """
 
+    in_place = False
+
     def __init__(self, said: Callable[[], str]) -> None:
         self._said = said
 

@@ -1,7 +1,7 @@
 """Snapshots of a store in memory, and the fingerprint of what is in it.
 
-`sqlite3` gives a database in memory as bytes (`serialize`) and takes it back (`deserialize`), so
-the explorer returns to any moment without running there again.  That this loses nothing is not
+A store in memory gives all it holds as bytes and takes it back, so the explorer returns to any
+moment without running there again.  That this loses nothing is not
 assumed: the explorer repeats a share of its paths from the very beginning and compares.
 
 The fingerprint says which moments have the same future.  It leaves out what no code looks at (ids,
@@ -14,26 +14,25 @@ fences, sequence numbers, who wrote what, errors in words) and is coarse about t
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from engine.errors import UsageError
 from engine.ids import idempotency_key
+from engine.ports import Store
 
 ATTEMPTS_MAX = 3
 key_of = lru_cache(maxsize=65_536)(idempotency_key)
 Fingerprint = tuple[Any, ...]
 
 _RUNS = """
-    SELECT r.rowid, r.run_id, r.machine, r.state, r.status, r.context, r.deadline_ms, r.child,
+    SELECT {number}, r.run_id, r.machine, r.state, r.status, r.context, r.deadline_ms, r.child,
         r.undo, r.closing, r.cancel_requested, r.held_from, r.due_ms, r.owner, r.parent_id, r.seq,
         r.last_error, r.effect_name, r.effect_attempts, r.effect_open, r.effect_next_ms,
         r.effect_undo_of, r.effect_seq
     FROM turtles_run r
-    ORDER BY r.rowid
+    ORDER BY {order}
 """
 _INBOX = (
     "SELECT run_id, event, payload FROM turtles_inbox WHERE status = 'accepted' ORDER BY number"
@@ -130,38 +129,34 @@ class Snapshots:
         store: `persistence.open_store("sqlite://")`.
 
     Raises:
-        UsageError: the store is a file.
+        UsageError: the content of the store may be worth something.
     """
 
-    def __init__(self, store: Any) -> None:
-        database = getattr(store, "database", None)
-        if store.key_file is not None or database is None:
-            raise UsageError(
-                f"exploring needs a store in memory, got {store.name}. "
-                'Give it persistence.open_store("sqlite://").'
-            )
-        self._driver: sqlite3.Connection = database.sa.raw_connection().driver_connection
+    def __init__(self, store: Store) -> None:
+        self._moments = store.moments
+        self._runs = _RUNS.format(number=self._moments.number, order=self._moments.order)
 
     def save(self) -> bytes:
         """The whole database."""
-        return self._driver.serialize()
+        return self._moments.save()
 
     def load(self, saved: bytes) -> None:
         """Go back to a saved one."""
-        self._driver.deserialize(saved)
+        self._moments.load(saved)
 
     def rows(self) -> Rows:
         """What is stored now."""
-        execute = self._driver.execute
+        ask = self._moments.ask
+        inbox: list[Any] = ask(_INBOX)
         return Rows(
-            [Row._make(row) for row in execute(_RUNS)],
-            execute(_INBOX).fetchall(),
-            [EffectRow._make(row) for row in execute(_EFFECTS)],
+            [Row._make(row) for row in ask(self._runs)],
+            inbox,
+            [EffectRow._make(row) for row in ask(_EFFECTS)],
         )
 
     def journal(self, run_id: str) -> tuple[Any, ...]:
         """A run's journal as it is stored; two that are equal say the same."""
-        return tuple(self._driver.execute(_JOURNAL, (run_id,)))
+        return tuple(self._moments.ask(_JOURNAL, (run_id,)))
 
 
 def fingerprint(

@@ -34,66 +34,67 @@ class Standing(NamedTuple):
 class Peek:
     """Looks into a database in memory, so that looking is no step of any schedule."""
 
-    def __init__(self, store: Any) -> None:
-        self._driver: Any = store.database.sa.raw_connection().driver_connection
+    def __init__(self, store: Store) -> None:
+        self._moments = store.moments
 
     def standing(self, run_id: str) -> Standing | None:
         """One run."""
         query = "SELECT fence, owner, status, seq FROM turtles_run WHERE run_id = ?"
-        row = self._driver.execute(query, (run_id,)).fetchone()
-        return Standing(*row) if row else None
+        rows = self._moments.ask(query, (run_id,))
+        return Standing(*rows[0]) if rows else None
 
     def owners(self) -> dict[str, str]:
         """The runs that somebody owns."""
         query = "SELECT run_id, owner FROM turtles_run WHERE owner IS NOT NULL"
-        return dict(self._driver.execute(query))
+        return dict(self._moments.ask(query))
 
     def due(self, now_ms: int) -> bool:
         """Whether anything is due, owned or not."""
         query = "SELECT 1 FROM turtles_run WHERE due_ms <= ? LIMIT 1"
-        return self._driver.execute(query, (now_ms,)).fetchone() is not None
+        return bool(self._moments.ask(query, (now_ms,)))
 
     def next_ms(self, now_ms: int) -> int | None:
         """The next moment at which something falls due."""
         query = "SELECT min(due_ms) FROM turtles_run WHERE due_ms > ?"
-        found: int | None = self._driver.execute(query, (now_ms,)).fetchone()[0]
+        found: int | None = self._moments.ask(query, (now_ms,))[0][0]
         return found
 
     def pending(self, run_id: str) -> tuple[str | None, str | None, bool, int]:
         """Owner of a run, and key, openness and attempts of its pending effect."""
-        row = self._driver.execute(
+        rows = self._moments.ask(
             "SELECT owner, effect_seq, effect_name, effect_open, effect_attempts FROM turtles_run"
             " WHERE run_id = ?", (run_id,)
-        ).fetchone()  # fmt: skip
-        if row is None:
+        )  # fmt: skip
+        if not rows:
             return None, None, False, 0
+        row = rows[0]
         key = None if row[2] is None else key_of(run_id, row[1], row[2])
         return row[0], key, bool(row[3]), row[4] or 0
 
     def inbox(self) -> dict[tuple[str, str], tuple[str, int | None]]:
         """Status and transition of every event, by run and key."""
-        rows = self._driver.execute("SELECT run_id, key, status, consumed_seq FROM turtles_inbox")
+        rows = self._moments.ask("SELECT run_id, key, status, consumed_seq FROM turtles_inbox")
         return {(run_id, key): (status, seq) for run_id, key, status, seq in rows}
 
     def resting(self, machines: Sequence[str]) -> list[str]:
         """The runs of these machines that wait for an event, and have none."""
         marks = ", ".join("?" * len(machines))
-        rows = self._driver.execute(
+        rows = self._moments.ask(
             f"SELECT run_id FROM turtles_run r WHERE machine IN ({marks})"  # noqa: S608 - marks
             " AND status = 'waiting' AND due_ms IS NULL AND closing IS NULL AND NOT EXISTS"
             " (SELECT 1 FROM turtles_inbox i WHERE i.run_id = r.run_id AND i.status = 'accepted')"
-            " ORDER BY rowid", tuple(machines)
+            f" ORDER BY {self._moments.order}", tuple(machines)
         )  # fmt: skip
         return [row[0] for row in rows]
 
     def held(self) -> set[str]:
         """The runs that wait for a person."""
         query = "SELECT run_id FROM turtles_run WHERE status IN ('paused', 'quarantined')"
-        return {row[0] for row in self._driver.execute(query)}
+        return {row[0] for row in self._moments.ask(query)}
 
     def content(self) -> tuple[Any, ...]:
         """All that the rules of storage look at, without times and fences."""
-        ask = self._driver.execute
+        ask = self._moments.ask
         return (
             tuple(ask("SELECT run_id, state, status, seq, context, child, closing, owner,"
                       " parent_id, due_ms IS NULL, last_error FROM turtles_run")),

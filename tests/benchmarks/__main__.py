@@ -1,232 +1,215 @@
-"""Figures, each as a ratio against a baseline measured in the same run.
+"""Turtles beside its peers and beside the raw limits of its stores, in one run.
 
-    python -m tests.benchmarks            about a minute
-    python -m tests.benchmarks --quick    a few seconds; for CI, which prints and asserts nothing
+    python -m tests.benchmarks --quick             under five minutes; CI; asserts no figure
+    python -m tests.benchmarks --full --write      all of it; writes BENCHMARKS.md
+    ... --only w1,w2 --without peers --set rounds=3 --set w4_finished=100000,1000000
 
-- durable transitions per second through the whole engine (contracts, effects, journal) on SQLite
-  with `synchronous` FULL and NORMAL, beside bare `sqlite3` writing rows of the same number and size
-  with the same durability: one commit for each transition, and as many in a commit as we gathered;
-- microseconds of one `decide`, beside one `send` of python-statemachine;
-- start-up of `turtles --help`, beside `python -c pass`.
+Peers live in an environment of their own (`python -m tests.benchmarks.peers.setup`); without it
+their rows say "not installed".  PostgreSQL is a private server (`tests.postgres_server`); without
+binaries its rows say so.  What is measured and how stands in `plan`, `contenders`, `ours`, `raw`,
+`growth`, `fleet` and `peers/`; `report` says what it means.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import sqlite3
-import statistics
-import subprocess
+import contextlib
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
-import structlog
+from tests.benchmarks import about, contenders, micro, plan, report
+from tests.benchmarks.contenders import ROOT, Contender
+from tests.benchmarks.peers.setup import DEFAULT
+from tests.benchmarks.plan import Cell, Results, Sizes
+from tests.benchmarks.running import NO_SERVER, Bench, Server
 
-from engine import App, Call, Context, Event, Machine, State, effect, ensures, requires
-from engine.decide import begin, decide
-from engine.definition import Oracle
-from engine.table import compile_table
-from persistence import open_store
-
-STEPS = 10
-
-
-class Count(Context):
-    """How far a run has come."""
-
-    steps: int = 0
-    total: int = 0
-
-
-class Stepped(Event, tag="stepped"):
-    """One step is done."""
-
-    amount: int
-
-
-@effect(idempotent=True)
-async def step(context: Count, call: Call) -> Stepped:
-    """Nothing outside: what is measured is the engine."""
-    return Stepped(amount=context.steps + 1)
-
-
-class Walk(Machine[Count]):
-    """Ten durable steps, each with a guard, an action, a precondition and a postcondition."""
-
-    walking = State(initial=True, effect=step)
-    arrived = State(final=True)
-    stepped = walking.to(arrived, cond="last") | walking.to(walking)
-
-    def last(self, context: Count) -> bool:
-        """Whether this is the last step."""
-        return context.steps + 1 >= STEPS
-
-    def on_stepped(self, context: Count, event: Stepped) -> Count:
-        """Count it."""
-        return self.but(context, steps=context.steps + 1, total=context.total + event.amount)
-
-    @requires(stepped)
-    def forwards(self, event: Stepped) -> bool:
-        """Steps only go forwards."""
-        return event.amount > 0
-
-    @ensures(stepped)
-    def counted(self, old: Count, new: Count, event: Stepped) -> bool:
-        """Nothing is lost."""
-        return new.total == old.total + event.amount
+BENCHMARKS = ROOT / "BENCHMARKS.md"
+RESULTS = Path(tempfile.gettempdir()) / "turtles-benchmarks.json"
 
 
 def main() -> int:
-    """Print the figures; 0."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    runs, repeats = (60, 1) if quick else (300, 3)
-    for synchronous in ("FULL", "NORMAL"):
-        throughput(synchronous, runs, repeats)
-    deciding(2_000 if quick else 20_000)
-    starting(3 if quick else 11)
-    return 0
+    """Measure, print, and write if asked to; 0, or 1 when a row of ours gave no figure."""
+    options = arguments()
+    if options.render:
+        found = json.loads(options.render.read_text())
+    else:
+        found = measured(options)
+        options.results.write_text(json.dumps(found, indent=1))
+    text = report.document(found)
+    print(text)
+    if options.write:
+        BENCHMARKS.write_text(text + "\n" + platform_section())
+        print(f"written to {BENCHMARKS}")
+    return 1 if broken(found["results"]) else 0
 
 
-def throughput(synchronous: str, runs: int, repeats: int) -> None:
-    """Transitions per second, interleaved with the raw limit of the same rows."""
-    ours, alone, raw_one, raw_many = [], [], [], []
-    for _ in range(repeats):
-        ours.append(asyncio.run(engine_rate(synchronous, runs)))
-        alone.append(asyncio.run(sequential_rate(synchronous, runs // 6)))
-        raw_one.append(raw_rate(synchronous, runs * STEPS, per_commit=1))
-        raw_many.append(raw_rate(synchronous, runs * STEPS, per_commit=50))
-    many, one = statistics.median(raw_many), statistics.median(raw_one)
-    rate, single = statistics.median(ours), statistics.median(alone)
-    print(f"SQLite {synchronous}: transitions/s, {runs} runs of {STEPS} steps at once")
-    print(f"  engine, runs at once          {rate:10,.0f}   {rate / many:6.3f} of raw, 50 a commit")
-    print(
-        f"  engine, one run after another {single:10,.0f}   {single / one:6.3f} of raw, 1 a commit"
+def broken(results: Results) -> list[str]:
+    """Rows of ours that gave no figure, although nothing was missing for them."""
+    return [
+        f"{workload} {name}: {sample['failed']}"
+        for workload, rows in results.items()
+        for name, row in rows.items()
+        for sample in row["samples"]
+        if row["kind"] != "peer" and sample.get("failed", NO_SERVER) != NO_SERVER
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="small sizes; the default")
+    size.add_argument("--full", action="store_true", help="the sizes of the published figures")
+    parser.add_argument("--write", action="store_true", help="write BENCHMARKS.md")
+    parser.add_argument("--only", default="", help="workloads, as w1,w2")
+    parser.add_argument("--without", default="", help="peers, postgresql, raw, or keys of rows")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="sizes")
+    parser.add_argument("--peers", type=Path, default=DEFAULT, help="where they are installed")
+    parser.add_argument("--place", type=Path, help="directory for the files of the stores")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--render", type=Path, help="results of an earlier run, instead of one")
+    return parser.parse_args()
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was found, as JSON."""
+    sizes = with_changes(plan.FULL if options.full else plan.QUICK, options.sizes)
+    everyone = contenders.ours(200) + contenders.peers(options.peers)
+    only = {each for each in options.only.split(",") if each}
+    without = {each for each in options.without.split(",") if each}
+    chosen = [
+        cell
+        for cell in plan.cells(everyone, sizes)
+        if (not only or cell.workload in only or cell.workload == "counts")
+        and not without & set(words_of(cell))
+    ]
+    began = time.monotonic()
+    with postgresql("postgresql" in without) as server:
+        version = server.run("SHOW server_version")[0][0] if server else None
+        results = take(Bench(server, options.place), chosen)
+    if not only:
+        results["micro"] = small(full=options.full)
+    return {
+        "results": results,
+        "machine": {**about.machine(), "postgresql": version},
+        "peers": about.peers(everyone),
+        "settings": {each.label: each.settings for each in everyone},
+        "sizes": {each.name: getattr(sizes, each.name) for each in fields(sizes)},
+        "mode": "full" if options.full else "quick",
+        "minutes": (time.monotonic() - began) / 60,
+        "command": "python -m tests.benchmarks " + " ".join(sys.argv[1:]),
+    }
+
+
+def words_of(cell: Cell) -> Iterator[str]:
+    """By what a cell can be left out."""
+    yield from (cell.row, cell.contender.key, cell.contender.database)
+    if cell.contender.raw:
+        yield "raw"
+    elif not cell.contender.ours:
+        yield "peers"
+
+
+def with_changes(sizes: Sizes, changes: list[str]) -> Sizes:
+    """Sizes with NAME=VALUE of the command line."""
+    known = {each.name: getattr(sizes, each.name) for each in fields(sizes)}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in known:
+            raise SystemExit(f"--set {change}: no such size; there are {', '.join(known)}")
+        kind = known[name]
+        value: Any = (
+            tuple(int(part) for part in text.split(","))
+            if isinstance(kind, tuple)
+            else type(kind)(text)
+        )
+        sizes = replace(sizes, **{name: value})
+    return sizes
+
+
+@contextlib.contextmanager
+def postgresql(unwanted: bool) -> Iterator[Server | None]:
+    """A private server, or None where there can be none."""
+    if unwanted:
+        yield None
+        return
+    try:
+        from tests.postgres_server import server
+
+        running = server()
+        one = running.__enter__()
+    except (ImportError, RuntimeError, OSError) as error:
+        progress(f"PostgreSQL: {error}")
+        yield None
+        return
+    try:
+        yield one
+    finally:
+        running.__exit__(None, None, None)
+
+
+def take(bench: Bench, chosen: list[Cell]) -> Results:
+    """Every cell in every of its rounds, round-robin within each workload."""
+    results: Results = {}
+    workloads = list(dict.fromkeys(cell.workload for cell in chosen))
+    for workload in workloads:
+        mine = [cell for cell in chosen if cell.workload == workload]
+        for number in range(max(max(cell.rounds) for cell in mine) + 1):
+            for cell in mine:
+                if number in cell.rounds:
+                    take_one(bench, cell, results)
+    return results
+
+
+def take_one(bench: Bench, cell: Cell, results: Results) -> None:
+    """One sample of one cell, added to the results."""
+    row = results.setdefault(cell.workload, {}).setdefault(
+        cell.row,
+        {
+            "label": cell.label,
+            "kind": kind_of(cell.contender),
+            "database": cell.contender.database,
+            "samples": [],
+        },
     )
-    print(f"  raw sqlite3, 50 a commit      {many:10,.0f}")
-    print(f"  raw sqlite3, 1 a commit       {one:10,.0f}")
+    if any("failed" in sample for sample in row["samples"]):
+        return
+    options = cell.options(results) if callable(cell.options) else cell.options
+    sample = bench.measure(cell.contender, cell.ask, **options)
+    row["samples"].append({**sample, "options": dict(options)})
+    progress(f"{cell.workload} {cell.row}: {report.brief(sample)}")
 
 
-async def engine_rate(synchronous: str, runs: int) -> float:
-    """Durable transitions per second of the engine."""
-    with tempfile.TemporaryDirectory(prefix="turtles-bench-") as name:
-        store = open_store(f"sqlite:///{name}/runs.db", synchronous=synchronous)  # type: ignore[arg-type]
-        app = App([Walk], store=store)
-        await app.open()
-        for _ in range(runs):
-            await app.start(Walk, Count())
-        began = time.perf_counter()
-        async with app:
-            listed = await app.runs()
-            for stored in listed:
-                await app.wait(stored.run.run_id)
-            while await app.settle():
-                pass
-        took = time.perf_counter() - began
-        store.close()
-    return runs * STEPS / took
+def kind_of(contender: Contender) -> str:
+    """`ours`, `raw` or `peer`."""
+    return "ours" if contender.ours else "raw" if contender.raw else "peer"
 
 
-async def sequential_rate(synchronous: str, runs: int) -> float:
-    """Durable transitions per second when one run follows the other: start, wait, start."""
-    with tempfile.TemporaryDirectory(prefix="turtles-bench-") as name:
-        store = open_store(f"sqlite:///{name}/runs.db", synchronous=synchronous)  # type: ignore[arg-type]
-        async with App([Walk], store=store) as app:
-            began = time.perf_counter()
-            for _ in range(runs):
-                run = await app.start(Walk, Count())
-                await app.wait(run.run_id)
-            took = time.perf_counter() - began
-        store.close()
-    return runs * STEPS / took
+def small(*, full: bool) -> dict[str, dict[str, Any]]:
+    """The two small figures."""
+    decide_us, send_us = micro.deciding(20_000 if full else 2_000)
+    help_ms, bare_ms = micro.starting(11 if full else 3)
+    found = {"decide_us": decide_us, "send_us": send_us, "help_ms": help_ms, "bare_ms": bare_ms}
+    return {"turtles": {"label": "turtles", "kind": "ours", "samples": [found]}}
 
 
-_RAW_SCHEMA = """
-CREATE TABLE run (run_id TEXT PRIMARY KEY, state TEXT, status TEXT, seq INT, fence INT,
-                  due_ms INT, context BLOB) WITHOUT ROWID;
-CREATE TABLE transition (run_id TEXT, seq INT, event TEXT, source TEXT, target TEXT, payload BLOB,
-                         verdicts BLOB, context BLOB, at_ms INT,
-                         PRIMARY KEY (run_id, seq)) WITHOUT ROWID;
-CREATE TABLE effect (run_id TEXT, seq INT, name TEXT, key TEXT, attempts INT, status TEXT,
-                     PRIMARY KEY (run_id, seq)) WITHOUT ROWID;
-"""
+def platform_section() -> str:
+    """What BENCHMARKS.md says of the embedded platform: made by other commands, so it is kept."""
+    if not BENCHMARKS.exists():
+        return ""
+    _, title, rest = BENCHMARKS.read_text().partition("\n## The embedded platform")
+    return title + rest
 
 
-def raw_rate(synchronous: str, transitions: int, *, per_commit: int) -> float:
-    """The same rows written by bare sqlite3: update, insert, close an effect, open the next."""
-    verdicts = b'[["last","guard",false,{"context.steps":4}],["forwards","requires",true,{}]]' * 2
-    context, payload = b'{"steps":4,"total":10}', b'{"event":"stepped","amount":5}'
-    with tempfile.TemporaryDirectory(prefix="turtles-raw-") as name:
-        raw = sqlite3.connect(Path(name) / "raw.db", isolation_level=None)
-        raw.execute("PRAGMA journal_mode=WAL")
-        raw.execute(f"PRAGMA synchronous={synchronous}")
-        raw.executescript(_RAW_SCHEMA)
-        began = time.perf_counter()
-        for first in range(0, transitions, per_commit):
-            raw.execute("BEGIN IMMEDIATE")
-            for number in range(first, min(first + per_commit, transitions)):
-                run, seq = f"r{number // STEPS:025x}", number % STEPS
-                if seq == 0:
-                    row = (run, "walking", "running", 0, 0, 0, context)
-                    raw.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?)", row)
-                raw.execute(
-                    "UPDATE run SET seq=?, context=?, due_ms=? "
-                    "WHERE run_id=? AND fence=0 AND seq=?",
-                    (seq, context, number, run, max(seq - 1, 0)),
-                )
-                entry = (run, seq, "stepped", "walking", "walking", payload, verdicts, context, 1)
-                raw.execute("INSERT INTO transition VALUES (?,?,?,?,?,?,?,?,?)", entry)
-                raw.execute(
-                    "UPDATE effect SET status='done' WHERE run_id=? AND seq=?", (run, seq - 1)
-                )
-                opened = (run, seq, "step", f"t{number:025x}", 1, "pending")
-                raw.execute("INSERT INTO effect VALUES (?,?,?,?,?,?)", opened)
-            raw.execute("COMMIT")
-        took = time.perf_counter() - began
-        raw.close()
-    return transitions / took
-
-
-def deciding(count: int) -> None:
-    """Microseconds of one decision, and of one send of the library."""
-    table = compile_table(Walk)
-    begun = begin(table, run_id="r", context=Count(), now_ms=0)
-    run, event = begun.after, Stepped(amount=1)  # type: ignore[union-attr]
-    ours = per_call_us(lambda: decide(table, run, "stepped", event, 0), count)
-    oracle = Oracle(Walk, "walking", Count(steps=-(10**9)))
-    theirs = per_call_us(lambda: oracle.send("stepped", event, 0), count // 10)
-    print(f"decide: {ours:.1f} us; python-statemachine, warm instance: {theirs:.1f} us")
-    print(f"  ratio {ours / theirs:.3f}, with contracts judged and their values recorded")
-
-
-def per_call_us(call: Callable[[], object], count: int) -> float:
-    """Mean microseconds of a call."""
-    began = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - began) / count * 1e6
-
-
-def starting(repeats: int) -> None:
-    """Milliseconds of `turtles --help`, and of Python doing nothing."""
-    ours, bare = [], []
-    for _ in range(repeats):
-        ours.append(milliseconds([sys.executable, "-m", "machines.cli", "--help"]))
-        bare.append(milliseconds([sys.executable, "-c", "pass"]))
-    ms, base = statistics.median(ours), statistics.median(bare)
-    print(f"turtles --help: {ms:.0f} ms; python -c pass: {base:.0f} ms; ratio {ms / base:.1f}")
-
-
-def milliseconds(command: list[str]) -> float:
-    """Wall time of one process."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return (time.perf_counter() - began) * 1000
+def progress(text: str) -> None:
+    """A line for whoever watches."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class Make:
 
     version = "v1"
     machine = "M"
+    shape = SHAPE
 
     def worker(self, worker_id: str = "w1", pid: int = 1) -> WorkerIdentity:
         return WorkerIdentity(worker_id=worker_id, host="here", pid=pid, process_start="0")
@@ -98,6 +99,7 @@ class Make:
             open=False,
             next_ms=1000,
         )
+        changes.setdefault("calls", changes.get("attempts", 0))
         return msgspec.structs.replace(effect, **changes)
 
     def parent(self, run_id: str) -> Parent:
@@ -113,7 +115,7 @@ class Make:
             source=before.state if before else "",
             target=after.state,
             payload=more.get("payload"),
-            verdicts=more.get("verdicts", (Verdict("enough", "guard", True, {"n": 3}),)),
+            verdicts=more.get("verdicts", (Verdict("enough", "guard", True),)),
             context=after.context,
             status=after.status,
             at_ms=at_ms,

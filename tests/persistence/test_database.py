@@ -44,12 +44,14 @@ def output_of(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture
-def url(shared_url, make):
+def url(tmp_path, make):
     """A file with one run of one transition, closed."""
-    store = open_store(shared_url)
+    url = f"sqlite:///{tmp_path}/runs.db"
+    store = open_store(url)
+    store.machines.register(make.machine, make.version, make.shape, 1)
     store.runs.start([make.start("r1")])
     store.close()
-    return shared_url
+    return url
 
 
 def whole(url: str) -> int:

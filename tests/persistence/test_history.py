@@ -69,9 +69,9 @@ def test_what_cannot_be_read_is_said_of_that_run_alone(damage, moved):
 def test_a_run_with_two_pending_effects_is_there_once(damage, moved):
     damage(
         moved,
-        "DROP INDEX turtles_effect_pending",
-        "INSERT INTO turtles_effect SELECT run_id, seq, 'other', 'k2', status, attempts, calls,"
-        " open, next_ms, undo_of, last_error, closed_seq FROM turtles_effect",
+        "UPDATE turtles_transition SET effect_seq = 1, effect_name = 'other',"
+        " effect_outcome = 'pending', effect_attempts = 1, effect_calls = 1"
+        " WHERE run_id = 'r2' AND seq = 1",
     )
     found = moved.inspector.histories()
     assert [(one.run_id, len(one.effects)) for one in found] == [("r1", 0), ("r2", 2), ("r3", 0)]

@@ -40,9 +40,8 @@ def test_reading_pages(store, make):
     assert store.journal.read("nobody") == []
 
 
-def test_verdicts_keep_the_values_they_saw(store, make):
-    saw = {"n": 3, "big": 2**80, "text": "é", "none": None, "list": [1, {"a": True}]}
-    verdicts = (Verdict("enough", "guard", True, saw), Verdict("never", "ensures", False, {}))
+def test_verdicts_are_kept_without_the_values_they_saw(store, make):
+    verdicts = (Verdict("enough", "guard", False), Verdict("né+ver", "ensures", True))
     start = make.start("r1")
     entry = make.entry(None, start.run, "$start", 1000, verdicts=verdicts, payload=b"\x00")
     store.runs.start([type(start)(run=start.run, entry=entry)])

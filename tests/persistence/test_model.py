@@ -266,8 +266,8 @@ class StoreMachine(RuleBasedStateMachine):
             return self.make.note(run, fence, **{**common, "release": True})
         if kind == "try":
             tried = msgspec.structs.replace(
-                run.effect, attempts=run.effect.attempts + 1, open=not run.effect.open,
-                next_ms=now_ms + 100,
+                run.effect, attempts=run.effect.attempts + 1, calls=run.effect.calls + 1,
+                open=not run.effect.open, next_ms=now_ms + 100,
             )  # fmt: skip
             return self.make.note(run, fence, effect=tried, **common)
         keys = model.waiting()
@@ -287,9 +287,7 @@ class StoreMachine(RuleBasedStateMachine):
         if kind == "wait":
             return self.make.step(run, fence, **idle, **common)
         if kind == "work":
-            effect = self.make.effect(
-                run_id, seq, key=f"{run_id}/{seq}", attempts=1, open=True, next_ms=self.now_ms
-            )
+            effect = self.make.effect(run_id, seq, attempts=1, open=True, next_ms=self.now_ms)
             values = {**idle, "state": "busy", "status": "running", "effect": effect}
             return self.make.step(run, fence, **values, **common)
         if kind == "pause":

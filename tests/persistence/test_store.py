@@ -17,7 +17,7 @@ def as_port(store: SqlStore) -> Store:
 @pytest.mark.parametrize(
     "url, seen",
     [
-        ("postgresql://localhost/x", "postgresql"),
+        ("oracle://localhost/x", "oracle"),
         ("mysql://root:hunter2@localhost/x", "mysql"),
         ("runs.db", "one without a scheme"),
         ("sqlite://runs.db", "sqlite"),

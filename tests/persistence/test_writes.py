@@ -131,7 +131,7 @@ def test_attempts_are_bookkeeping(store, make):
             run_id="r1",
             seq=1,
             name="call",
-            key="r1/1",
+            key=failed.key,
             attempts=1,
             open=False,
             next_ms=8000,
@@ -146,7 +146,7 @@ def test_attempts_that_begin_anew_while_open_are_no_breach(store, make):
     claimed = take(store, make)
     tried = make.effect("r1", 1, attempts=3, open=True)
     first = make.note(claimed.run, claimed.fence, effect=tried, status="running")
-    anew = make.effect("r1", 1, attempts=0, open=True)
+    anew = make.effect("r1", 1, attempts=0, open=True, calls=3)
     store.runs.commit([first, make.note(first.after, claimed.fence, effect=anew)])
     assert store.runs.get("r1").run.effect.attempts == 0
     assert store.inspector.findings() == []

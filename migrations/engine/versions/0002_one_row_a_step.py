@@ -3,6 +3,7 @@
 A step then costs one UPDATE and one INSERT.  `turtles_effect` becomes a view of both.  Runs get
 what claims, limits and retention look at: `ready`, `priority`, `tenant`, `limits`, `ended_ms`.
 Verdicts are kept without the values they saw, which the journal has in its contexts and payloads.
+`turtles_gone` remembers what retention removes.
 """
 
 from typing import Any
@@ -89,6 +90,7 @@ def upgrade() -> None:
     op.execute(_VIEW)
     _compact_verdicts()
     _indexes()
+    _gone()
 
 
 def downgrade() -> None:
@@ -134,6 +136,22 @@ def _indexes() -> None:
     )
     _index("turtles_run_due", ["due_ms"], "due_ms IS NOT NULL AND owner IS NULL AND NOT ready")
     _index("turtles_run_ended", ["ended_ms"], "ended_ms IS NOT NULL")
+
+
+def _gone() -> None:
+    op.create_table(
+        "turtles_gone",
+        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("machine", sa.Text, nullable=False),
+        sa.Column("key", sa.Text),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("ended_ms", sa.BigInteger, nullable=False),
+        sa.Column("removed_ms", sa.BigInteger, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("run_id", name="turtles_gone_pk"),
+        sa.UniqueConstraint("machine", "key", name="turtles_gone_key"),
+    )
+    op.create_index("turtles_gone_removed", "turtles_gone", ["removed_ms"])
 
 
 def _index(name: str, columns: list[str | sa.TextClause], where: str) -> None:

@@ -129,7 +129,7 @@ def keeps_every_row(before, after):
 )
 def test_a_populated_file_of_an_earlier_version_is_upgraded(tmp_path, reopened, revision, counts):
     told = populated(tmp_path / "data", revision)
-    raw = platform_database.Database(tmp_path / "data" / "platform.db")
+    raw = platform_database.SqliteDatabase(tmp_path / "data" / "platform.db")
     assert current(raw, SCRIPT_LOCATION) == revision
     before = everything(raw)
     raw.close()
@@ -179,7 +179,7 @@ def test_going_back_restores_each_schema(tmp_path, earlier, later):
             step(config, revision)
         assert current(database, SCRIPT_LOCATION) == revision
     populated(tmp_path / "reference", earlier)
-    reference = platform_database.Database(tmp_path / "reference" / "platform.db")
+    reference = platform_database.SqliteDatabase(tmp_path / "reference" / "platform.db")
     assert schema(database) == schema(reference)
     keeps_every_row(everything(reference), everything(database))
     database.close()

@@ -39,7 +39,7 @@ from machines.platform.database import open_platform_database
 from machines.platform.reports import platform_doctor
 from machines.platform.sandbox.processes import descendants, wait_until_gone
 from machines.platform.server import ServerInfo
-from persistence.database import Database
+from persistence.sqlite import SqliteDatabase
 
 ROOT = Path(server.__file__).resolve().parents[2]
 
@@ -295,7 +295,7 @@ def _heard(connection: socket.socket, side: WSConnection) -> told.Event:
 def test_who_asks_is_who_is_connected(running: Running) -> None:
     """A sandbox comes over the loopback, too, and may say what it likes."""
     running.call("POST", "/sessions", {}, **{"X-Forwarded-For": "6.6.6.6"})
-    database = Database(running.data_dir / "platform.db")
+    database = SqliteDatabase(running.data_dir / "platform.db")
     with database.reading() as sql:
         assert sql.all("SELECT DISTINCT client_ip FROM audit_entry") == [{"client_ip": "127.0.0.1"}]
     database.close()
@@ -378,7 +378,7 @@ def test_a_stop_does_not_wait_for_a_long_command(running: Running, one_off: bool
 
 def _wait_for_running_command(running: Running) -> None:
     # By the database, not by GET /jobs: polling would use up the key's requests.
-    database = Database(running.data_dir / "platform.db")
+    database = SqliteDatabase(running.data_dir / "platform.db")
     limit = time.monotonic() + 20
     count = 0
     while not count:

@@ -12,12 +12,12 @@ import pytest
 
 from machines.platform.replies import Problem
 from machines.platform.shelf import Shelf
-from persistence.database import Database
+from persistence.sqlite import SqliteDatabase
 
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Iterator[Shelf]:
-    database = Database(tmp_path / "platform.db")
+    database = SqliteDatabase(tmp_path / "platform.db")
     yield Shelf(database, "snapshots")
     database.close()
 
@@ -38,7 +38,7 @@ def test_it_stands_beside_the_database_for_its_owner_only(shelf: Shelf, tmp_path
 
 
 def test_a_database_in_memory_has_a_shelf_that_goes_with_it() -> None:
-    database = Database(None)
+    database = SqliteDatabase(None)
     shelf = Shelf(database, "images")
     path = put(shelf, "one")
     assert path.is_file()

@@ -53,19 +53,40 @@ class ScheduleBug:
             yield
 
 
-def _fence_ignored() -> list[Any]:
+def _moving(*conditions: Any) -> Any:
+    """The statement that moves a run, under other conditions."""
+    sound: Any = persistence.writes._MOVE
+    move = sa.update(tables.run).where(_r.run_id == sa.bindparam("of"), *conditions)
+    return move.values(dict(sound._values))
+
+
+def moved_with(change: Callable[[Write, dict[str, Any]], dict[str, Any]]) -> list[Any]:
+    """A step writes other values into its run's row: those that `change` gives, by name."""
+    sound, names = persistence.writes._move, persistence.writes._VALUES
+
+    def move(write: Write) -> tuple[Any, ...]:
+        found = dict(zip(names, sound(write), strict=True))
+        found |= change(write, found)
+        return tuple([found[name] for name in names])
+
+    return [patch.object(persistence.writes, "_move", move)]
+
+
+def fence_ignored() -> list[Any]:
     """A write asks only whether the run is owned, not by whom."""
-    owned, look = persistence.writes._still_owned, persistence.writes._LOOK
+    said = persistence.writes._is_as_said
 
-    def still(sql: Any, numbered: Any) -> Any:
-        rows = sql.fetch(look, some=[write.before.run_id for _, write in numbered])
-        fences = {row.run_id: row.fence for row in rows}
-        return owned(sql, [
-            (place, msgspec.structs.replace(write, fence=fences[write.before.run_id]))
-            for place, write in numbered
-        ])  # fmt: skip
+    def whoever(write: Write, row: Any, unconsumed: Any) -> bool:
+        anyone = write if row is None else msgspec.structs.replace(write, fence=row.fence)
+        return said(anyone, row, unconsumed)
 
-    return [patch.object(persistence.writes, "_still_owned", still)]
+    move = _moving(
+        _r.owner.is_not(None),
+        _r.seq == sa.bindparam("expected"),
+        _r.effect_seq.is_not_distinct_from(sa.bindparam("known", type_=sa.Integer)),
+    )
+    return [patch.object(persistence.writes, "_is_as_said", whoever),
+            patch.object(persistence.writes, "_MOVE", move)]  # fmt: skip
 
 
 def _claim_leaves_the_fence() -> list[Any]:
@@ -76,7 +97,7 @@ def _claim_leaves_the_fence() -> list[Any]:
             sa.update(tables.run)
             .where(_r.run_id.in_(chosen.scalar_subquery()), persistence.runs._REGISTERED)
             .values(owner=sa.bindparam("who"), stalls=_r.stalls + 1)
-            .returning(_r.run_id)
+            .returning(*tables.run.c)
         )
 
     return [patch.object(persistence.runs, "_TAKE_DUE", taking(persistence.runs._DUE))]
@@ -88,22 +109,15 @@ def _no_compare_and_set() -> list[Any]:
     def said(write: Write, row: Any, unconsumed: Any) -> bool:
         return row is not None
 
-    move = sa.update(tables.run).where(
-        _r.run_id == sa.bindparam("of"),
-        sa.bindparam("mine", type_=sa.BigInteger).is_not(None),
-        sa.bindparam("expected", type_=sa.BigInteger).is_not(None),
-    )
-    sound: Any = persistence.writes._MOVE
-    values = dict(sound._values)
     return [patch.object(persistence.writes, "_is_as_said", said),
-            patch.object(persistence.writes, "_MOVE", move.values(values))]  # fmt: skip
+            patch.object(persistence.writes, "_MOVE", _moving())]  # fmt: skip
 
 
 def _claim_takes_owned() -> list[Any]:
     """A claim looks at what is due, and not at who has it."""
     due = (
         sa.select(_r.run_id)
-        .where(_r.due_ms.is_not(None), _r.due_ms <= sa.bindparam("now"), persistence.runs._KNOWN)
+        .where(_r.ready, persistence.runs._KNOWN)
         .order_by(_r.due_ms)
         .limit(sa.bindparam("most"))
     )
@@ -209,18 +223,17 @@ def _attempt_counted_in_memory() -> list[Any]:
 def _ended_runs_are_claimed() -> list[Any]:
     """A run that ends stays due, and its last event is looked at again."""
 
-    def kept(write: Write) -> dict[str, Any]:
-        found = sound(write)
-        return {**found, "new_due_ms": write.at_ms} if write.after.terminal else found
+    def kept(write: Write, found: dict[str, Any]) -> dict[str, Any]:
+        due = {"new_due_ms": write.at_ms, "new_ready": True}
+        return due if write.after.terminal else {}
 
-    sound = persistence.writes._move
-    return [patch.object(persistence.writes, "_move", kept)]
+    return moved_with(kept)
 
 
 TRIP, SHOP, WAITER = subjects.Trip, subjects.Shop, subjects.Waiter
 
 SCHEDULE_BUGS: tuple[ScheduleBug, ...] = (
-    ScheduleBug("fence ignored", TRIP, ("fence",), _fence_ignored),
+    ScheduleBug("fence ignored", TRIP, ("fence",), fence_ignored),
     ScheduleBug("claim leaves the fence", TRIP, ("fence",), _claim_leaves_the_fence),
     ScheduleBug("no compare and set", TRIP, ("fence", "the engine raised"), _no_compare_and_set),
     ScheduleBug("claim takes owned runs", TRIP, ("two owners",), _claim_takes_owned),

@@ -7,7 +7,7 @@ The docstring of each is what the table of the corpus says of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +16,6 @@ import msgspec
 import engine.control
 import engine.decide
 import engine.runner
-import persistence.effects
 import persistence.inbox
 import persistence.runs
 import persistence.writes
@@ -30,9 +29,10 @@ from engine.performing import Performer
 from engine.ports import Consumed, Delivery, InboxEvent, Write, Written
 from engine.run import Pending, Run
 from engine.runner import Runner
+from persistence.effects import PENDING_COLUMNS, pending_values
 from persistence.inbox import SqlInbox
 from persistence.workers import SqlWorkers
-from tests.verification.bugs import subjects
+from tests.verification.bugs import schedule_bugs, subjects
 
 Patches = Callable[[], list[Any]]
 
@@ -40,13 +40,16 @@ Patches = Callable[[], list[Any]]
 def no_dedupe() -> list[Any]:
     """An event under a key that was used before is accepted again."""
     numbers, deliver = itertools.count(), SqlInbox.deliver
+    accept = persistence.runs.accept_deliveries
 
-    def fresh(self: SqlInbox, deliveries: list[Delivery]) -> Any:
-        renamed = [Delivery(d.run_id, f"{d.key}:{next(numbers)}", d.event, d.payload, d.at_ms)
-                   for d in deliveries]  # fmt: skip
-        return deliver(self, renamed)
+    def renamed(deliveries: Sequence[Delivery]) -> list[Delivery]:
+        return [Delivery(d.run_id, f"{d.key}:{next(numbers)}", d.event, d.payload, d.at_ms)
+                for d in deliveries]  # fmt: skip
 
-    return [patch.object(SqlInbox, "deliver", fresh)]
+    return [patch.object(SqlInbox, "deliver",
+                         lambda self, deliveries: deliver(self, renamed(deliveries))),
+            patch.object(persistence.runs, "accept_deliveries",
+                         lambda sql, deliveries: accept(sql, renamed(deliveries)))]  # fmt: skip
 
 
 def guess_done() -> list[Any]:
@@ -92,25 +95,14 @@ def fresh_key() -> list[Any]:
 
 def no_fence() -> list[Any]:
     """A write asks whether the run is owned, not by whom."""
-    owned, look = persistence.writes._still_owned, persistence.writes._LOOK
-
-    def still(sql: Any, numbered: Any) -> Any:
-        rows = sql.fetch(look, some=[write.before.run_id for _, write in numbered])
-        fences = {row.run_id: row.fence for row in rows}
-        return owned(sql, [
-            (place, msgspec.structs.replace(write, fence=fences[write.before.run_id]))
-            for place, write in numbered
-        ])  # fmt: skip
-
-    return [patch.object(persistence.writes, "_still_owned", still)]
+    return schedule_bugs.fence_ignored()
 
 
 def writes_forgotten(chosen: Callable[[Write], bool]) -> Patches:
     """The store says that a write took effect, and it did not."""
 
     def plant() -> list[Any]:
-        owned, apply = persistence.writes._still_owned, persistence.writes._apply
-        del owned
+        apply = persistence.writes._apply
 
         def partly(sql: Any, writes: Any, accept: Any) -> None:
             apply(sql, [write for write in writes if not chosen(write)], accept)
@@ -230,28 +222,31 @@ def stale_context() -> list[Any]:
 
 def event_stays() -> list[Any]:
     """An event is applied, and not marked as consumed."""
-    return [patch.object(persistence.writes, "consume", lambda sql, writes: None)]
+
+    def settled(sql: Any, writes: Sequence[Write]) -> int:
+        return sum(len(write.consumed) for write in writes)
+
+    return [patch.object(persistence.writes, "consume", settled)]
 
 
 def effect_never_closed() -> list[Any]:
     """The record of an effect stays pending when its outcome is there."""
-    settle = persistence.effects.settle_effects
 
-    def keeping(sql: Any, writes: Any) -> None:
-        settle(sql, [write for write in writes if write.outcome is None])
+    def keeping(write: Write, found: dict[str, Any]) -> dict[str, Any]:
+        kept = pending_values(write.before.effect)
+        names = [f"new_{name}" for name in PENDING_COLUMNS]
+        return {} if write.outcome is None else dict(zip(names, kept, strict=True))
 
-    return [patch.object(persistence.writes, "settle_effects", keeping)]
+    return schedule_bugs.moved_with(keeping)
 
 
 def seq_twice() -> list[Any]:
     """The run's number runs ahead of its journal's."""
-    columns = persistence.writes.mutable_columns
 
-    def ahead(run: Run) -> dict[str, Any]:
-        found = columns(run)
-        return {**found, "seq": found["seq"] + (run.status == "completed")}
+    def ahead(write: Write, found: dict[str, Any]) -> dict[str, Any]:
+        return {"new_seq": found["new_seq"] + (write.after.status == "completed")}
 
-    return [patch.object(persistence.writes, "mutable_columns", ahead)]
+    return schedule_bugs.moved_with(ahead)
 
 
 def no_key() -> list[Any]:
@@ -302,8 +297,9 @@ def row_count_ignored() -> list[Any]:
     """A write that changed no row counts as written."""
     commit = persistence.writes.commit
 
-    def always_well(sql: Any, writes: Any, accept: Any) -> list[Written]:
-        return [msgspec.structs.replace(one, ok=True) for one in commit(sql, writes, accept)]
+    def always_well(sql: Any, writes: Any, accept: Any, *, look: bool = True) -> list[Written]:
+        found = commit(sql, writes, accept, look=look)
+        return [msgspec.structs.replace(one, ok=True) for one in found]
 
     return [patch.object(persistence.runs, "commit", always_well)]
 

@@ -41,11 +41,14 @@ def after_death(store: SqlStore, notes: Notes) -> Iterator[str]:
     with store.database.reading() as sql:
         runs = {row["run_id"] for row in sql.all("SELECT run_id FROM turtles_run")}
         events = sql.all("SELECT run_id, key FROM turtles_inbox")
-        effects = sql.all("SELECT key, calls FROM turtles_effect")
+        effects = sql.all("SELECT run_id, seq, name, calls FROM turtles_effect")
     for finding in store.inspector.findings():
         yield f"finding: {finding.rule} {finding.problem}"
     yield from _promises(notes, runs, {(row["run_id"], row["key"]) for row in events})
-    yield from _calls(notes, {row["key"]: row["calls"] for row in effects})
+    counted = {
+        idempotency_key(row["run_id"], row["seq"], row["name"]): row["calls"] for row in effects
+    }
+    yield from _calls(notes, counted)
     if store.key_file is not None:  # in memory no file can be damaged; the rest is left to the end
         yield from _sound(store)
 

@@ -37,7 +37,7 @@ def test_the_boundaries_are_everywhere_and_always_the_same(killer, boundaries):
         "before COMMIT",
         "before CREATE TABLE turtles_run",
         "before INSERT INTO turtles_transition",
-        "before UPDATE turtles_effect SET",
+        "before UPDATE turtles_run SET",
         "after file operation Write",
         "after file operation Sync",
     ):

@@ -254,8 +254,8 @@ def _rows(store: SqlStore, query: str) -> list[tuple[Any, ...]]:
 
 def _attempted(store: SqlStore) -> frozenset[str]:
     with store.database.reading() as sql:
-        rows = sql.all("SELECT key FROM turtles_effect WHERE calls > 0")
-    return frozenset(str(row["key"]) for row in rows)
+        rows = sql.all("SELECT run_id, seq, name FROM turtles_effect WHERE calls > 0")
+    return frozenset(idempotency_key(row["run_id"], row["seq"], row["name"]) for row in rows)
 
 
 def _without_memory(image: Image) -> Image:

@@ -1,0 +1,329 @@
+"""What is special about PostgreSQL: who is let in, what is lost, and what an error means."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from psycopg import Error
+from psycopg.errors import lookup
+
+from engine.errors import (
+    CommitUnknown,
+    SchemaMismatch,
+    StoreBusy,
+    StoreError,
+    StoreReadOnly,
+    StoreUnavailable,
+    UsageError,
+)
+from persistence import schema
+from persistence.database import open_database
+from persistence.postgresql import translate
+from persistence.store import open_store
+
+
+@pytest.fixture
+def url(postgres):
+    return postgres.url()
+
+
+@pytest.fixture
+def opened():
+    """Opens databases that are closed when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def open_one(url, **settings):
+            return stack.enter_context(contextlib.closing(open_database(url, **settings)))
+
+        yield open_one
+
+
+@pytest.fixture
+def database(url, opened):
+    return opened(url)
+
+
+def name_of(url):
+    return url.rpartition("/")[2].partition("?")[0]
+
+
+def test_the_name_shows_no_password(postgres, url):
+    shown = f"postgresql://turtles@127.0.0.1:{postgres.server.port}/{name_of(url)}"
+    for given in (f"{url}?application_name=x", url.replace("postgresql", "postgres", 1)):
+        store = open_store(given)
+        assert store.name == shown
+        assert store.key_file is None
+        assert not store.in_memory
+        store.close()
+
+
+def test_the_servers_socket_is_as_good(postgres, url):
+    store = open_store(postgres.server.url(name_of(url), over_socket=True))
+    assert store.machines.shape("v1") is not None
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "change, kind, said",
+    [
+        (("turtles:", "turtles:wrong"), StoreError, "does not let us in.*Check user and password"),
+        (("//turtles", "//nobody"), StoreError, "does not let us in"),
+        (("/turtles_", "/none_"), StoreError, "no such database.*createdb"),
+        (("?", "?bogus=1&"), StoreError, 'invalid connection option "bogus"'),
+        (("?", "?sslmode=tight&"), StoreError, "invalid sslmode value"),
+        (("?", "?sslmode=require&"), StoreUnavailable, "does not support SSL"),
+    ],
+)
+def test_whom_the_server_does_not_let_in(url, change, kind, said):
+    bad = f"{url}?".replace(*change, 1)
+    with pytest.raises(kind, match=said) as refused:
+        open_store(bad)
+    assert refused.type is kind
+    assert "postgresql://" in str(refused.value)
+    for secret in (url.split(":")[2].split("@")[0], "wrong"):
+        assert secret not in str(refused.value).replace("wrongly", "")
+
+
+def test_nobody_listens():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        with pytest.raises(StoreUnavailable, match=r"cannot be reached.*Connection refused"):
+            open_store(f"postgresql://x:hunter2@127.0.0.1:{port}/y")
+
+
+@pytest.mark.parametrize("query", ["prepare=maybe", "pool=0", "pool=many"])
+def test_settings_of_ours_are_checked(url, query):
+    with pytest.raises(UsageError, match=r"prepare=on\|off, \?pool=1 or more") as refused:
+        open_store(f"{url}?{query}")
+    assert "@" not in str(refused.value)
+
+
+def test_normal_is_for_sqlite(url):
+    with pytest.raises(UsageError, match="synchronous_commit"):
+        open_store(url, synchronous="NORMAL")
+
+
+def test_without_the_driver_it_says_what_to_install():
+    script = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from engine.errors import UsageError\n"
+        "from persistence.store import open_store\n"
+        "open_store('sqlite://').close()\n"
+        "try: open_store('postgresql://x/y')\n"
+        "except UsageError as error: sys.exit('turtles[postgresql]' not in str(error))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_database_of_another_encoding_is_refused(postgres):
+    postgres.server.run("CREATE DATABASE latin ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(StoreError, match="encoding is LATIN1, expected UTF8"):
+        open_store(postgres.server.url("latin"))
+
+
+def test_a_missing_schema_is_refused_where_migrating_is_not_allowed(postgres):
+    with pytest.raises(SchemaMismatch, match=r"is none, .* Run `turtles db upgrade`"):
+        open_store(postgres.empty(), migrate=False)
+
+
+def test_a_newer_schema_is_refused(postgres, url):
+    postgres.server.run("UPDATE alembic_version SET version_num = '0999'", database=name_of(url))
+    with pytest.raises(SchemaMismatch, match="0999 is unknown here"):
+        open_store(url)
+
+
+def test_a_table_that_went_away_is_a_matter_of_the_schema(postgres, url):
+    store = open_store(url)
+    postgres.server.run("DROP TABLE turtles_run CASCADE", database=name_of(url))
+    with pytest.raises(SchemaMismatch, match=r"missing.*42P01.*turtles db upgrade"):
+        store.runs.get("r1")
+    store.close()
+
+
+def test_migrations_lead_to_the_tables(postgres):
+    url = postgres.empty()
+    assert schema.current(url) is None
+    assert "schema revision is none" in schema.check(url)[0]
+    assert schema.upgrade(url) == schema.current(url)
+    assert schema.check(url) == []
+
+
+def test_tables_of_others_are_left_alone(postgres, url):
+    postgres.server.run("CREATE TABLE orders (id int)", database=name_of(url))
+    assert schema.check(url) == []
+
+
+def test_damage_is_reported(postgres, url, make, damage):
+    store = open_store(url)
+    store.runs.start([make.start("r1")])
+    damage(store, "DELETE FROM turtles_run", "DROP INDEX turtles_run_created")
+    store.close()
+    found = schema.check(url)
+    assert any("rows r1 of turtles_transition name a missing turtles_run" in one for one in found)
+    assert any("turtles_run_created" in one for one in found)
+
+
+def test_many_may_open_an_empty_database_at_once(postgres):
+    url = postgres.empty()
+    start, failures = threading.Barrier(6), []
+
+    def open_one():
+        start.wait()
+        try:
+            open_store(url).close()
+        except StoreError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_one) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert schema.check(url) == []
+
+
+def test_idle_connections_that_died_are_replaced(postgres, url, database):
+    with database.transaction(), database.reading():
+        pass  # two connections, both in the pool now
+    assert postgres.server.terminate_backends(name_of(url)) == 2
+    with database.transaction() as sql:
+        assert sql.scalar("SELECT 1") == 1
+
+
+def test_a_connection_lost_in_a_transaction_costs_the_transaction(postgres, url, database):
+    def write():
+        with database.transaction() as sql:
+            sql.run("INSERT INTO turtles_worker VALUES ('w', 'h', 1, '0', 1, 1)")
+            postgres.server.terminate_backends(name_of(url))
+            sql.scalar("SELECT 1")
+
+    with pytest.raises(StoreUnavailable, match=r"was lost.*57P01.*Nothing was written") as lost:
+        write()
+    assert lost.type is StoreUnavailable
+    with database.reading() as sql:
+        assert sql.scalar("SELECT count(*) FROM turtles_worker") == 0
+
+
+def test_a_connection_lost_during_commit_leaves_it_unknown(postgres, url, database):
+    with (
+        pytest.raises(CommitUnknown, match=r"lost during COMMIT.*Read again"),
+        database.transaction() as sql,
+    ):
+        sql.run("INSERT INTO turtles_worker VALUES ('w', 'h', 1, '0', 1, 1)")
+        postgres.server.terminate_backends(name_of(url))
+    with pytest.raises(StoreUnavailable) as lost, database.reading() as sql:
+        sql.scalar("SELECT 1")
+        postgres.server.terminate_backends(name_of(url))
+    assert lost.type is StoreUnavailable  # nothing was to be written
+
+
+def test_a_lock_that_is_held_too_long(url, opened, database):
+    hasty = opened(url, busy_timeout_seconds=0.05)
+    with database.transaction() as holder:
+        holder.run("LOCK TABLE turtles_worker")
+        with (
+            pytest.raises(StoreBusy, match=r"held a lock too long.*55P03"),
+            hasty.transaction() as sql,
+        ):
+            sql.run("DELETE FROM turtles_worker")
+
+
+def test_a_pool_that_is_used_up(url, opened):
+    small = opened(f"{url}?pool=1", busy_timeout_seconds=0.05)
+    with (
+        small.transaction(),
+        small.transaction(),
+        pytest.raises(StoreBusy, match=r"all 2 connections.*\?pool="),
+        small.transaction(),
+    ):
+        pass
+
+
+def test_a_statement_over_its_time(url, opened):
+    strict = opened(f"{url}?options=-cstatement_timeout%3D30")
+    with (
+        pytest.raises(StoreBusy, match=r"took too long.*57014.*statement_timeout"),
+        strict.transaction() as sql,
+    ):
+        sql.run("SELECT pg_sleep(5)")
+
+
+def test_a_transaction_that_stands_still_is_ended(url, opened, database):
+    """So that a worker that is stopped in the middle does not keep its locks."""
+    still = opened(url, busy_timeout_seconds=0.05)
+    with (
+        pytest.raises(StoreUnavailable, match=r"stopped in the middle|was lost"),
+        still.transaction() as sql,
+    ):
+        sql.run("LOCK TABLE turtles_worker")
+        with database.transaction() as other:
+            other.run("LOCK TABLE turtles_worker")  # waits until the server has ended the first
+        sql.scalar("SELECT 1")
+
+
+def test_a_server_that_takes_no_writes(url, opened):
+    standby = opened(f"{url}?options=-cdefault_transaction_read_only%3Don")
+    with (
+        pytest.raises(StoreReadOnly, match=r"does not take writes.*25006.*primary"),
+        standby.transaction() as sql,
+    ):
+        sql.run("DELETE FROM turtles_worker")
+
+
+def test_a_transaction_that_failed_is_not_called_committed(database):
+    with (
+        pytest.raises(StoreError, match="had failed, and was rolled back"),
+        database.transaction() as sql,
+        contextlib.suppress(Error),
+    ):
+        sql.run("SELECT 1 / 0")
+
+
+def test_nothing_is_left_in_the_session(url, database):
+    """So a pooler may give the connection to somebody else after each transaction."""
+    query = "SELECT name, setting FROM pg_settings WHERE source = 'session'"
+    with database.reading() as sql:
+        before = sql.all(query)
+    with database.transaction() as sql:
+        sql.guard_schema()
+        assert sql.scalar("SELECT current_setting('lock_timeout')") == "0"
+    with database.reading() as sql:
+        assert sql.all(query) == before
+        assert sql.scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+
+
+@pytest.mark.parametrize("prepare, kept", [("off", 0), ("on", 1)])
+def test_prepared_statements(url, opened, prepare, kept):
+    database = opened(f"{url}?prepare={prepare}")
+    for _ in range(8):
+        with database.reading() as sql:
+            assert sql.scalar("SELECT count(*) FROM turtles_worker WHERE pid = :n", n=1) == 0
+    with database.reading() as sql:
+        assert sql.scalar("SELECT count(*) FROM pg_prepared_statements") == kept
+
+
+@pytest.mark.parametrize(
+    "state, kind, said",
+    [
+        ("53100", "StoreFull", "no room left"),
+        ("XX001", "StoreCorrupt", "damaged data"),
+        ("53300", "StoreBusy", "max_connections"),
+        ("40P01", "StoreBusy", "held a lock"),
+        ("57P03", "StoreUnavailable", "cannot be reached"),
+        ("42501", "StoreReadOnly", "may write"),
+        ("22023", "StoreError", "22023"),
+    ],
+)
+def test_what_an_error_means(state, kind, said):
+    meant = translate(lookup(state)("so it says"), "postgresql://here/x")
+    assert type(meant).__name__ == kind
+    assert said in str(meant)
+    assert "postgresql://here/x" in str(meant)
+    assert "so it says" in str(meant)
