@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets as secrets_module
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from engine.clock import seconds
-from engine.codec import Codec
+from engine.codec import Codec, digest_of
 from engine.committer import HereIo, ThreadIo
 from engine.control import CANCEL, PAUSE, RESUME
 from engine.decide import Decision, Violation, begin
@@ -36,21 +36,25 @@ from engine.errors import (
     KeyConflict,
     Refused,
     SecretsError,
+    StoreError,
 )
 from engine.events import Event, event_id
+from engine.journal import Entry
 from engine.limits import check_key
 from engine.log import configure
 from engine.performing import Performer
-from engine.ports import Claimed, Delivery, Query, Receipt, Store
+from engine.ports import Claimed, Delivery, Gone, Query, Receipt, Start, Store
+from engine.retention import Asked, Collected, collect
 from engine.run import HELD, Run
 from engine.runner import Runner
 from engine.secrets import SecretsCodec, load_codec
 from engine.table import Table, compile_table
-from engine.view import Outcome, Permission, View, unknown_run
+from engine.view import Outcome, Permission, View, missing_run
 from engine.waiting import Waiters
-from engine.worker import Lease, Worker
+from engine.worker import LEASE_MS, Lease, Worker, lease_ms_of
 from engine.world import World
 
+T = TypeVar("T")
 log = structlog.get_logger("turtles.app")
 
 
@@ -73,6 +77,8 @@ class App(View):
             file beside the store.
         world: clock, names, calls of effects and all else that tests and the explorer replace.
         work: whether to move runs; without, the app only looks and sends.
+        lease_seconds: how long this program may be silent before others take its runs, 1 to 3600;
+            more than the store's busy timeout, and more than anything that may hold it up.
         moved: called after every transition this program makes.
     """
 
@@ -85,8 +91,10 @@ class App(View):
         secrets: SecretsCodec | None = None,
         world: World | None = None,
         work: bool = True,
+        lease_seconds: float = LEASE_MS / 1000,
         moved: Any = None,
     ) -> None:
+        lease_ms = lease_ms_of(lease_seconds)
         if not structlog.is_configured():
             configure(json=False)  # warnings to stderr, until the program decides otherwise
         world = world or World()
@@ -105,7 +113,9 @@ class App(View):
         self._work = work
         self._listener = moved
         self._new_id = world.new_id
-        self._lease = Lease(store, self._io, self.clock, world.worker())
+        # A heartbeat never queues behind work where work waits for a server.
+        self._heart_io = self._io if world.io or store.local else ThreadIo()
+        self._lease = Lease(store, self._heart_io, self.clock, world.worker(), lease_ms=lease_ms)
         self._worker = Worker(
             store=store,
             io=self._io,
@@ -138,6 +148,7 @@ class App(View):
             may_go_on=self._worker.may_go_on,
         )
         self._serving: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
 
     # -- life -----------------------------------------------------------------------------------
@@ -146,9 +157,10 @@ class App(View):
         try:
             await self.open()
         except BaseException:
-            self._io.close()
+            self._close_io()
             raise
         if self._work:
+            self._loop = asyncio.get_running_loop()
             self._serving = asyncio.create_task(self._worker.serve(self._runner))
         return self
 
@@ -187,8 +199,17 @@ class App(View):
         if self._serving is not None:
             await self._serving
             self._serving = None
-        await self._lease.retire()
+        try:
+            await self._lease.retire()
+        except StoreError as error:  # then the lease has to run out
+            self._log.warning("worker.retire_failed", reason=str(error))
+        finally:
+            self._close_io()
+
+    def _close_io(self) -> None:
         self._io.close()
+        if self._heart_io is not self._io:
+            self._heart_io.close()
 
     def _note(self, decision: Decision) -> None:
         after, entry = decision.after, decision.entry
@@ -205,16 +226,63 @@ class App(View):
     # -- doors ----------------------------------------------------------------------------------
 
     async def start(
-        self, machine: type[Machine[Any]] | str, context: Any, *, key: str | None = None
+        self,
+        machine: type[Machine[Any]] | str,
+        context: Any,
+        *,
+        key: str | None = None,
+        connection: Any = None,
     ) -> RunRef:
         """Accept a run.  The same key gives the same run, however often it is started.
+
+        Args:
+            connection: the caller's own SQLAlchemy `Connection` (or `AsyncConnection`) to the
+                store's database, in a transaction: the run is there exactly if it commits.
 
         Raises:
             UnknownMachine: not one of this app's machines.
             BadPayload: the context is not of the machine's type.
             KeyConflict: the key was used before with another context.
             Refused: the context breaks an invariant of the initial state, or its child's does.
+            UsageError: the connection has no transaction, or is to another database.
         """
+        if connection is not None:
+            return await _with_connection(
+                connection, lambda own: self.start_within(own, machine, context, key=key)
+            )
+        begun = self._begun(machine, context, key)
+        due_ms, now_ms = begun.after.due_ms, begun.after.created_ms
+        due = due_ms is not None and due_ms <= now_ms
+        start = self._desk.start_for(begun, self._worker.taker if due else None)
+        started = await self._committer.start(start)
+        if started.owned:
+            self._worker.take(Claimed(run=start.run, fence=1, inbox=(), stalls=1, fresh=True))
+        elif not started.created:
+            self._same_start(start, context, *await self._io(lambda: self._first(started.run_id)))
+        else:
+            self._worker.wake()
+        return RunRef(started.run_id, started.created)
+
+    def start_within(
+        self,
+        connection: Any,
+        machine: type[Machine[Any]] | str,
+        context: Any,
+        *,
+        key: str | None = None,
+    ) -> RunRef:
+        """`start` over the caller's connection, in the caller's thread."""
+        begun = self._begun(machine, context, key)
+        doors = self.store.within(connection)
+        start = self._desk.start_for(begun)
+        started = doors.start(start)
+        if not started.created:
+            run_id = started.run_id
+            self._same_start(start, context, doors.first(run_id), doors.gone(run_id))
+        doors.on_commit(self._wake_soon)
+        return RunRef(started.run_id, started.created)
+
+    def _begun(self, machine: type[Machine[Any]] | str, context: Any, key: str | None) -> Decision:
         table = self._table(machine)
         if type(context) is not table.context:
             raise BadPayload(
@@ -227,37 +295,66 @@ class App(View):
         begun = begin(table, run_id=self._new_id(now_ms), context=context, now_ms=now_ms, key=key)
         if isinstance(begun, Violation):
             raise Refused(f"machine {table.name} cannot begin: {begun.reason}")
-        due = begun.after.due_ms is not None and begun.after.due_ms <= now_ms
-        start = self._desk.start_for(begun, self._worker.taker if due else None)
-        started = await self._committer.start(start)
-        if started.owned:
-            self._worker.take(Claimed(run=start.run, fence=1, inbox=(), stalls=1, fresh=True))
-        elif not started.created:
-            await self._same_start(table, started.run_id, key or "", context)
-        else:
-            self._worker.wake()
-        return RunRef(started.run_id, started.created)
+        return begun
 
-    async def _same_start(self, table: Table, run_id: str, key: str, context: Any) -> None:
-        entries = await self._io(lambda: self.store.journal.read(run_id, limit=1))
-        first = self.codec.open_entry(table.name, entries[0])
-        if first.context != context:
+    def _first(self, run_id: str) -> tuple[Entry | None, Gone | None]:
+        entries = self.store.journal.read(run_id, limit=1)
+        return (entries[0], None) if entries else (None, self.store.retention.gone(run_id))
+
+    def _same_start(
+        self, start: Start, context: Any, first: Entry | None, gone: Gone | None
+    ) -> None:
+        """Refuse another context than that with which the run of the same key was started."""
+        machine, key = start.run.machine, start.run.key
+        if first is not None:
+            run_id, same = first.run_id, self.codec.open_entry(machine, first).context == context
+        elif gone is not None:
+            run_id, same = gone.run_id, gone.digest == digest_of(start.run.context)
+        else:
+            return  # forgotten in this very moment
+        if not same:
             raise KeyConflict(
-                f"key {key!r} of machine {table.name} was used before, by run {run_id}, with "
-                "another context. Use another key, or the same context to get that run."
+                f"key {key!r} of machine {machine} was used before, by run {run_id}"
+                f"{' (since removed)' if gone else ''}, with another context. "
+                "Use another key, or the same context to get that run."
             )
 
-    async def send(self, run_id: str, event: Event | str, *, key: str | None = None) -> Receipt:
+    async def send(
+        self, run_id: str, event: Event | str, *, key: str | None = None, connection: Any = None
+    ) -> Receipt:
         """Give a run an event.  The same key is accepted once; later ones get its receipt.
 
         Returns at once: the event is durable, and a worker will apply it.  Without a key every
         call counts as another event.
 
+        Args:
+            connection: as in `start`: the event is there exactly if its transaction commits.
+
         Raises:
             UnknownRun, UnknownEvent, BadPayload, KeyConflict.
+            UsageError: the connection has no transaction, or is to another database.
         """
-        stored = await self._stored(run_id)
-        table = self.codec.table(stored.run.machine)
+        if connection is not None:
+            return await _with_connection(
+                connection, lambda own: self.send_within(own, run_id, event, key=key)
+            )
+        delivery = self._delivery((await self._stored(run_id)).run, event, key)
+        return await self._deliver(delivery)
+
+    def send_within(
+        self, connection: Any, run_id: str, event: Event | str, *, key: str | None = None
+    ) -> Receipt:
+        """`send` over the caller's connection, in the caller's thread."""
+        doors = self.store.within(connection)
+        stored = doors.get(run_id)
+        if stored is None:
+            raise missing_run(run_id, doors.gone(run_id), self.store.name)
+        receipt = doors.deliver(self._delivery(stored.run, event, key))
+        doors.on_commit(self._wake_soon)
+        return self._checked(run_id, receipt)
+
+    def _delivery(self, run: Run, event: Event | str, key: str | None) -> Delivery:
+        table = self.codec.table(run.machine)
         name = event if isinstance(event, str) else event_id(type(event))
         payload = None if isinstance(event, str) else event
         table.check_payload(name, payload)
@@ -265,24 +362,31 @@ class App(View):
         if key is None:
             key = f"once:{secrets_module.token_hex(12)}"
         check_key("key of the event", key)
-        return await self._deliver(stored.run, name, key, payload, body)
+        return self._delivery_of(run.run_id, name, key, body)
 
-    async def _deliver(
-        self, run: Run, name: str, key: str, payload: Event | None, body: bytes | None
-    ) -> Receipt:
-        delivery = Delivery(
-            run_id=run.run_id, key=key, event=name, payload=body, at_ms=self.clock.now_ms()
-        )
-        receipt = await self._committer.deliver(delivery)
-        if receipt is None:
-            raise unknown_run(run.run_id, self.store.name)
-        if receipt.duplicate and not receipt.same:
-            raise KeyConflict(
-                f"key {key!r} of run {run.run_id} was used before for another event. "
-                "Use another key."
-            )
+    def _delivery_of(self, run_id: str, event: str, key: str, body: bytes | None) -> Delivery:
+        at_ms = self.clock.now_ms()
+        return Delivery(run_id=run_id, key=key, event=event, payload=body, at_ms=at_ms)
+
+    async def _deliver(self, delivery: Delivery) -> Receipt:
+        receipt = self._checked(delivery.run_id, await self._committer.deliver(delivery))
         self._worker.wake()
         return receipt
+
+    def _checked(self, run_id: str, receipt: Receipt | None) -> Receipt:
+        if receipt is None:
+            raise missing_run(run_id, None, self.store.name)
+        if receipt.duplicate and not receipt.same:
+            raise KeyConflict(
+                f"key {receipt.key!r} of run {run_id} was used before for another event. "
+                "Use another key."
+            )
+        return receipt
+
+    def _wake_soon(self) -> None:
+        """Wake the worker from any thread; without one there is nobody to wake."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._worker.wake)
 
     async def pause(self, run_id: str) -> Receipt:
         """Stop moving a run until `resume`; events are kept."""
@@ -301,7 +405,7 @@ class App(View):
         # The same request twice is one, but never one that was settled before: settling needs a
         # claim, which raises the fence.
         key = f"{event}:{stored.run.seq}:{stored.fence}:{stored.updated_ms}"
-        return await self._deliver(stored.run, event, key, None, None)
+        return await self._deliver(self._delivery_of(run_id, event, key, None))
 
     async def apply(self, receipt: Receipt) -> Receipt:
         """Apply what waits in a run's inbox here and now, if no worker has the run.
@@ -310,7 +414,7 @@ class App(View):
         """
         if receipt.status == "accepted":
             for claimed in await self._worker.claim(limit=1, run_id=receipt.run_id):
-                await self._runner.advance(claimed, effects=False)
+                await self._advance(claimed, effects=False)
         found = await self._io(lambda: self.store.inbox.receipt(receipt.run_id, receipt.key))
         return found or receipt
 
@@ -321,9 +425,38 @@ class App(View):
         """
         moved = 0
         while self._worker.may_go_on() and (claimed := await self._worker.claim(limit=1)):
-            await self._runner.advance(claimed[0])
+            await self._advance(claimed[0], effects=True)
             moved += 1
         return moved
+
+    async def _advance(self, claimed: Claimed, *, effects: bool) -> None:
+        try:
+            await self._runner.advance(claimed, effects=effects)
+        except StoreError:
+            self._worker.doubt()  # it is still ours
+            raise
+        finally:
+            self._worker.let_go(claimed.run.run_id)
+
+    async def collect(
+        self,
+        older_than_ms: int,
+        *,
+        machine: type[Machine[Any]] | str | None = None,
+        batch: int = 500,
+        forget_keys_after_ms: int | None = None,
+        dry_run: bool = False,
+    ) -> Collected:
+        """Remove runs that ended longer ago than that; see `engine.retention`."""
+        name = machine if machine is None or isinstance(machine, str) else machine.__name__
+        asked = Asked(
+            older_than_ms=older_than_ms,
+            machine=name,
+            batch=batch,
+            forget_keys_after_ms=forget_keys_after_ms,
+            dry_run=dry_run,
+        )
+        return await collect(self.store.retention, self._io, self.clock, asked)
 
     # -- looking --------------------------------------------------------------------------------
 
@@ -346,6 +479,15 @@ class App(View):
             raise failure
         if self._serving is not None and self._serving.done():
             self._serving.result()
+
+
+async def _with_connection(connection: Any, call: Callable[[Any], T]) -> T:
+    """`call` with a caller's connection; one for asyncio is used where its driver can wait."""
+    run_sync = getattr(connection, "run_sync", None)
+    if run_sync is None:
+        return call(connection)
+    answer: T = await run_sync(call)
+    return answer
 
 
 def _codec_of(store: Store) -> SecretsCodec:

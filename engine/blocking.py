@@ -62,13 +62,24 @@ class BlockingApp:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def start(
-        self, machine: type[Machine[Any]] | str, context: Any, *, key: str | None = None
+        self,
+        machine: type[Machine[Any]] | str,
+        context: Any,
+        *,
+        key: str | None = None,
+        connection: Any = None,
     ) -> RunRef:
-        """See `App.start`."""
+        """See `App.start`.  A connection of the caller is used in the caller's thread."""
+        if connection is not None:
+            return self._app.start_within(connection, machine, context, key=key)
         return self._call(self._app.start(machine, context, key=key))
 
-    def send(self, run_id: str, event: Event | str, *, key: str | None = None) -> Receipt:
-        """See `App.send`."""
+    def send(
+        self, run_id: str, event: Event | str, *, key: str | None = None, connection: Any = None
+    ) -> Receipt:
+        """See `App.send`.  A connection of the caller is used in the caller's thread."""
+        if connection is not None:
+            return self._app.send_within(connection, run_id, event, key=key)
         return self._call(self._app.send(run_id, event, key=key))
 
     def wait(self, run_id: str, *, timeout_seconds: float | None = None) -> Outcome:

@@ -5,7 +5,8 @@ Durations are written with the helpers below and are integers of milliseconds.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 
 def seconds(count: float) -> int:
@@ -31,3 +32,11 @@ class Clock(Protocol):
 
     async def sleep(self, duration_ms: int) -> None:
         """Wait; may return early, never matters for correctness."""
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A clock that can be told the time of a database that several hosts share."""
+
+    def follow(self, ask: Callable[[], int | None]) -> None:
+        """Go by what `ask` answers (milliseconds since the epoch) from now on; None: as before."""

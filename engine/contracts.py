@@ -86,14 +86,18 @@ class Clause:
     reads: tuple[tuple[str, str], ...]
     line: int
     holds: Verdict = field(init=False, repr=False)
+    fails: Verdict = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "holds", Verdict(self.name, self.kind, True))
+        object.__setattr__(self, "fails", Verdict(self.name, self.kind, False))
 
     def judge(self, values: Mapping[str, Any]) -> Verdict:
         """Evaluate.  An exception in the clause propagates to the caller."""
-        if self.call(values):
-            return self.holds
+        return self.holds if self.call(values) else self.refusal(values)
+
+    def refusal(self, values: Mapping[str, Any]) -> Verdict:
+        """What it says when it is false: with the values it looks at."""
         return Verdict(self.name, self.kind, False, self.seen(values))
 
     def seen(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -165,6 +165,9 @@ def _choose(
     for edge in edges:
         if _all_hold(edge.guards, values, seen):
             return edge, seen
+    # What false guards saw matters only now that no other way was open.
+    guards = {clause.name: clause for edge in edges for clause in edge.guards}
+    seen = [v if v.ok else guards[v.clause].refusal(values) for v in seen]
     failed = [v for v in seen if not v.ok]
     reason = "; ".join(f"guard {v.clause} is false ({_show(v.saw)})" for v in failed)
     return Rejection(event=event, state=run.state, reason=reason, verdicts=tuple(seen))
@@ -398,7 +401,7 @@ def _judge(
     failed = None
     for clause in clauses:
         try:
-            verdict = clause.judge(values)
+            verdict = clause.holds if clause.call(values) else clause.refusal(values)
         except Exception as error:
             raise _raised(clause, error) from error
         verdicts.append(verdict)
@@ -411,12 +414,13 @@ def _all_hold(clauses: Iterable[Clause], values: dict[str, Any], verdicts: list[
     """Judge until one is false, add the verdicts."""
     for clause in clauses:
         try:
-            verdict = clause.judge(values)
+            holds = clause.call(values)
         except Exception as error:
             raise _raised(clause, error) from error
-        verdicts.append(verdict)
-        if not verdict.ok:
+        if not holds:
+            verdicts.append(clause.fails)
             return False
+        verdicts.append(clause.holds)
     return True
 
 

@@ -140,11 +140,16 @@ class Desk:
 
         Raises:
             LostOwnership: another worker has the run; nothing that `work` wrote is there.
+            Refused: a child that the decision starts cannot begin; likewise.
         """
         steps: list[_Step] = []
 
         def writing(connection: Any) -> Write:
-            steps.append(self._step(job, work(connection), outcome="done"))
+            decision = work(connection)
+            try:
+                steps.append(self._step(job, decision, outcome="done"))
+            except TurtlesError as error:
+                raise Refused(f"event {decision.entry.event}: {error}") from error
             return steps[-1].write
 
         written = await self._committer.write_with(writing)
@@ -296,13 +301,9 @@ class Desk:
             body["output"] = output
         return body
 
-    async def write(
-        self, job: Job, after: Run, *, consumed: tuple[Consumed, ...] = ()
-    ) -> None:
+    async def write(self, job: Job, after: Run, *, consumed: tuple[Consumed, ...] = ()) -> None:
         """Write what is no transition: attempts, events refused, a quarantine."""
-        after, write = self._write_of(
-            job, after, consumed=consumed, at_ms=self._clock.now_ms()
-        )
+        after, write = self._write_of(job, after, consumed=consumed, at_ms=self._clock.now_ms())
         self._written(job, after, write, await self._committer.write(write))
 
     def _write_of(

@@ -100,7 +100,7 @@ class Effect:
     """An external action with its policy.  Made by the `effect` decorator."""
 
     name: str
-    perform: Performer | SqlPerformer
+    perform: Performer
     idempotent: bool
     retry: Retry
     timeout_ms: int

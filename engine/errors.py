@@ -8,6 +8,7 @@
     │   ├── UnknownMachine
     │   ├── UnknownEvent
     │   ├── UnknownRun
+    │   │   └── RunRemoved      it has ended, and retention removed it
     │   ├── BadPayload          an event or a context of the wrong shape
     │   ├── TooLarge            a payload or context over its limit
     │   └── KeyConflict         an idempotency key reused with another content
@@ -55,6 +56,10 @@ class UnknownEvent(UsageError):
 
 class UnknownRun(UsageError):
     """No run with that id or key."""
+
+
+class RunRemoved(UnknownRun):
+    """The run has ended, and retention removed it; the message says when and how it ended."""
 
 
 class BadPayload(UsageError):

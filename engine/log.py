@@ -36,8 +36,11 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "run.stopped": ("run_id", "reason"),
     "run.unreadable": ("run_id", "reason"),
     "worker.beat_missed": ("reason",),
+    "worker.id_taken": ("reason",),
     "worker.job_failed": ("exc_info",),
     "worker.reaped": ("runs",),
+    "worker.retire_failed": ("reason",),
+    "worker.strays_freed": ("runs",),
     # the store
     "send.dropped": ("event_name", "receiver", "why"),
     "store.failed": ("reason",),

@@ -25,7 +25,7 @@ from engine.clock import Clock
 from engine.decide import Decision, decide, pause_ms
 from engine.desk import Desk, Job
 from engine.effects import Again, Call, Effect, NotDone
-from engine.errors import Permanent, Transient, TurtlesError, UsageError
+from engine.errors import Permanent, Refused, Transient, TurtlesError, UsageError
 from engine.events import Event, event_id
 from engine.run import Pending
 
@@ -227,9 +227,7 @@ class Performer:
 
         def work(connection: Any) -> Decision:
             try:
-                answer = calls.within(
-                    effect, job.run.context, self._call(job, pending), connection
-                )
+                answer = calls.within(effect, job.run.context, self._call(job, pending), connection)
             except Exception as error:  # also what a database would be said to have refused
                 raise _Failed(error) from error
             return self._decided(job, pending, answer)
@@ -244,6 +242,8 @@ class Performer:
             else:
                 reason = f"outcome of effect {effect.name}: {other.reason}"
                 await self._desk.quarantine(job, reason)
+        except Refused as error:
+            await self._desk.quarantine(job, str(error))
         except UsageError as error:  # it tried to end the transaction
             await self._failed(job, effect, pending, error)
 
@@ -264,9 +264,7 @@ class Performer:
             raise _Undecided(answer, result.reason)
         return result
 
-    async def _failed(
-        self, job: Job, effect: Effect, pending: Pending, error: Exception
-    ) -> None:
+    async def _failed(self, job: Job, effect: Effect, pending: Pending, error: Exception) -> None:
         """All of it was taken back, so nothing happened, whatever the error."""
         if isinstance(error, Permanent):
             await self._give_up(job, effect, pending, str(error))

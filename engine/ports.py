@@ -355,7 +355,10 @@ class Runs(Protocol):
         """
 
     def next_due_ms(self, versions: Collection[str]) -> int | None:
-        """When the next unowned run falls due."""
+        """When the next unowned run of these versions falls due, or an earlier time to look again.
+
+        A store may answer with the due time of another version's run instead of searching on.
+        """
 
 
 class Journal(Protocol):
@@ -389,13 +392,23 @@ class Workers(Protocol):
     """Leases: a worker's heartbeat holds all its runs."""
 
     def beat(self, worker: WorkerIdentity, now_ms: int, *, lease_until_ms: int) -> None:
-        """Register, or prolong the lease."""
+        """Register, or prolong the lease.
+
+        Raises:
+            UsageError: another process has this id, and a lease that is not over.
+        """
 
     def reap(self, now_ms: int, *, dead: Callable[[WorkerIdentity], bool]) -> int:
         """Free the runs of workers whose lease is over or whose process is known to be dead.
 
         Returns the number of runs freed.  The worker rows are removed.
         """
+
+    def free_strays(self, worker_id: str, kept: Collection[str]) -> int:
+        """Free what this worker owns but for these runs; how many it freed."""
+
+    def time_ms(self) -> int | None:
+        """What time the database has; None if it has this host's."""
 
     def retire(self, worker_id: str) -> None:
         """Free this worker's runs and forget it."""
@@ -478,8 +491,8 @@ class Retention(Protocol):
             dry_run: only count.
         """
 
-    def gone(self, run_ids: Sequence[str]) -> list[Gone]:
-        """Those of these runs that have been removed."""
+    def gone(self, run_id: str) -> Gone | None:
+        """What is remembered of a run that has been removed."""
 
     def forget(self, before_ms: int, *, most: int) -> int:
         """Forget runs that were removed before then, and their keys; how many were forgotten."""

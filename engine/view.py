@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -15,10 +16,10 @@ from engine.codec import Codec
 from engine.committer import Io
 from engine.decide import Decision, decide
 from engine.definition import Machine
-from engine.errors import UnknownMachine, UnknownRun
+from engine.errors import RunRemoved, UnknownMachine, UnknownRun
 from engine.events import Event, event_id
 from engine.journal import Entry, explained
-from engine.ports import EffectRecord, Query, Store, StoredRun
+from engine.ports import EffectRecord, Gone, Query, Store, StoredRun
 from engine.run import Run
 from engine.table import Table
 
@@ -150,10 +151,22 @@ class View:
     async def _stored(self, run_id: str) -> StoredRun:
         stored = await self._io(lambda: self.store.runs.get(run_id))
         if stored is None:
-            raise unknown_run(run_id, self.store.name)
+            gone = await self._io(lambda: self.store.retention.gone(run_id))
+            raise missing_run(run_id, gone, self.store.name)
         return stored
 
 
-def unknown_run(run_id: str, store: str) -> UnknownRun:
-    """What to say of a run that does not exist."""
-    return UnknownRun(f"no run {run_id!r} in {store}. List them with: turtles list")
+def missing_run(run_id: str, gone: Gone | None, store: str) -> UnknownRun:
+    """What to say of a run that is not there."""
+    if gone is None:
+        return UnknownRun(f"no run {run_id!r} in {store}. List them with: turtles list")
+    key = f" (key {gone.key!r})" if gone.key is not None else ""
+    return RunRemoved(
+        f"run {run_id} of machine {gone.machine}{key}: ended as {gone.status} on "
+        f"{_moment(gone.ended_ms)}, and was removed by gc on {_moment(gone.removed_ms)}. Its key "
+        "stays in use; its journal is only in backups."
+    )
+
+
+def _moment(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms // 1000, UTC):%Y-%m-%d %H:%M:%S}Z"

@@ -1,6 +1,7 @@
 """Those who wait for runs to end: told at once of what this program moves, one query for the rest.
 
-However many wait, the runs that other processes move are looked up together, every `POLL_MS`.
+However many wait, the runs that other processes move are looked up together, every `POLL_MS`.  A
+store that fails is asked again, with growing pauses; after `PATIENCE_MS` whoever waits gets its error.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from collections.abc import Callable
 from engine.clock import Clock
 from engine.codec import Codec
 from engine.committer import Io
+from engine.errors import StoreError
 from engine.ports import Store
+from engine.retry import Retry
 from engine.run import Run
-from engine.view import unknown_run
+from engine.view import missing_run
 
 POLL_MS = 100
+PATIENCE_MS = 30_000
+_AGAIN = Retry(first_ms=POLL_MS, max_ms=2_000, jitter=0.5)
 
 
 class Waiters:
@@ -37,7 +42,7 @@ class Waiters:
             check: raises what makes waiting useless; asked now and at every look.
 
         Raises:
-            UnknownRun: no such run.
+            UnknownRun: no such run; `RunRemoved` if it has been removed.
         """
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, set()).add(future)
@@ -56,7 +61,8 @@ class Waiters:
         if found := await self._rested([run_id]):
             self.rests(found[0])
         elif await self._io(lambda: self._store.runs.get(run_id)) is None:
-            raise unknown_run(run_id, self._store.name)
+            gone = await self._io(lambda: self._store.retention.gone(run_id))
+            raise missing_run(run_id, gone, self._store.name)
 
     def rests(self, run: Run) -> None:
         """A run has come to rest."""
@@ -74,11 +80,20 @@ class Waiters:
             self._poller = None
 
     async def _poll(self, check: Callable[[], None]) -> None:
+        failures, since_ms = 0, 0
         try:
             while True:
-                await self._clock.sleep(POLL_MS)
-                for run in await self._rested(sorted(self._waiting)):
-                    self.rests(run)
+                seed = next(iter(self._waiting), "")  # another one in every process
+                await self._clock.sleep(_AGAIN.delay_ms(failures, seed) if failures else POLL_MS)
+                try:
+                    for run in await self._rested(sorted(self._waiting)):
+                        self.rests(run)
+                    failures = 0
+                except StoreError:
+                    since_ms = since_ms if failures else self._clock.now_ms()
+                    failures += 1
+                    if self._clock.now_ms() - since_ms >= PATIENCE_MS:
+                        raise
                 check()
         except Exception as error:  # noqa: BLE001 - it is for those who wait
             self._poller = None

@@ -163,7 +163,9 @@ def plan_rows(
 
 
 @lru_cache(maxsize=1024)
-def plan_set(statement: sa.Executable, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def plan_set(
+    statement: sa.Executable, names: tuple[str, ...]
+) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
     """For PostgreSQL: the text that takes many rows at once, as one array for each column.
 
     ::
@@ -174,30 +176,37 @@ def plan_set(statement: sa.Executable, names: tuple[str, ...]) -> tuple[str, tup
     The rows of an UPDATE must each concern other rows of the table, or one of them wins.
 
     Returns:
-        The text, and the type of the items of each array, in the order of `names`.
+        The text, the type of the items of each array, in the order of `names`, and the values
+        that the statement brings itself, which come after the arrays.
     """
     assert isinstance(statement, sa.Insert | sa.Update)
-    columns = list(names) if isinstance(statement, sa.Insert) else None
+    columns = None
+    if isinstance(statement, sa.Insert):
+        statement, columns = statement.inline(), list(names)  # no RETURNING of its own
     compiled = statement.compile(dialect=_POSTGRESQL, column_keys=columns)
     assert isinstance(compiled, SQLCompiler)
     constants = _constants(compiled)
     kinds = tuple(compiled.binds[name].type.compile(dialect=_POSTGRESQL) for name in names)
+    brought: dict[str, str] = {}
 
     def written(match: re.Match[str]) -> str:
         name = match[1]
         if name is None:
             return "%"
-        assert name in names or constants[name] is None, f"{name} has no column: {compiled}"
-        return f"given.{_quoted(name)}" if name in names else "NULL"
+        if name in names:
+            return f"given.{_quoted(name)}"
+        kind = compiled.binds[name].type.compile(dialect=_POSTGRESQL)
+        return brought.setdefault(name, f"${len(names) + len(brought) + 1}::{kind}")
 
     text = re.sub(r"%\((\w+)\)s(?:::\w+)?|%%", written, compiled.string)
+    values_brought = tuple(constants[name] for name in brought)
     arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(kinds, 1))
     given = f"unnest({arrays}) AS given({', '.join(map(_quoted, names))})"
     if isinstance(statement, sa.Insert):
         head, _, values = text.partition(" VALUES ")
-        return f"{head} SELECT {values[1:-1]} FROM {given}", kinds  # noqa: S608 - compiled
+        return f"{head} SELECT {values[1:-1]} FROM {given}", kinds, values_brought  # noqa: S608
     head, _, condition = text.partition(" WHERE ")
-    return f"{head} FROM {given} WHERE {condition}", kinds
+    return f"{head} FROM {given} WHERE {condition}", kinds, values_brought
 
 
 def _quoted(name: str) -> str:

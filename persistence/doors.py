@@ -40,7 +40,7 @@ from persistence import sqlite, tables
 from persistence.database import Cursor, Database, Session
 from persistence.inbox import accept_deliveries
 from persistence.journal import first_entry
-from persistence.retention import gone_of
+from persistence.retention import find_gone
 from persistence.runs import accept_runs, find_stored
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class SqlDoors:
 
     def gone(self, run_id: str) -> Gone | None:
         """The run, if it has been removed."""
-        return next(iter(self._apart(lambda: gone_of(self._sql, [run_id]))), None)
+        return self._apart(lambda: find_gone(self._sql, run_id))
 
     def on_commit(self, call: Callable[[], None]) -> None:
         """Call this when the caller commits, just before it happens."""

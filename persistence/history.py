@@ -22,6 +22,7 @@ from engine.journal import Entry
 from engine.ports import Finding, History, PastEffect, PastEvent
 from persistence import runs, tables
 from persistence.database import Database, Session
+from persistence.journal import tagged
 
 _t, _e, _i = tables.transition.c, tables.effect.c, tables.inbox.c
 _FIRST: sa.BindParameter[str] = sa.bindparam("first")
@@ -120,7 +121,7 @@ def _entry(row: Any) -> Entry:
         event=row.event,
         source=row.source,
         target=row.target,
-        payload=row.payload,
+        payload=row.payload and tagged(row.event, row.payload),
         verdicts=(),
         context=row.context,
         status=row.status,

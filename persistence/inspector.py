@@ -128,11 +128,14 @@ _RULES: tuple[tuple[str, str], ...] = (
         "effect",
         """
         SELECT e.run_id AS run_id,
-            'effect ' || e.name || ' of seq ' || e.seq || ' is ' || e.status || ', settled at '
+            'effect ' || e.name || ' of seq ' || e.seq || ' is ' || coalesce(e.status, '(none)')
+            || ', settled at '
             || coalesce(CAST(e.closed_seq AS TEXT), 'nothing')
             || CASE WHEN e.open THEN ', open' ELSE '' END AS problem
         FROM turtles_effect e
-        WHERE (e.status = 'pending') <> (e.closed_seq IS NULL) OR (e.status <> 'pending' AND e.open)
+        WHERE coalesce(e.status, '') NOT IN ('pending', 'done', 'given_up', 'abandoned')
+            OR (e.status = 'pending') <> (e.closed_seq IS NULL)
+            OR (e.status <> 'pending' AND e.open)
         """,
     ),
     (
@@ -159,10 +162,11 @@ _RULES: tuple[tuple[str, str], ...] = (
     (
         "effect",
         """
-        SELECT e.run_id AS run_id, count(*) || ' effects are pending at once' AS problem
+        SELECT e.run_id AS run_id,
+            'effect ' || e.name || ' of seq ' || e.seq || ' is recorded ' || count(*) || ' times'
+            AS problem
         FROM turtles_effect e
-        WHERE e.status = 'pending'
-        GROUP BY e.run_id
+        GROUP BY e.run_id, e.seq, e.name
         HAVING count(*) > 1
         """,
     ),
@@ -183,6 +187,8 @@ _RULES: tuple[tuple[str, str], ...] = (
             || CASE
                 WHEN r.due_ms IS NOT NULL THEN 'a due time'
                 WHEN r.owner IS NOT NULL THEN 'an owner'
+                WHEN r.ready THEN 'a place among the ready'
+                WHEN r.ended_ms IS NULL THEN 'no moment at which it ended'
                 WHEN EXISTS (SELECT 1 FROM turtles_effect e
                              WHERE e.run_id = r.run_id AND e.status = 'pending')
                     THEN 'a pending effect'
@@ -192,6 +198,8 @@ _RULES: tuple[tuple[str, str], ...] = (
         WHERE r.status IN {_TERMINAL} AND (
             r.due_ms IS NOT NULL
             OR r.owner IS NOT NULL
+            OR r.ready
+            OR r.ended_ms IS NULL
             OR EXISTS (SELECT 1 FROM turtles_effect e
                        WHERE e.run_id = r.run_id AND e.status = 'pending')
             OR EXISTS (SELECT 1 FROM turtles_inbox i

@@ -1,8 +1,17 @@
-"""Transitions: one row each, never changed."""
+"""Transitions: one row each, never changed.
+
+An event's payload names the event again, which its row does already, so it is kept without
+(`untagged`); whoever reads a row puts it back (`tagged`)::
+
+    {"event":"paid","amount_atomic":5}    kept as    {"amount_atomic":5}
+    {"event":"paid"}                                 {}
+    {"amount_atomic":5}                               {"amount_atomic":5}    after a space
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -73,6 +82,34 @@ def _of_write(write: Write) -> tuple[Any, ...]:
     return (*_row(write.entry, write.fence), *settled_values(write))
 
 
+_TAG = b'{"event":"'
+
+
+@lru_cache(maxsize=4096)
+def _tag(event: str) -> bytes:
+    return b'%s%s"' % (_TAG, event.encode())
+
+
+def untagged(event: str, payload: bytes) -> bytes:
+    """An encoded payload without the name of its event; `tagged` is the inverse, for any bytes."""
+    tag = _tag(event)
+    if payload.startswith(tag):
+        rest = payload[len(tag) :]
+        short = b"{}" if rest == b"}" else b"{" + rest[1:] if rest[:1] == b"," else payload
+        return payload if short.startswith(_TAG) else short
+    return b" " + payload if payload[:1] in (b"{", b" ") and not payload.startswith(_TAG) else payload
+
+
+def tagged(event: str, stored: bytes) -> bytes:
+    """The payload out of a row of the journal."""
+    first = stored[:1]
+    if first == b" ":
+        return stored[1:]
+    if first != b"{" or stored.startswith(_TAG):
+        return stored
+    return _tag(event) + (b"}" if stored == b"{}" else b"," + stored[1:])
+
+
 def _row(entry: Entry, fence: int) -> tuple[Any, ...]:
     return (
         entry.run_id,
@@ -84,7 +121,7 @@ def _row(entry: Entry, fence: int) -> tuple[Any, ...]:
         entry.at_ms,
         entry.worker,
         fence,
-        entry.payload,
+        entry.payload and untagged(entry.event, entry.payload),
         pack(entry.verdicts),
         entry.context,
     )
@@ -97,7 +134,7 @@ def _entry(row: sa.Row[Any]) -> Entry:
         event=row.event,
         source=row.source,
         target=row.target,
-        payload=row.payload,
+        payload=row.payload and tagged(row.event, row.payload),
         verdicts=unpack(row.verdicts),
         context=row.context,
         status=row.status,

@@ -100,9 +100,9 @@ class PgSession(Session):
         """The same for rows whose values are in the order of `names`."""
         if not rows:
             return 0
-        text, kinds = plan_set(statement, names)
+        text, kinds, constants = plan_set(statement, names)
         columns = map(packed, kinds, zip(*rows, strict=True))
-        return self._send(text, list(columns)).rowcount
+        return self._send(text, [*columns, *constants]).rowcount
 
     def run_many(self, statement: str, rows: Sequence[Mapping[str, Any]], /) -> None:
         """Execute a statement once for each row of parameters."""
@@ -128,8 +128,8 @@ class PgDatabase(Database):
         url: as SQLAlchemy reads it; the query goes to libpq.
         prepare: keep statements prepared on the server.
         pool_size: connections that are kept; as many again may be open for a moment.
-        busy_timeout_seconds: how long a transaction waits for a lock, for a connection of the
-            pool, and for its own next statement.
+        busy_timeout_seconds: how long a transaction waits for a lock, and for a connection of the
+            pool; the server waits twice as long for its next statement.
 
     Raises:
         StoreError: one of its kinds, from any method, naming the database.
@@ -154,7 +154,7 @@ class PgDatabase(Database):
         self._begin_write = (
             "BEGIN ISOLATION LEVEL READ COMMITTED;"
             f" SET LOCAL lock_timeout = {milliseconds};"
-            f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
+            f" SET LOCAL idle_in_transaction_session_timeout = {2 * milliseconds}"
         )
         self._pool_size = pool_size
         self.sa = self._create(url)

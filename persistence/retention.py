@@ -54,7 +54,8 @@ _DELETE = tuple(
     sa.delete(table).where(table.c.run_id.in_(_SOME))
     for table in (tables.inbox, tables.transition, tables.run)
 )
-_GONE = sa.select(tables.gone).where(_g.run_id.in_(_SOME))
+_GONE = sa.select(tables.gone).where(_g.run_id == sa.bindparam("of"))
+_GONE_FIELDS = Gone.__struct_fields__
 _OLD = (
     sa.select(_g.run_id)
     .where(_g.removed_ms < sa.bindparam("before"))
@@ -94,10 +95,10 @@ class SqlRetention:
             after=None if last is None or len(roots) < most else (last.ended_ms, last.run_id),
         )
 
-    def gone(self, run_ids: Sequence[str]) -> list[Gone]:
-        """Those of these runs that have been removed."""
+    def gone(self, run_id: str) -> Gone | None:
+        """What is remembered of a run that has been removed."""
         with self._database.reading() as sql:
-            return gone_of(sql, run_ids)
+            return find_gone(sql, run_id)
 
     def forget(self, before_ms: int, *, most: int) -> int:
         """Forget runs that were removed before then, and their keys; at most so many."""
@@ -106,20 +107,10 @@ class SqlRetention:
             return sql.execute(_FORGET, some=old) if old else 0
 
 
-def gone_of(sql: Session, run_ids: Sequence[str]) -> list[Gone]:
-    """Those of these runs that have been removed, in the caller's transaction."""
-    return [
-        Gone(
-            run_id=row.run_id,
-            machine=row.machine,
-            key=row.key,
-            status=row.status,
-            ended_ms=row.ended_ms,
-            removed_ms=row.removed_ms,
-            digest=row.digest,
-        )
-        for row in (sql.fetch(_GONE, some=list(run_ids)) if run_ids else ())
-    ]
+def find_gone(sql: Session, run_id: str) -> Gone | None:
+    """What is remembered of a run that has been removed, in the caller's transaction."""
+    rows = sql.fetch(_GONE, of=run_id)
+    return Gone(**{name: getattr(rows[0], name) for name in _GONE_FIELDS}) if rows else None
 
 
 def _roots(

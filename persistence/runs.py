@@ -109,7 +109,9 @@ _THAT = (
     .with_for_update(skip_locked=True)
 )
 _NEXT_READY = sa.select(_r.due_ms).where(_IS_READY, _KNOWN).limit(1)
-_NEXT_DUE = sa.select(_r.due_ms).where(_IS_LATER, _KNOWN).order_by(_r.due_ms).limit(1)
+_NEXT_DUE = (
+    sa.select(_r.due_ms, _r.version).where(_IS_LATER).order_by(_r.due_ms).limit(sa.bindparam("most"))
+)
 
 
 def _taking(chosen: sa.Select[Any]) -> sa.Executable:
@@ -124,14 +126,37 @@ def _taking(chosen: sa.Select[Any]) -> sa.Executable:
 _TAKE_DUE, _TAKE_THAT = _taking(_DUE), _taking(_THAT)
 
 
+LOOKED_AT_MOST = 32
+"""How many timers `next_due_ms` looks at to find one of a known version."""
 PROMOTED_MOST = 1_000
 """How many timers one claim makes ready: after an outage they come in such portions."""
 
 
-def _promote(sql: Session, now_ms: int) -> None:
+def _take_due(
+    sql: Session, worker_id: str, now_ms: int, limit: int, known: Sequence[str]
+) -> list[Any]:
+    """Take what is ready, and timers that have come due.
+
+    After an outage overdue timers are older than all new work.  So they are made ready for half of
+    the places only (an odd place is theirs every other time), and for those that nobody else wants.
+    """
+    half = (limit + 1 - now_ms % 2) // 2
+    more = _promote(sql, now_ms, half)
+    rows = sql.fetch(_TAKE_DUE, who=worker_id, most=limit, versions=known)
+    if more and len(rows) < limit and _promote(sql, now_ms, limit - half):
+        rest = limit - len(rows)
+        rows = [*rows, *sql.fetch(_TAKE_DUE, who=worker_id, most=rest, versions=known)]
+    return rows
+
+
+def _promote(sql: Session, now_ms: int, most: int) -> bool:
+    """Make timers ready; whether there are any."""
     later = sql.fetch(_ANY_LATER)
-    if later and later[0].due_ms <= now_ms:
-        sql.execute(_PROMOTE, now=now_ms, most=PROMOTED_MOST)
+    if not later or later[0].due_ms > now_ms:
+        return False
+    if most:
+        sql.execute(_PROMOTE, now=now_ms, most=min(most, PROMOTED_MOST))
+    return True
 
 
 class SqlRuns:
@@ -183,8 +208,7 @@ class SqlRuns:
         known = sorted(versions)
         with self._database.transaction() as sql:
             if run_id is None:
-                _promote(sql, now_ms)
-                rows = sql.fetch(_TAKE_DUE, who=worker_id, most=limit, versions=known)
+                rows = _take_due(sql, worker_id, now_ms, limit, known)
             else:
                 rows = sql.fetch(_TAKE_THAT, who=worker_id, of=run_id, versions=known)
             if not rows:
@@ -233,8 +257,13 @@ class SqlRuns:
         """When the next unowned run of these versions falls due."""
         known = sorted(versions)
         with self._database.reading() as sql:
-            rows = sql.fetch(_NEXT_READY, versions=known) or sql.fetch(_NEXT_DUE, versions=known)
-        return rows[0].due_ms if rows else None
+            rows = sql.fetch(_NEXT_READY, versions=known)
+            if rows:
+                return int(rows[0].due_ms)
+            rows = sql.fetch(_NEXT_DUE, most=LOOKED_AT_MOST)
+        ours = [row.due_ms for row in rows if row.version in versions]
+        # Beyond so many timers of others, look again when the last of them is due.
+        return ours[0] if ours else rows[-1].due_ms if len(rows) == LOOKED_AT_MOST else None
 
     def select(self, query: Query) -> list[StoredRun]:
         """Runs that match, newest first."""

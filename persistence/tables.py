@@ -9,12 +9,16 @@
     turtles_worker       one lease per process, so a heartbeat costs one write
     turtles_machine_version   the shape of every machine version that has run here
     turtles_gone         what is remembered of a run that retention removed: key, end, digest
+    turtles_limit        the limits of the whole fleet; turtles_slot and turtles_rate: who has what
 
 A run's pending effect is in its row, and the transition that settles it says how it ended, so a
-step costs one UPDATE and one INSERT.
+step costs one UPDATE and one INSERT.  What is usual is not said there (`turtles_effect` does): an
+effect that was decided by the transition before, was called once, and is done.
 
 `ready` says that the run was due when it was last looked at; `turtles_run_ready` is what claims
 read, and due timers are promoted into it from `turtles_run_due`, so neither walks the other's rows.
+Runs that need a slot or a token are in `turtles_run_limited`, so that no other claim walks them,
+and those of them whose state's timer may come first in `turtles_run_overdue`.
 
 The predicates of the partial indexes are literals: a planner cannot match a bound value with them.
 """
@@ -80,7 +84,11 @@ run = sa.Table(
     sa.UniqueConstraint("machine", "key", name="turtles_run_key"),
     sa.CheckConstraint(_RUN_STATUSES, name="turtles_run_status"),
 )
-_READY = sa.text("ready AND owner IS NULL")
+_READY = sa.text("ready AND owner IS NULL AND limits IS NULL")
+_LIMITED = sa.text("ready AND owner IS NULL AND limits IS NOT NULL")
+_OVERDUE = sa.text(
+    "ready AND owner IS NULL AND limits IS NOT NULL AND deadline_ms IS NOT NULL AND NOT effect_open"
+)
 _DUE = sa.text("due_ms IS NOT NULL AND owner IS NULL AND NOT ready")
 _ENDED = sa.text("ended_ms IS NOT NULL")
 _OWNED = sa.text("owner IS NOT NULL")
@@ -92,6 +100,18 @@ sa.Index(
     run.c.due_ms,
     sqlite_where=_READY,
     postgresql_where=_READY,
+)
+sa.Index(
+    "turtles_run_limited",
+    run.c.limits,
+    run.c.tenant,
+    run.c.priority.desc(),
+    run.c.due_ms,
+    sqlite_where=_LIMITED,
+    postgresql_where=_LIMITED,
+)
+sa.Index(
+    "turtles_run_overdue", run.c.deadline_ms, sqlite_where=_OVERDUE, postgresql_where=_OVERDUE
 )
 sa.Index("turtles_run_due", run.c.due_ms, sqlite_where=_DUE, postgresql_where=_DUE)
 sa.Index("turtles_run_ended", run.c.ended_ms, sqlite_where=_ENDED, postgresql_where=_ENDED)
@@ -146,8 +166,9 @@ effect = sa.Table(
 )
 EFFECT_VIEW = """
 CREATE VIEW turtles_effect AS
-SELECT run_id, effect_seq AS seq, effect_name AS name, effect_outcome AS status,
-    effect_attempts AS attempts, effect_calls AS calls, (1 = 0) AS open, at_ms AS next_ms,
+SELECT run_id, coalesce(effect_seq, seq - 1) AS seq, effect_name AS name,
+    coalesce(effect_outcome, 'done') AS status, coalesce(effect_attempts, 1) AS attempts,
+    coalesce(effect_calls, 1) AS calls, (1 = 0) AS open, at_ms AS next_ms,
     effect_undo_of AS undo_of, effect_error AS last_error, seq AS closed_seq
 FROM turtles_transition WHERE effect_name IS NOT NULL
 UNION ALL
@@ -221,3 +242,40 @@ gone = sa.Table(
     sa.UniqueConstraint("machine", "key", name="turtles_gone_key"),
 )
 sa.Index("turtles_gone_removed", gone.c.removed_ms)
+
+limit = sa.Table(
+    "turtles_limit",
+    metadata,
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("machine", sa.Text),
+    sa.Column("state", sa.Text),
+    sa.Column("per_tenant", sa.Boolean, nullable=False),
+    sa.Column("slots", sa.Integer),
+    sa.Column("rate_count", sa.Integer),
+    sa.Column("rate_per_ms", sa.BigInteger),
+    sa.Column("rate_burst", sa.Integer),
+    sa.Column("declared_ms", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("name", name="turtles_limit_pk"),
+)
+
+slot = sa.Table(
+    "turtles_slot",
+    metadata,
+    sa.Column("limit_name", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("run_id", sa.Text),
+    sa.Column("owner", sa.Text),
+    sa.PrimaryKeyConstraint("limit_name", "tenant", "number", name="turtles_slot_pk"),
+)
+_TAKEN = sa.text("run_id IS NOT NULL")
+sa.Index("turtles_slot_run", slot.c.run_id, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
+
+rate = sa.Table(
+    "turtles_rate",
+    metadata,
+    sa.Column("limit_name", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("paid_until_us", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("limit_name", "tenant", name="turtles_rate_pk"),
+)

@@ -27,6 +27,7 @@ from engine.cli import output
 from engine.cli.doctor import Check, add_doctor
 from engine.cli.exits import epilog
 from engine.cli.front import Front
+from engine.cli.gc import add_gc
 from engine.cli.graph import add_graph
 from engine.cli.lint import add_lint
 from engine.cli.looking import add_looking
@@ -86,6 +87,7 @@ def build_cli(
     add_lint(cli, app_factory)
     add_verify(cli, app_factory, environments, schema)
     add_doctor(cli, app_factory, tuple(checks))
+    add_gc(cli, app_factory)
     if schema is not None:
         add_schema(cli, schema)
     return cli

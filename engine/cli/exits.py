@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from engine.errors import (
     DefinitionError,
+    RunRemoved,
     SecretsError,
     StoreError,
     TurtlesError,
@@ -18,6 +19,7 @@ FAILED = 1
 USAGE = 2
 ENVIRONMENT = 3
 NOT_ENDED = 4
+REMOVED = 5
 INTERRUPTED = 130
 
 MEANINGS: dict[int, str] = {
@@ -26,6 +28,7 @@ MEANINGS: dict[int, str] = {
     USAGE: "unknown machine, event or run, bad payload, bad option",
     ENVIRONMENT: "no sandbox, platform unreachable, database unusable or of another schema",
     NOT_ENDED: "the run is paused, quarantined, or still going at --timeout",
+    REMOVED: "the run has ended, and gc has removed it",
     INTERRUPTED: "interrupted; run the same command again to go on",
 }
 
@@ -43,6 +46,7 @@ class Interrupted(TurtlesError):
 
 
 _CODES: tuple[tuple[type[TurtlesError], int], ...] = (
+    (RunRemoved, REMOVED),  # before the class it belongs to
     (UsageError, USAGE),
     (StoreError, ENVIRONMENT),
     (SecretsError, ENVIRONMENT),

@@ -10,6 +10,7 @@ import msgspec
 from engine.errors import BadPayload, UnknownMachine, UnknownRun, UsageError
 from engine.ports import Query, StoredRun
 from engine.secret import is_secret_type, secret_of
+from engine.view import missing_run
 
 if TYPE_CHECKING:
     from engine.app import App
@@ -25,7 +26,7 @@ async def find_run(app: App, name: str) -> StoredRun:
     """The run of that id, with that beginning of its id, or `MACHINE:KEY`.
 
     Raises:
-        UnknownRun: none, or several.
+        UnknownRun: none, or several; `RunRemoved` if it has been removed.
         UnknownMachine: of `MACHINE:KEY`.
     """
     machine, colon, key = name.partition(":")
@@ -43,12 +44,15 @@ async def find_run(app: App, name: str) -> StoredRun:
         raise UnknownRun(
             f"run {name!r}: {len(found)} runs begin so ({some}, ...). Type more of it."
         )
-    raise UnknownRun(f"no run {name!r} in {app.store.name}. List them with: turtles list")
+    raise missing_run(name, app.store.retention.gone(name), app.store.name)
 
 
 async def _by_key(app: App, machine: str, key: str) -> StoredRun:
     run_id = await app.find(machine, key)
     stored = run_id and app.store.runs.get(run_id)
+    gone = app.store.retention.gone(run_id) if run_id and not stored else None
+    if run_id and gone is not None:
+        raise missing_run(run_id, gone, app.store.name)
     if not stored:
         raise UnknownRun(
             f"no run of {machine} with key {key!r} in {app.store.name}. "

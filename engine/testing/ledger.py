@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from engine.effects import Again, Call, Effect, NotDone
 from engine.events import Event
-from engine.performing import Calls, OutsideCalls
+from engine.performing import Calls, OutsideCalls, SqlCalls
 
 
 @dataclass(frozen=True)

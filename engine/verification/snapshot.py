@@ -42,7 +42,8 @@ _JOURNAL = """
     FROM turtles_transition WHERE run_id = ? ORDER BY seq
 """
 _EFFECTS = """
-    SELECT run_id, effect_seq AS decided, effect_name, effect_outcome, effect_undo_of, seq,
+    SELECT run_id, coalesce(effect_seq, seq - 1) AS decided, effect_name,
+        coalesce(effect_outcome, 'done'), effect_undo_of, seq,
         CASE effect_outcome WHEN 'abandoned' THEN event END
     FROM turtles_transition WHERE effect_name IS NOT NULL
     UNION ALL

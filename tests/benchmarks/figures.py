@@ -12,10 +12,14 @@ QUIET_CORES = 0.35
 Sample = Mapping[str, Any]
 
 
+def undisturbed(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples that foreign load did not touch."""
+    return [each for each in samples if each.get("foreign_cores", 0.0) < QUIET_CORES]
+
+
 def quiet(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples that foreign load did not touch; all of them if it touched every one."""
-    calm = [each for each in samples if each.get("foreign_cores", 0.0) < QUIET_CORES]
-    return calm or list(samples)
+    """The samples that count: the undisturbed ones, or all if there is none."""
+    return undisturbed(samples) or list(samples)
 
 
 def median(samples: Sequence[Sample], name: str) -> float | None:

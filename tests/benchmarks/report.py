@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.benchmarks.figures import QUIET_CORES, median, number, quiet, ratio, spread, table
+from tests.benchmarks.figures import QUIET_CORES, median, number, ratio, spread, table, undisturbed
 from tests.benchmarks.targets import Judge, Results
 
 _HEAD = """# Benchmarks
@@ -83,6 +83,7 @@ def document(found: dict[str, Any]) -> str:
     )
     parts = [
         head,
+        disturbance(results),
         "## Targets\n",
         f"{len(lost)} of {len(targets)} are not reached.\n",
         table(
@@ -96,6 +97,23 @@ def document(found: dict[str, Any]) -> str:
         _AGAIN,
     ]
     return "\n".join(parts)
+
+
+def disturbance(results: Results) -> str:
+    """How much of the run others spoiled."""
+    samples = [
+        sample
+        for rows in results.values()
+        for row in rows.values()
+        for sample in row["samples"]
+        if "failed" not in sample
+    ]
+    calm, load = len(undisturbed(samples)), median(samples, "foreign_cores")
+    warning = " **The machine was busy: measure again.**" if calm < 0.75 * len(samples) else ""
+    return (
+        f"{calm} of {len(samples)} samples were quiet (others used less than {QUIET_CORES} cores; "
+        f"median over those {number(load)}).{warning}\n"
+    )
 
 
 def sections(judge: Judge, sizes: dict[str, Any]) -> Iterator[str]:
@@ -182,7 +200,7 @@ def line(row: dict[str, Any], columns: Sequence[tuple[str, str]], main: str) -> 
             between = spread(samples, name)
             cells.append(" - ".join(map(number, between)) if between else "-")
     load = median(samples, "foreign_cores")
-    return [*cells, f"{len(quiet(samples))}/{len(samples)}", number(load)]
+    return [*cells, f"{len(undisturbed(samples))}/{len(samples)}", number(load)]
 
 
 def shown(name: str, value: float | None) -> str:

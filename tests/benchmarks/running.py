@@ -134,8 +134,8 @@ class Running:
             if text.startswith("{"):
                 said: dict[str, Any] = json.loads(text)
                 return said
-        tail = self._log.read_text(errors="replace").strip().splitlines()[-3:]
-        raise MeasurementError(f"failed: {' / '.join(tail)[-300:] or 'said nothing'}")
+        said_last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise MeasurementError(f"failed: {''.join(said_last)[:400] or 'said nothing'}")
 
     def kill(self) -> None:
         """SIGKILL to all of the group, and nobody is left behind."""

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from engine import Context, Event, Machine, Secret, State, ensures, invariant, requires
-from engine.contracts import PARAMETERS, bind, contract_of, fields_read
+from engine.contracts import PARAMETERS, Verdict, bind, contract_of, fields_read, pack, unpack
 from engine.decide import begin, decide
+from engine.journal import explained
 from engine.table import compile_table
 
 
@@ -71,9 +72,11 @@ class Judged(Machine[Everything]):
 
 
 def verdicts():
+    """Of one step, with the values they saw, as a journal is shown."""
     table = compile_table(Judged)
-    run = begin(table, run_id="r1", context=Everything(), now_ms=1).after
-    return {v.clause: v for v in decide(table, run, "go", Go(step=2), 5).entry.verdicts}
+    begun = begin(table, run_id="r1", context=Everything(), now_ms=1)
+    entries = [begun.entry, decide(table, begun.after, "go", Go(step=2), 5).entry]
+    return {v.clause: v for v in explained(table, entries)[-1].verdicts}
 
 
 def test_each_clause_is_recorded_with_its_kind():
@@ -111,6 +114,39 @@ def test_a_guard_shows_what_all_its_parts_read():
     assert verdicts()["first or second"].saw == {
         "context.number": 1, "event.step": 2, "context.flag": True,
     }  # fmt: skip
+
+
+def test_only_a_false_clause_is_looked_into_when_it_is_judged():
+    table = compile_table(Judged)
+    run = begin(table, run_id="r1", context=Everything(), now_ms=1).after
+    assert [v.saw for v in decide(table, run, "go", Go(step=2), 5).entry.verdicts] == [{}] * 5
+    refused = decide(table, run.but(context=Everything(flag=False)), "go", Go(step=2), 5)
+    (false,) = refused.verdicts
+    assert (false.clause, false.ok) == ("first or second", False)
+    assert false.saw == {"context.number": 1, "event.step": 2, "context.flag": False}
+    broken = decide(table, run.but(context=Everything(number=99)), "go", Go(step=2), 5)
+    assert [v.saw for v in broken.verdicts if not v.ok] == [{"context.number": 101}]
+
+
+def test_verdicts_are_packed_as_short_texts():
+    given = (
+        Verdict("last", "guard", False, {"context.number": 3}),
+        Verdict("forwards", "requires", True),
+        Verdict("grew+more-", "ensures", True),
+        Verdict("größer als 0", "invariant", False),
+    )
+    packed = pack(given)
+    assert packed == '["g-last","r+forwards","e+grew+more-","i-größer als 0"]'.encode()
+    assert unpack(packed) == tuple(msgspec.structs.replace(one, saw={}) for one in given)
+    assert (pack(()), unpack(b"[]")) == (b"[]", ())
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[", b"{}", b"[1]", b'[""]', b'["g"]', b'["x+enough"]', b'["g enough"]', b"null"]
+)
+def test_what_pack_does_not_write_is_refused(body):
+    with pytest.raises(msgspec.MsgspecError):
+        unpack(body)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def log_calls():
                 if ast.unparse(node.value.func).endswith("get_logger")
                 for target in node.targets
             }
+            names |= {f"self._{name}" for name in names}  # the same logger, bound once
             for node in ast.walk(tree):
                 if (
                     isinstance(node, ast.Call)

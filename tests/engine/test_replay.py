@@ -67,13 +67,12 @@ async def journal(bench):
         ),
         (
             {"allowed": lambda self, event: event.number != 2},
-            ["entry 2 (add in low): decided verdicts", "entry 3 (add in low): now rejected: "
-             "precondition allowed does not hold (event.number=2)",
-             "entry 4 (add in low): decided verdicts"],
+            ["entry 3 (add in low): now rejected: "
+             "precondition allowed does not hold (event.number=2)"],
         ),
         (
             {"promised": lambda self, new: new.total < 10},
-            ["entry 2", "entry 3", "entry 4 (add in low): now a violation: ensures promised"],
+            ["entry 4 (add in low): now a violation: ensures promised"],
         ),
     ],
     ids=["nothing", "action", "guard", "precondition", "postcondition"],

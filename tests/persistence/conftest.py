@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg
 import pytest
 
 from engine.contracts import Verdict
@@ -20,6 +21,7 @@ from engine.ids import idempotency_key
 from engine.journal import Entry
 from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, WorkerIdentity, Write
 from engine.run import Parent, Pending, Run
+from persistence import tables
 from persistence.store import SqlStore, open_store
 from tests.postgres_server import PostgresServer, server
 
@@ -164,36 +166,74 @@ def make() -> Make:
     return Make()
 
 
+_RELATIONS = "SELECT count(*) FROM pg_class WHERE relname LIKE 'turtles%' OR relname = 'orders'"
+_TABLES = ", ".join(table.name for table in tables.metadata.sorted_tables)
+_EMPTY = f"TRUNCATE {_TABLES} RESTART IDENTITY"
+
+
 class Postgres:
-    """Databases for tests on one server: an empty one, or one with the engine's tables."""
+    """Databases for tests on one server: an empty one, or one with the engine's tables.
+
+    A database with the tables is emptied and given out again: to make one and to write it to the
+    disk costs more than most tests.
+    """
 
     def __init__(self, running: PostgresServer) -> None:
         self.server = running
-        self._template: str | None = None
+        self._free: list[str] = []
+        self._relations: tuple[int] | None = None
 
     def empty(self) -> str:
         """The url of a new database without tables."""
         return self.server.create_database()
 
     def url(self) -> str:
-        """The url of a new database with the tables, and the made-up machine registered."""
-        if self._template is None:
-            _registered(self.server.create_database("migrated")).close()
-            self._template = "migrated"
-        return self.server.create_database(template=self._template)
+        """The url of a database with the tables, and the made-up machine registered."""
+        url = self._free.pop() if self._free else self.server.create_database()
+        _registered(url).close()
+        if self._relations is None:
+            (self._relations,) = self.server.run(_RELATIONS, database=url.rpartition("/")[2])
+        return url
+
+    def give_back(self, url: str) -> None:
+        """Empty it for another test; without its tables it is of no use any more."""
+        name = url.rpartition("/")[2]
+        self.server.terminate_backends(name)
+        try:
+            with self.server.connect(name) as sql:
+                whole = sql.execute(_RELATIONS).fetchone() == self._relations
+                sql.execute(_EMPTY)
+        except psycopg.Error:  # a table is missing
+            whole = False
+        if not whole:
+            self.server.drop_database(name)
+        else:
+            self._free.append(url)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A private PostgreSQL server, started for the first test that asks."""
-    with server() as running:
+    with server({"max_wal_size": "8GB", "checkpoint_timeout": "1h"}) as running:
         yield Postgres(running)
 
 
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A database of this test with the tables."""
+    url = postgres.url()
+    yield url
+    postgres.give_back(url)
+
+
 def _url(request: pytest.FixtureRequest, name: str, folder: Path) -> str:
-    url = BACKENDS[name].url
-    found: str = request.getfixturevalue("postgres").url() if url is None else url(folder)
-    return found
+    make_url = BACKENDS[name].url
+    if make_url is not None:
+        return make_url(folder)
+    postgres: Postgres = request.getfixturevalue("postgres")
+    url = postgres.url()
+    request.addfinalizer(lambda: postgres.give_back(url))
+    return url
 
 
 @pytest.fixture(params=sorted(BACKENDS))

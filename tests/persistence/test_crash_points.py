@@ -16,7 +16,7 @@ from tests.acceptance.crash_points.old import OLD, check_upgraded, old_database
 from tests.acceptance.crash_points.statements import report_statements
 
 
-@pytest.fixture(params=[8, pytest.param(10_000, marks=pytest.mark.acceptance)], ids=["some", "all"])
+@pytest.fixture(params=[6, pytest.param(10_000, marks=pytest.mark.acceptance)], ids=["some", "all"])
 def most(request: pytest.FixtureRequest) -> int:
     """At how many boundaries; `-m acceptance`: at all."""
     count: int = request.param

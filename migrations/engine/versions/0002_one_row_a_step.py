@@ -66,8 +66,9 @@ WHERE EXISTS (SELECT 1 FROM turtles_effect e
 """
 _VIEW = """
 CREATE VIEW turtles_effect AS
-SELECT run_id, effect_seq AS seq, effect_name AS name, effect_outcome AS status,
-    effect_attempts AS attempts, effect_calls AS calls, (1 = 0) AS open, at_ms AS next_ms,
+SELECT run_id, coalesce(effect_seq, seq - 1) AS seq, effect_name AS name,
+    coalesce(effect_outcome, 'done') AS status, coalesce(effect_attempts, 1) AS attempts,
+    coalesce(effect_calls, 1) AS calls, (1 = 0) AS open, at_ms AS next_ms,
     effect_undo_of AS undo_of, effect_error AS last_error, seq AS closed_seq
 FROM turtles_transition WHERE effect_name IS NOT NULL
 UNION ALL
@@ -91,6 +92,7 @@ def upgrade() -> None:
     _compact_verdicts()
     _indexes()
     _gone()
+    _limits()
 
 
 def downgrade() -> None:
@@ -132,7 +134,18 @@ def _indexes() -> None:
     _index(
         "turtles_run_ready",
         ["tenant", sa.text("priority DESC"), "due_ms"],
-        "ready AND owner IS NULL",
+        "ready AND owner IS NULL AND limits IS NULL",
+    )
+    limited = "ready AND owner IS NULL AND limits IS NOT NULL"
+    _index(
+        "turtles_run_limited",
+        ["limits", "tenant", sa.text("priority DESC"), "due_ms"],
+        limited,
+    )
+    _index(
+        "turtles_run_overdue",
+        ["deadline_ms"],
+        f"{limited} AND deadline_ms IS NOT NULL AND NOT effect_open",
     )
     _index("turtles_run_due", ["due_ms"], "due_ms IS NOT NULL AND owner IS NULL AND NOT ready")
     _index("turtles_run_ended", ["ended_ms"], "ended_ms IS NOT NULL")
@@ -152,6 +165,42 @@ def _gone() -> None:
         sa.UniqueConstraint("machine", "key", name="turtles_gone_key"),
     )
     op.create_index("turtles_gone_removed", "turtles_gone", ["removed_ms"])
+
+
+def _limits() -> None:
+    op.create_table(
+        "turtles_limit",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("machine", sa.Text),
+        sa.Column("state", sa.Text),
+        sa.Column("per_tenant", sa.Boolean, nullable=False),
+        sa.Column("slots", sa.Integer),
+        sa.Column("rate_count", sa.Integer),
+        sa.Column("rate_per_ms", sa.BigInteger),
+        sa.Column("rate_burst", sa.Integer),
+        sa.Column("declared_ms", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="turtles_limit_pk"),
+    )
+    op.create_table(
+        "turtles_slot",
+        sa.Column("limit_name", sa.Text, nullable=False),
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("run_id", sa.Text),
+        sa.Column("owner", sa.Text),
+        sa.PrimaryKeyConstraint("limit_name", "tenant", "number", name="turtles_slot_pk"),
+    )
+    taken = sa.text("run_id IS NOT NULL")
+    op.create_index(
+        "turtles_slot_run", "turtles_slot", ["run_id"], sqlite_where=taken, postgresql_where=taken
+    )
+    op.create_table(
+        "turtles_rate",
+        sa.Column("limit_name", sa.Text, nullable=False),
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("paid_until_us", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("limit_name", "tenant", name="turtles_rate_pk"),
+    )
 
 
 def _index(name: str, columns: list[str | sa.TextClause], where: str) -> None:

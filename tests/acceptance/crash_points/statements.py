@@ -7,6 +7,7 @@
     before move    after move         a run's row is rewritten     (`step` its journal's entry)
     before deliver after deliver      an event comes in            (`wake`, `consume`)
     before lease   after lease        a heartbeat                  (`forget`, `free`)
+    before remove  after remove       an old run's rows are deleted            (`remember`)
     before COMMIT accept first        a COMMIT has the names of all that is in its transaction
 
 so `CrashPlan(where="after COMMIT claim")` dies when a claim has just become durable.  What reads is
@@ -37,6 +38,8 @@ _NAMES = (
     (r"(INSERT INTO|UPDATE) turtles_worker\b", "lease"),
     (r"DELETE FROM turtles_worker\b", "forget"),
     (r"INSERT INTO turtles_machine_version\b", "register"),
+    (r"INSERT INTO turtles_gone\b", "remember"),
+    (r"DELETE FROM turtles_(inbox|transition|run)\b", "remove"),
     (r"(CREATE|ALTER|DROP)\b", "schema"),
     (r"(INSERT|UPDATE|DELETE|MERGE)\b", "change"),
     (r"(SAVEPOINT|RELEASE)\b", "savepoint"),

@@ -253,6 +253,31 @@ def test_row_14_killed_in_a_migration(old_stage, where):
 
 
 @pytest.mark.parametrize(
+    "where", ["before remember", "before remove:2", "before COMMIT remove", "after COMMIT remove"]
+)
+def test_row_15_killed_while_removing(stage, where):
+    """A tree of runs goes as a whole; its key then gives no old result, and a new run when free."""
+    stage.run("start:Alarm/alive", "start:Errand/one", "start:Family/two", "settle")
+    stage.run("send:Family/two:go:go", "settle")
+    old = stage.look("Errand/one").run.run_id
+    stage.set_clock(f"+{hours(1)}")
+    stage.run("start:Alarm/new", "settle")  # the Nap of the family has ended, and its parent
+    stage.set_clock(f"+{hours(2)}")
+    stage.kill(where, "remove")
+    kept = stage.with_store(lambda store: store.runs.select(_ALL))
+    assert len(kept) == (4 if where != "after COMMIT remove" else 2) + 1
+    stage.check()
+    stage.run("remove")
+    assert len(stage.with_store(lambda store: store.runs.select(_ALL))) == 1
+    (again,) = stage.run("start:Errand/one")
+    assert again == {"run_id": old, "created": False}
+    stage.run("forget", "start:Errand/one", "settle")
+    new = stage.look("Errand/one").run
+    assert (new.run_id != old, new.status) == (True, "completed")
+    assert stage.outside.done().count("run") == 2
+
+
+@pytest.mark.parametrize(
     "where",
     ["before COMMIT forget", "after COMMIT forget", "before COMMIT promote",
      "after COMMIT promote claim"],

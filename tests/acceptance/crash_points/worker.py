@@ -12,6 +12,8 @@ Steps, in order; each prints its answer as one line of JSON::
     wait:MACHINE/KEY            until it has ended
     drain                       until every run has ended; needs `serve`
     many:MACHINE:COUNT          accept so many runs, with the numbers from 0 as keys
+    remove                      remove all runs that ended before now, two trees at a time
+    forget                      forget them, and their keys
     left                        how many runs have not ended, and how many are in hand
 
 A word `huge` makes a context that is too large to be kept.
@@ -206,6 +208,17 @@ class Program:
                     return None
                 except StoreError:  # who waits through an outage asks again
                     await asyncio.sleep(0.01)
+
+    async def _remove(self, _nothing: str) -> Any:
+        now_ms, after, removed = self._app.clock.now_ms(), None, 0
+        while True:
+            done = self._store.retention.remove(now_ms, now_ms, most=2, after=after)
+            removed, after = removed + done.runs, done.after
+            if after is None:
+                return removed
+
+    async def _forget(self, _nothing: str) -> Any:
+        return self._store.retention.forget(self._app.clock.now_ms() + 1, most=100)
 
     async def _left(self, _nothing: str) -> Any:
         going = self._going()

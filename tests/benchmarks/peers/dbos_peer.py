@@ -187,7 +187,7 @@ def w5(options: Options) -> dict[str, Any]:
 
     async def run() -> dict[str, Any]:
         launch(options)
-        await reach_waiting(50, "warm")
+        await reach_waiting(200, "warm")
         resident, many, began = resident_bytes(), threads(), time.perf_counter()
         started = await reach_waiting(options.runs, "half")
         waiting = time.perf_counter() - began

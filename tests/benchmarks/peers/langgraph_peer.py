@@ -132,7 +132,7 @@ def w3_recover(options: Options) -> dict[str, Any]:
 def w5(options: Options) -> dict[str, Any]:
     """Runs that wait."""
     graph = build(open_saver(options), waits=True)
-    reach_waiting(graph, 50, "warm")
+    reach_waiting(graph, 200, "warm")
     resident, many, began = resident_bytes(), threads(), time.perf_counter()
     reach_waiting(graph, options.runs, "half")
     waiting = time.perf_counter() - began

@@ -180,7 +180,7 @@ def w3_recover(options: Options) -> dict[str, Any]:
 def w5(options: Options) -> dict[str, Any]:
     """Runs that wait."""
     database = open_database(options)
-    for number in range(50):
+    for number in range(200):
         walk(database, number, waits=True)
     resident, many, began = resident_bytes(), threads(), time.perf_counter()
     for number in range(options.runs):

@@ -262,6 +262,12 @@ NAMES = {
     "$CONTEXT": "CAST(replace(context, '\"number\":7', '\"number\":8') AS BLOB)",
 }
 
+COLUMNS = ("run_id, seq, event, source, target, status, at_ms, worker, fence, payload, verdicts,"
+           " context")  # fmt: skip
+FORGET = ("UPDATE turtles_transition SET effect_seq = NULL, effect_name = NULL,"
+          " effect_outcome = NULL, effect_attempts = NULL, effect_calls = NULL,"
+          " effect_undo_of = NULL, effect_error = NULL")  # fmt: skip
+
 DAMAGES: list[tuple[str, str, tuple[str, ...]]] = [
     ("state changed", "journal", ("UPDATE turtles_run SET state = 'home' WHERE run_id = $SAD",)),
     ("entry deleted", "journal",
@@ -285,7 +291,7 @@ DAMAGES: list[tuple[str, str, tuple[str, ...]]] = [
     ("verdicts forgotten", "replay",
      ("UPDATE turtles_transition SET verdicts = CAST('[]' AS BLOB) WHERE run_id = $GOOD",)),
     ("verdict false", "contract",
-     ("UPDATE turtles_transition SET verdicts = CAST(replace(verdicts, 'true', 'false') AS BLOB)"
+     ("UPDATE turtles_transition SET verdicts = CAST(replace(verdicts, '+', '-') AS BLOB)"
       " WHERE run_id = $GOOD AND seq = 2",)),
     ("invariant broken", "invariant",
      ("UPDATE turtles_transition"
@@ -304,33 +310,43 @@ DAMAGES: list[tuple[str, str, tuple[str, ...]]] = [
     ("output changed", "output",
      ("UPDATE turtles_run SET output = CAST('8' AS BLOB) WHERE run_id = $GOOD",)),
     ("effect not done", "standing",
-     ("UPDATE turtles_effect SET status = 'abandoned' WHERE name = 'rent' AND run_id = $GOOD",)),
+     ("UPDATE turtles_transition SET effect_outcome = 'abandoned'"
+      " WHERE effect_name = 'rent' AND run_id = $GOOD",)),
     ("effect done, not given up", "compensation order",
-     ("UPDATE turtles_effect SET status = 'done' WHERE status = 'given_up'",)),
+     ("UPDATE turtles_transition SET effect_outcome = 'done' WHERE effect_outcome = 'given_up'",)),
     ("effect never called", "effect",
-     ("UPDATE turtles_effect SET calls = 0 WHERE run_id = $GOOD",)),
+     ("UPDATE turtles_transition SET effect_calls = 0 WHERE effect_name IS NOT NULL AND run_id = $GOOD",)),
     ("effect deleted", "effect",
-     ("DELETE FROM turtles_effect WHERE name = 'book' AND run_id = $GOOD",)),
+     (FORGET + " WHERE effect_name = 'book' AND run_id = $GOOD",)),
     ("effect of another name", "effect",
-     ("UPDATE turtles_effect SET name = 'rant' WHERE name = 'rent' AND run_id = $GOOD",)),
-    ("effect under another key", "effect",
-     ("UPDATE turtles_effect SET key = 'mine' WHERE name = 'rent' AND run_id = $GOOD",)),
+     ("UPDATE turtles_transition SET effect_name = 'rant'"
+      " WHERE effect_name = 'rent' AND run_id = $GOOD",)),
+    ("effect of another transition", "effect",
+     ("UPDATE turtles_transition SET effect_seq = 1 WHERE effect_name = 'rent' AND run_id = $GOOD",
+      )),
+    ("effect with two outcomes", "effect",
+     ("UPDATE turtles_transition SET effect_seq = 1, effect_name = 'book', effect_attempts = 1,"
+      " effect_calls = 1, effect_outcome = 'given_up' WHERE run_id = $GOOD AND seq = 4",)),
     ("effect settled before it began", "effect",
-     ("UPDATE turtles_effect SET closed_seq = 1 WHERE name = 'rent' AND run_id = $GOOD",)),
+     ("UPDATE turtles_transition SET effect_seq = seq + 1"
+      " WHERE effect_name = 'rent' AND run_id = $GOOD",)),
     ("compensation forgotten", "compensation skipped",
-     ("DELETE FROM turtles_effect WHERE name = 'unbook' AND run_id = $SAD",)),
+     (FORGET + " WHERE effect_name = 'unbook' AND run_id = $SAD",)),
     ("compensations in another order", "compensation order",
-     ("UPDATE turtles_effect SET undo_of = 'walking' WHERE undo_of = 'renting' AND run_id = $SAD",
-      "UPDATE turtles_effect SET undo_of = 'renting' WHERE undo_of = 'booking' AND run_id = $SAD",
-      "UPDATE turtles_effect SET undo_of = 'booking' WHERE undo_of = 'walking'")),
+     ("UPDATE turtles_transition SET effect_undo_of = 'walking'"
+      " WHERE effect_undo_of = 'renting' AND run_id = $SAD",
+      "UPDATE turtles_transition SET effect_undo_of = 'renting'"
+      " WHERE effect_undo_of = 'booking' AND run_id = $SAD",
+      "UPDATE turtles_transition SET effect_undo_of = 'booking'"
+      " WHERE effect_undo_of = 'walking'")),
     ("moved after its end", "moved after end",
-     ("INSERT INTO turtles_transition SELECT run_id, seq + 1, event, target, target, status, at_ms,"
+     (f"INSERT INTO turtles_transition ({COLUMNS}) SELECT run_id, seq + 1, event, target, target, status, at_ms,"
       " worker, fence, payload, verdicts, context FROM turtles_transition"
       " WHERE run_id = $GOOD AND status = 'completed'",)),
     ("woken after its end", "moved after end",
      ("UPDATE turtles_run SET status = 'waiting' WHERE run_id = $CHILD",)),
     ("child told twice", "child told twice",
-     ("INSERT INTO turtles_transition SELECT run_id, seq + 1, event, 'walking', target, status,"
+     (f"INSERT INTO turtles_transition ({COLUMNS}) SELECT run_id, seq + 1, event, 'walking', target, status,"
       " at_ms, worker, fence, payload, verdicts, context FROM turtles_transition"
       " WHERE run_id = $GOOD AND event = 'back'",
       "UPDATE turtles_transition SET target = 'walking' WHERE run_id = $GOOD AND seq = 4")),
@@ -423,7 +439,9 @@ def test_without_the_right_key_the_rest_is_still_checked(shop: Shop) -> None:
     (note,) = report.notes
     assert "secrets stayed closed" in note.text
     assert note.runs == report.runs
-    shop.damage("UPDATE turtles_effect SET calls = 0 WHERE run_id = $GOOD")
+    shop.damage(
+        "UPDATE turtles_transition SET effect_calls = 0 WHERE effect_name IS NOT NULL AND run_id = $GOOD"
+    )
     assert rules(shop.check(key=b"x" * 32)) == {"effect"}
 
 

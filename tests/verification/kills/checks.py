@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 from engine.app import App
 from engine.errors import TurtlesError
+from engine.ids import idempotency_key
 from engine.journal import fold, replay
 from engine.ports import StoredRun
 from persistence.store import SqlStore

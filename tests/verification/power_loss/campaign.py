@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import TurtlesError
+from engine.ids import idempotency_key
 from engine.journal import fold
 from engine.ports import Query
 from engine.testing import ManualClock
