@@ -40,10 +40,11 @@ from engine.errors import (
 )
 from engine.events import Event, event_id
 from engine.journal import Entry
+from engine.limiting import Limit, Limiting, changed, check_limits, check_share
 from engine.limits import check_key
 from engine.log import configure
 from engine.performing import Performer
-from engine.ports import Claimed, Delivery, Gone, Query, Receipt, Start, Store
+from engine.ports import Claimed, Delivery, Gone, Query, Receipt, Start, Started, Store
 from engine.retention import Asked, Collected, collect
 from engine.run import HELD, Run
 from engine.runner import Runner
@@ -79,6 +80,7 @@ class App(View):
         work: whether to move runs; without, the app only looks and sends.
         lease_seconds: how long this program may be silent before others take its runs, 1 to 3600;
             more than the store's busy timeout, and more than anything that may hold it up.
+        limits: caps on what all workers together do (`engine.limiting`); stored, and read by all.
         moved: called after every transition this program makes.
     """
 
@@ -92,6 +94,7 @@ class App(View):
         world: World | None = None,
         work: bool = True,
         lease_seconds: float = LEASE_MS / 1000,
+        limits: Sequence[Limit] = (),
         moved: Any = None,
     ) -> None:
         lease_ms = lease_ms_of(lease_seconds)
@@ -100,6 +103,7 @@ class App(View):
         world = world or World()
         compiled = (m if isinstance(m, Table) else compile_table(m) for m in machines)
         tables = {table.name: table for table in compiled}
+        check_limits(limits, tables)
         secrets = secrets or _codec_of(store)
         store = world.store(store)
         super().__init__(
@@ -115,7 +119,10 @@ class App(View):
         self._new_id = world.new_id
         # A heartbeat never queues behind work where work waits for a server.
         self._heart_io = self._io if world.io or store.local else ThreadIo()
-        self._lease = Lease(store, self._heart_io, self.clock, world.worker(), lease_ms=lease_ms)
+        self._limits, limiting = tuple(limits), Limiting()
+        self._lease = Lease(
+            store, self._heart_io, self.clock, world.worker(), lease_ms=lease_ms, limiting=limiting
+        )
         self._worker = Worker(
             store=store,
             io=self._io,
@@ -131,6 +138,7 @@ class App(View):
             clock=self.clock,
             moved=self._note,
             arrived=self._worker.wake,
+            limiting=limiting,
         )
         self._waiters = Waiters(store, self._io, self.clock, self.codec)
         performer = Performer(
@@ -253,13 +261,19 @@ class App(View):
         begun = self._begun(machine, context, key)
         due_ms, now_ms = begun.after.due_ms, begun.after.created_ms
         due = due_ms is not None and due_ms <= now_ms
+        term = self._lease.term
         start = self._desk.start_for(begun, self._worker.taker if due else None)
-        started = await self._committer.start(start)
-        if started.owned:
-            self._worker.take(Claimed(run=start.run, fence=1, inbox=(), stalls=1, fresh=True))
-        elif not started.created:
+
+        def accepted(started: Started) -> None:
+            if started.owned:  # whoever asked may have given up; the run is ours all the same
+                self._worker.take(
+                    Claimed(run=start.run, fence=1, inbox=(), stalls=1, term=term, fresh=True)
+                )
+
+        started = await self._committer.start(start, accepted)
+        if not started.created:
             self._same_start(start, context, *await self._io(lambda: self._first(started.run_id)))
-        else:
+        elif not started.owned:
             self._worker.wake()
         return RunRef(started.run_id, started.created)
 

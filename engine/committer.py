@@ -122,9 +122,18 @@ class Committer:
         """Commit one write in a transaction that also holds what `work` does; see `Runs`."""
         return await self._io(lambda: self._runs.commit_with(work))
 
-    async def start(self, start: Start) -> Started:
-        """Accept one run; returns when it is durable."""
-        return await self._share(self._starts, start)
+    async def start(
+        self, start: Start, accepted: Callable[[Started], None] = lambda started: None
+    ) -> Started:
+        """Accept one run; returns when it is durable.
+
+        Args:
+            accepted: told the answer, also when the caller has given up meanwhile.
+        """
+        future = self._ask(self._starts, start)
+        future.add_done_callback(lambda done: _tell(done, accepted))
+        answer: Started = await asyncio.shield(future)
+        return answer
 
     async def deliver(self, delivery: Delivery) -> Receipt | None:
         """Accept one event; None if its run does not exist."""
@@ -134,12 +143,15 @@ class Committer:
     def _idle(self) -> bool:
         return self._task is None and not self._writes
 
-    async def _share(self, waiting: list[tuple[Any, asyncio.Future[Any]]], one: Any) -> Any:
+    async def _share(self, waiting: _Asked, one: Any) -> Any:
+        return await self._ask(waiting, one)
+
+    def _ask(self, waiting: _Asked, one: Any) -> asyncio.Future[Any]:
         future = asyncio.get_running_loop().create_future()
         waiting.append((one, future))
         if self._task is None:
             self._task = asyncio.create_task(self._drain())
-        return await future
+        return future
 
     async def _drain(self) -> None:
         try:
@@ -173,6 +185,11 @@ class Committer:
 _Asked = list[tuple[Any, asyncio.Future[Any]]]
 
 
+def _tell(done: asyncio.Future[Started], accepted: Callable[[Started], None]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        accepted(done.result())
+
+
 def _taken(waiting: _Asked) -> _Asked:
     """The oldest of them, as many as one transaction takes."""
     taken = waiting[:BATCH_MAX]
@@ -192,9 +209,12 @@ class DirectCommitter(Committer):
         (written,) = await self._io(lambda: self._runs.commit([write]))
         return written
 
-    async def start(self, start: Start) -> Started:
+    async def start(
+        self, start: Start, accepted: Callable[[Started], None] = lambda started: None
+    ) -> Started:
         """Accept one run."""
         (started,) = await self._io(lambda: self._runs.start([start]))
+        accepted(started)
         return started
 
     async def deliver(self, delivery: Delivery) -> Receipt | None:

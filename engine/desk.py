@@ -20,6 +20,9 @@ from engine.codec import Codec
 from engine.committer import Committer
 from engine.decide import Decision, Violation, begin
 from engine.errors import LostOwnership, Refused, TurtlesError
+from engine.limiting import Limiting
+from engine.limiting import read as read_limits
+from engine.limiting import written as written_limits
 from engine.limits import CHILD_DEPTH_MAX
 from engine.ports import Claimed, Consumed, Delivery, InboxEvent, Start, Write, Written
 from engine.run import Pending, Run
@@ -39,6 +42,10 @@ class Job:
         self.fence = claimed.fence
         self.term = claimed.term
         self.inbox = claimed.inbox
+        self.limits = read_limits(claimed.limits)
+        """The limits of which it has a slot and a token that is not spent."""
+        self.held = bool(self.limits)
+        """Whether it may have slots."""
         self.performs = performs
         """Whether this worker goes on to perform effects, so that it may count first attempts."""
         self.fresh = claimed.fresh
@@ -68,7 +75,9 @@ class Desk:
 
     Args:
         moved: called after every transition, with its decision.
-        arrived: called when a run was given up for which events had come in meanwhile.
+        arrived: called when a run was given up for which events had come in meanwhile, or which
+            others may have waited for.
+        limiting: what effects need.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class Desk:
         clock: Clock,
         moved: Callable[[Decision], None],
         arrived: Callable[[], None] = lambda: None,
+        limiting: Limiting | None = None,
     ) -> None:
         self._worker_id = worker_id
         self._codec = codec
@@ -87,6 +97,16 @@ class Desk:
         self._clock = clock
         self._moved = moved
         self._arrived = arrived
+        self._limiting = limiting or Limiting()
+
+    def admits(self, job: Job) -> bool:
+        """Whether the job has what its pending effect needs."""
+        return not self._limiting or self._limiting.needed(job.run) <= job.limits
+
+    async def give_up(self, job: Job) -> None:
+        """Leave the run to whoever can claim it with what its effect needs."""
+        await self.release(job)
+        job.released = True
 
     async def violated(self, job: Job, result: Violation, event: InboxEvent | None) -> None:
         consumed: tuple[Consumed, ...] = ()
@@ -107,6 +127,7 @@ class Desk:
             before=claimed.run,
             after=after,
             release=True,
+            held=claimed.limits is not None,
             at_ms=self._clock.now_ms(),
         )
         await self._committer.write(write)
@@ -177,6 +198,7 @@ class Desk:
             and job.performs
             and effect.next_ms <= now_ms
             and _is_new(effect, job.run.effect)
+            and (not self._limiting or self._limiting.needed(after) <= job.limits)
         )
         if fresh and after.effect is not None:
             first = msgspec.structs.replace(after.effect, attempts=1, open=True, calls=1)
@@ -229,6 +251,9 @@ class Desk:
             owner: the worker that moves it at once: its effect's first attempt is counted.
         """
         after = begun.after
+        needed = self._limiting.needed(after)
+        if needed:
+            owner = None  # who claims it brings what the effect needs
         if owner is not None and after.effect is not None:
             first = msgspec.structs.replace(after.effect, attempts=1, open=True, calls=1)
             after = after.but(effect=first)
@@ -238,6 +263,7 @@ class Desk:
             entry=self._codec.seal_entry(begun.entry, self._worker_id, context=run.context),
             children=self._starts(begun),
             owner=owner,
+            limits=written_limits(needed),
         )
 
     def _sends(
@@ -325,6 +351,12 @@ class Desk:
         if decision is not None:
             context = sealed.context
             entry = self._codec.seal_entry(decision.entry, self._worker_id, context=context)
+        release = self._rests(job, after, consumed, at_ms)
+        limits = None
+        if self._limiting or job.held:
+            needed = self._limiting.needed(after)
+            release = release or self._must_wait(job, after, needed, consumed, at_ms)
+            limits = written_limits(needed if release else needed & job.limits)
         return after, Write(
             fence=job.fence,
             before=job.stored,
@@ -335,17 +367,39 @@ class Desk:
             starts=starts,
             sends=sends,
             output=output,
-            release=self._rests(job, after, consumed, at_ms),
+            release=release,
+            limits=limits,
+            held=job.held,
             at_ms=at_ms,
         )
 
     def _written(self, job: Job, after: Run, write: Write, written: Written) -> None:
         if not written.ok:
             raise LostOwnership(f"run {job.run.run_id}: moved by another worker; work dropped")
+        before, had = job.run.effect, job.limits
         job.run, job.stored = after, write.after
         job.inbox, job.released = written.arrived, write.release
-        if write.release and written.arrived:
+        if job.held:
+            job.limits = had & read_limits(write.limits)
+            if _attempted(before, after.effect):
+                job.limits = self._limiting.spent(job.limits)
+        freed = job.held and (write.release or not had <= read_limits(write.limits))
+        if freed or (write.release and (written.arrived or write.limits)):
             self._arrived()
+
+    def _must_wait(
+        self,
+        job: Job,
+        after: Run,
+        needed: frozenset[str],
+        consumed: tuple[Consumed, ...],
+        now_ms: int,
+    ) -> bool:
+        """Whether nothing is left to do but an effect for which the job lacks a slot or token."""
+        if needed <= job.limits or len(job.inbox) > len(consumed) or after.cancel_requested:
+            return False
+        timer_is_due = after.deadline_ms is not None and after.deadline_ms <= now_ms
+        return after.effect is not None and after.effect.next_ms <= now_ms and not timer_is_due
 
     def _rests(self, job: Job, after: Run, consumed: tuple[Consumed, ...], now_ms: int) -> bool:
         """Whether nothing is left to do for the run now, so that the same write gives it up.
@@ -360,16 +414,19 @@ class Desk:
         return due_ms is None or due_ms > now_ms or not job.performs
 
     async def release(self, job: Job) -> None:
+        limits = written_limits(self._limiting.needed(job.run))
         written = await self._committer.write(
             Write(
                 fence=job.fence,
                 before=job.stored,
                 after=job.stored,
                 release=True,
+                limits=limits,
+                held=job.held,
                 at_ms=self._clock.now_ms(),
             )
         )
-        if written.arrived:
+        if written.arrived or limits or job.held:
             self._arrived()
 
 
@@ -384,6 +441,14 @@ def _counted(before: Pending | None, after: Run) -> Run:
     if calls == effect.calls:
         return after
     return after.but(effect=msgspec.structs.replace(effect, calls=calls))
+
+
+def _attempted(before: Pending | None, after: Pending | None) -> bool:
+    """Whether an attempt was counted between the two."""
+    if after is None:
+        return False
+    known = before.calls if before is not None and before.key == after.key else 0
+    return after.calls > known
 
 
 def _is_new(effect: Pending | None, before: Pending | None) -> bool:

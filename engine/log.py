@@ -41,6 +41,8 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "worker.reaped": ("runs",),
     "worker.retire_failed": ("reason",),
     "worker.strays_freed": ("runs",),
+    # limits
+    "limit.changed": ("limit", "before", "after"),
     # the store
     "send.dropped": ("event_name", "receiver", "why"),
     "store.failed": ("reason",),

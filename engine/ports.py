@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, dataclass_transform
 import msgspec
 
 from engine.journal import Entry
+from engine.limiting import Limit
 from engine.run import Run
 
 
@@ -78,6 +79,8 @@ class Start(Record):
     children: tuple[Start, ...] = ()
     owner: str | None = None
     """A registered worker that has the run at once, at fence 1; its children are for anybody."""
+    limits: str | None = None
+    """What its first effect needs (`engine.limiting.written`)."""
 
 
 class Started(Record):
@@ -102,6 +105,8 @@ class Claimed(Record):
     stalls: int
     term: int = 0
     fresh: bool = False
+    limits: str | None = None
+    """Of which limits the claim brought a slot and a token (`engine.limiting.written`)."""
 
 
 class Consumed(Record):
@@ -127,6 +132,9 @@ class Write(Record):
         sends: events for other runs, in the same transaction.
         output: the encoded output of a run that has ended.
         release: give the run up afterwards.
+        limits: what the run needs when it is claimed next; of a run that is kept, of which limits
+            it keeps the slots.
+        held: the run may have slots, of which those are freed that it does not keep.
     """
 
     fence: int
@@ -140,6 +148,8 @@ class Write(Record):
     sends: tuple[Delivery, ...] = ()
     output: bytes | None = None
     release: bool = False
+    limits: str | None = None
+    held: bool = False
 
 
 class Written(Record):
@@ -272,6 +282,14 @@ class Finding(Record):
     problem: str
 
 
+class Held(Record):
+    """How many slots of a limit are taken, by the runs of one tenant or ("") of all."""
+
+    limit: str
+    tenant: str
+    count: int
+
+
 class Gone(Record):
     """What is remembered of a run that has been removed, and whose key is still in use.
 
@@ -359,6 +377,22 @@ class Runs(Protocol):
 
         A store may answer with the due time of another version's run instead of searching on.
         """
+
+
+class Limits(Protocol):
+    """Caps on what all workers do; see `engine.limiting`."""
+
+    def declare(self, limits: Sequence[Limit], now_ms: int) -> list[tuple[Limit, Limit]]:
+        """Store limits; those that were there with other numbers, as they were and as they are."""
+
+    def all(self) -> list[Limit]:
+        """Every limit.  What is claimed heeds them from then on."""
+
+    def remove(self, name: str) -> bool:
+        """Forget a limit; whether there was one."""
+
+    def held(self) -> list[Held]:
+        """How many slots are taken."""
 
 
 class Journal(Protocol):
@@ -589,6 +623,10 @@ class Store(Protocol):
     @property
     def inspector(self) -> Inspector:
         """See `Inspector`."""
+
+    @property
+    def limits(self) -> Limits:
+        """See `Limits`."""
 
     @property
     def retention(self) -> Retention:

@@ -7,6 +7,9 @@ Each turn does the first of these that applies, and commits it before it looks a
     3. an attempt without an outcome: reconcile first    7. nothing: give the run up
     4. the oldest event of the inbox
 
+An effect under a limit (`engine.limiting`) is performed only if the claim brought a slot and a
+token; else the run is given up, for a claim that does (3, 6).
+
 An effect that was due before the timer goes before it (5, 6): a program that was stopped past a
 deadline takes one last look before it gives up.
 
@@ -112,16 +115,26 @@ class Runner:
         elif run.cancel_requested and self._can_cancel(job):
             await self._cancel(job, None, now_ms)
         elif effects and run.effect and run.effect.open and run.effect.next_ms <= now_ms:
-            await self._performer.step(job)
+            await self._effect(job, now_ms)
         elif job.inbox:
             await self._event(job, job.inbox[0], now_ms)
         elif effects and _timer_is_next(run, now_ms):
             await self._timer(job, now_ms)
         elif effects and run.effect and run.effect.next_ms <= now_ms:
-            await self._performer.step(job)
+            await self._effect(job, now_ms)
         else:
             return False
         return True
+
+    async def _effect(self, job: Job, now_ms: int) -> None:
+        """Perform the effect, or leave the run to whoever claims it with what the effect needs."""
+        run = job.run
+        if job.fresh or self._desk.admits(job):
+            await self._performer.step(job)
+        elif run.effect and not run.effect.open and _is_over(run.deadline_ms, now_ms):
+            await self._timer(job, now_ms)  # nothing was begun, and its time is over
+        else:
+            await self._desk.give_up(job)
 
     async def _event(self, job: Job, event: InboxEvent, now_ms: int) -> None:
         if job.run.closing is not None:
@@ -247,6 +260,10 @@ def _describe(error: Exception) -> str:
         trace = trace.tb_next
     where = f" at line {trace.tb_lineno}" if trace else ""
     return f"the machine's code raised {type(error).__name__}{where}"
+
+
+def _is_over(deadline_ms: int | None, now_ms: int) -> bool:
+    return deadline_ms is not None and deadline_ms <= now_ms
 
 
 def _timer_is_next(run: Run, now_ms: int) -> bool:

@@ -28,6 +28,7 @@ import structlog
 
 from engine.clock import Clock, Follower, seconds
 from engine.committer import Io
+from engine.limiting import Limiting
 from engine.errors import LostOwnership, StoreError, StoreUnavailable, UsageError
 from engine.ports import Claimed, Store, WorkerIdentity, Write
 from engine.process import known_dead
@@ -69,6 +70,7 @@ class Lease:
     Args:
         io: for the heartbeat; where it shares a thread with other calls, it waits for them.
         lease_ms: how long it lasts from one beat.
+        limiting: is told the limits of the fleet at every beat.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class Lease:
         identity: WorkerIdentity,
         *,
         lease_ms: int = LEASE_MS,
+        limiting: Limiting | None = None,
     ) -> None:
         self._store = store
         self._io = io
         self._clock = clock
         self.identity = identity
         self.lease_ms = lease_ms
+        self._limiting = limiting or Limiting()
         self._safety_ms = SAFETY_MS * lease_ms // LEASE_MS
         self._until_ms = 0
         self._other_ends_ms: int | None = None
@@ -106,9 +110,12 @@ class Lease:
         if self._until_ms and self._clock.now_ms() >= self._until_ms:
             self.term += 1
         self._until_ms = until_ms
-        freed, others = await self._io(
-            lambda: (workers.reap(now_ms, dead=known_dead), workers.all())
-        )
+        freed, others, limits = await self._io(
+            lambda: (
+                workers.reap(now_ms, dead=known_dead), workers.all(), self._store.limits.all()
+            )
+        )  # fmt: skip
+        self._limiting.know(limits)
         ends = [end for worker, end in others if worker.worker_id != self.identity.worker_id]
         self._other_ends_ms = min(ends, default=None)
         if freed:
@@ -226,8 +233,8 @@ class Worker:
         self.wake()
 
     def take(self, claimed: Claimed) -> None:
-        """Move a run that was accepted as this worker's."""
-        self._begin(msgspec.structs.replace(claimed, term=self._lease.term))
+        """Move a run that was accepted as this worker's, under the term in which it was asked."""
+        self._begin(claimed)
 
     def failure(self) -> StoreError | None:
         """The error with which the store has refused the same work for some seconds, if any."""
@@ -393,7 +400,15 @@ class Worker:
             if stored is not None and ours and stored.fence == one.fence:
                 run, at_ms = stored.run, self._clock.now_ms()
                 releases.append(
-                    Write(fence=one.fence, before=run, after=run, release=True, at_ms=at_ms)
+                    Write(
+                        fence=one.fence,
+                        before=run,
+                        after=run,
+                        release=True,
+                        limits=one.limits,
+                        held=one.limits is not None,
+                        at_ms=at_ms,
+                    )
                 )
         self._store.runs.commit(releases)
 

@@ -29,18 +29,28 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.sqltypes import TupleType
 
 DialectName = Literal["sqlite", "postgresql"]
 
 _SQLITE = sqlite.dialect(paramstyle="qmark")
-_POSTGRESQL = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 _EXPANDING = re.compile(r"\(__\[POSTCOMPILE_(\w+)\]\)")
 _IN = re.compile(r"(NOT )?IN \(__\[POSTCOMPILE_(\w+)\]\)|%\((\w+)\)s|%%")
+# A claim must choose its rows once.  As a subquery of IN it may be run again for each row that is
+# compared with it, and take more than its LIMIT; as an array it cannot.
+_CHOSEN = re.compile(r"(?<!NOT )IN \((SELECT (?:(?!SELECT).)*FOR UPDATE SKIP LOCKED)\)", re.DOTALL)
 # A quoted string, a cast, or a name to be given a value.
 _NAMED = re.compile(r"('(?:[^']|'')*')|(::\w+)|:([a-zA-Z_]\w*)")
+
+
+@lru_cache(maxsize=1)
+def _postgresql() -> Dialect:
+    """Imported when it is needed: most programs open a file, and soon."""
+    from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+    return PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 
 
 class Plan(NamedTuple):
@@ -74,7 +84,7 @@ def plan_for(
     """
     assert isinstance(statement, sa.ClauseElement)
     compiled = statement.compile(
-        dialect=_SQLITE if dialect == "sqlite" else _POSTGRESQL,
+        dialect=_SQLITE if dialect == "sqlite" else _postgresql(),
         column_keys=None if columns is None else list(columns),
     )
     assert isinstance(compiled, SQLCompiler)
@@ -106,7 +116,7 @@ def _of_postgresql(compiled: SQLCompiler) -> Plan:
         arrays = (f"{slot(listed, n)}::{kind}[]" for n, kind in enumerate(kinds))
         return f"{negated or ''}IN (SELECT * FROM unnest({', '.join(arrays)}))"  # noqa: S608
 
-    text = _IN.sub(written, compiled.string)
+    text = _CHOSEN.sub(r"= ANY (ARRAY(\1))", _IN.sub(written, compiled.string))
     assert "POSTCOMPILE" not in text, text
     names = tuple(name for name, _ in slots)
     in_order = _in_order(names) if all(p is None for _, p in slots) else _with_arrays(list(slots))
@@ -116,8 +126,8 @@ def _of_postgresql(compiled: SQLCompiler) -> Plan:
 def _kinds(compiled: SQLCompiler, name: str) -> str | list[str]:
     kind = compiled.binds[name].type
     if isinstance(kind, TupleType):
-        return [each.compile(dialect=_POSTGRESQL) for each in kind.types]
-    return kind.compile(dialect=_POSTGRESQL)
+        return [each.compile(dialect=_postgresql()) for each in kind.types]
+    return kind.compile(dialect=_postgresql())
 
 
 def _with_arrays(
@@ -183,10 +193,10 @@ def plan_set(
     columns = None
     if isinstance(statement, sa.Insert):
         statement, columns = statement.inline(), list(names)  # no RETURNING of its own
-    compiled = statement.compile(dialect=_POSTGRESQL, column_keys=columns)
+    compiled = statement.compile(dialect=_postgresql(), column_keys=columns)
     assert isinstance(compiled, SQLCompiler)
     constants = _constants(compiled)
-    kinds = tuple(compiled.binds[name].type.compile(dialect=_POSTGRESQL) for name in names)
+    kinds = tuple(compiled.binds[name].type.compile(dialect=_postgresql()) for name in names)
     brought: dict[str, str] = {}
 
     def written(match: re.Match[str]) -> str:
@@ -195,7 +205,7 @@ def plan_set(
             return "%"
         if name in names:
             return f"given.{_quoted(name)}"
-        kind = compiled.binds[name].type.compile(dialect=_POSTGRESQL)
+        kind = compiled.binds[name].type.compile(dialect=_postgresql())
         return brought.setdefault(name, f"${len(names) + len(brought) + 1}::{kind}")
 
     text = re.sub(r"%\((\w+)\)s(?:::\w+)?|%%", written, compiled.string)
@@ -225,7 +235,7 @@ def _row_maker(compiled: SQLCompiler) -> Callable[[Sequence[Any]], Any]:
         return tuple
     kind = namedtuple("Row", [column.keyname for column in columns])  # type: ignore[misc]
     booleans = [i for i, column in enumerate(columns) if isinstance(column.type, sa.Boolean)]
-    if not booleans or compiled.dialect is _POSTGRESQL:
+    if not booleans or compiled.dialect is not _SQLITE:
         return kind._make
 
     def make(values: Sequence[Any]) -> Any:
@@ -290,6 +300,7 @@ def _expanded(text: str, sizes: tuple[tuple[int, int], ...]) -> str:
         if width == 0:
             return "(" + ", ".join("?" * count) + ")"
         item = "(" + ", ".join("?" * width) + ")"
-        return "(VALUES " + ", ".join([item] * count) + ")"
+        # A bare VALUES of several rows makes SQLite walk the table instead of its index.
+        return "(SELECT * FROM (VALUES " + ", ".join([item] * count) + "))"
 
     return _EXPANDING.sub(written, text)

@@ -60,6 +60,11 @@ _WAKE = (
             else_=sa.bindparam("at", type_=sa.BigInteger),
         ),
         ready=sa.true(),
+        # An event needs no slot.  What its effect needs is asked anew by whoever takes the run.
+        limits=sa.case(
+            (sa.and_(sa.bindparam("unlimited", type_=sa.Boolean), _r.owner.is_(None)), sa.null()),
+            else_=_r.limits,
+        ),
     )
 )
 
@@ -142,9 +147,12 @@ def wakes(status: str, events: Sequence[str]) -> bool:
     return bool(events) and status not in TERMINAL
 
 
-def wake(sql: Session, run_ids_at: Sequence[tuple[str, int]]) -> None:
-    """Make runs due at a moment, or leave them due earlier."""
-    sql.execute_many(_WAKE, [{"of": run_id, "at": at_ms} for run_id, at_ms in run_ids_at])
+def wake(sql: Session, some: Sequence[tuple[str, int, bool]]) -> None:
+    """Make runs due at a moment, or leave them due earlier; and whether that needs no limits."""
+    sql.execute_many(
+        _WAKE,
+        [{"of": run_id, "at": at_ms, "unlimited": free} for run_id, at_ms, free in some],
+    )
 
 
 def refuse_rest(sql: Session, ended: Sequence[tuple[str, str]]) -> None:
@@ -184,7 +192,7 @@ def _accept(
             rows.append(row)
             receipts.append(_receipt(row))
             if wakes(statuses[one.run_id], (one.event,)):
-                woken.append((one.run_id, one.at_ms))
+                woken.append((one.run_id, one.at_ms, True))
         else:
             receipts.append(_receipt(first, again=one))
     sql.execute_many(_INSERT, rows)

@@ -32,7 +32,7 @@ def lent(sql: Session) -> Iterator[sa.Connection]:
         UsageError: it was ended all the same, or a statement failed and nobody was told.
     """
 
-    def refuse(_connection: sa.Connection) -> None:
+    def refuse(*_arguments: object) -> None:
         raise UsageError(
             "connection of an effect: it may not commit, roll back or close, because its "
             "transaction is the run's step. Raise to undo all of it; part of it can be undone "
@@ -40,6 +40,7 @@ def lent(sql: Session) -> Iterator[sa.Connection]:
         )
 
     connection = sql.connection
+    vars(connection).update(dict.fromkeys(("close", "detach", "invalidate"), refuse))
     for ending in ("commit", "rollback"):
         event.listen(connection, ending, refuse)
     try:

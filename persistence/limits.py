@@ -93,9 +93,12 @@ _FREE_OF_RUN = (
     "UPDATE turtles_slot SET run_id = NULL, owner = NULL WHERE run_id = :run_id"
     " AND replace(:keep, ',' || limit_name || ',', '') = :keep"
 )
-_FREE_OF_OWNER = (
+_FREE_LOST = (
     sa.update(tables.slot)
-    .where(_s.owner == sa.bindparam("who"))
+    .where(
+        _s.run_id.is_not(None),
+        ~sa.exists().where(_r.run_id == _s.run_id, _r.owner == _s.owner),
+    )
     .values(run_id=sa.null(), owner=sa.null())
 )
 _MAKE_RATE = (
@@ -395,9 +398,9 @@ def free_slots(sql: Session, writes: Iterable[Write]) -> None:
         )
 
 
-def free_slots_of(sql: Session, worker_id: str) -> None:
-    """Free all slots of a worker whose lease is over."""
-    sql.execute(_FREE_OF_OWNER, who=worker_id)
+def free_lost_slots(sql: Session) -> None:
+    """Free every slot whose run is no longer its owner's."""
+    sql.execute(_FREE_LOST)
 
 
 def _values(one: Limit, now_ms: int) -> dict[str, Any]:

@@ -19,16 +19,29 @@ A worker that is stopped in the middle of a transaction holds locks that others 
 transaction tells the server how long it may be idle, and how long it waits for others' locks;
 whoever is over that loses the transaction, and nothing of it is kept.
 
-A connection that died while nobody used it is replaced without a word.  One that dies within a
-transaction costs the transaction (`StoreUnavailable`), and during COMMIT leaves it unknown whether
-there was one (`CommitUnknown`): the caller reads before it tries again.
+What is lost, and what becomes of it::
+
+    a connection that nobody used       replaced without a word
+    one within a transaction            `StoreUnavailable`: nothing of it was kept
+    one during COMMIT                   another connection asks the server what became of the
+                                        transaction, by its number (`pg_xact_status`); so it either
+                                        happened, or `StoreUnavailable` says that it did not
+    the server, until patience ends     `CommitUnknown` in that last case, else `StoreUnavailable`
+
+The store's methods are one transaction each, so they are simply done again after a loss, and when
+another transaction got in between (a deadlock, the same key at the same moment): `Again`.  The
+pauses in between grow and are random, lest all workers come back at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -52,6 +65,7 @@ from persistence.database import Cursor, Database, Pooled, Session, Synchronous
 if TYPE_CHECKING:
     from psycopg import Connection, RawCursor
 
+T = TypeVar("T")
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _SCHEMA_LOCK = 7_310_591_242_217_316_219
 """The advisory lock of those who change the schema: a number that nobody else picks by chance."""
@@ -130,6 +144,8 @@ class PgDatabase(Database):
         pool_size: connections that are kept; as many again may be open for a moment.
         busy_timeout_seconds: how long a transaction waits for a lock, and for a connection of the
             pool; the server waits twice as long for its next statement.
+        patience_seconds: how long a server that is away is waited for, by what is `again` and to
+            learn what became of a COMMIT.
 
     Raises:
         StoreError: one of its kinds, from any method, naming the database.
@@ -145,8 +161,11 @@ class PgDatabase(Database):
         prepare: bool = True,
         pool_size: int = 2,
         busy_timeout_seconds: float = 10.0,
+        patience_seconds: float = 20.0,
     ) -> None:
         _require_driver()
+        self.patience_seconds = patience_seconds
+        self._closing = threading.Event()
         self.name = _shown(url)
         self._busy_timeout_seconds = busy_timeout_seconds
         self._prepare = prepare
@@ -154,7 +173,8 @@ class PgDatabase(Database):
         self._begin_write = (
             "BEGIN ISOLATION LEVEL READ COMMITTED;"
             f" SET LOCAL lock_timeout = {milliseconds};"
-            f" SET LOCAL idle_in_transaction_session_timeout = {2 * milliseconds}"
+            f" SET LOCAL idle_in_transaction_session_timeout = {2 * milliseconds};"
+            " SELECT pg_current_xact_id()"
         )
         self._pool_size = pool_size
         self.sa = self._create(url)
@@ -203,17 +223,23 @@ class PgDatabase(Database):
                 "or newer. Upgrade the server, or use another one."
             )
 
+    def close(self) -> None:
+        """Close every connection that is not in use; nobody waits for the server any more."""
+        self._closing.set()
+        super().close()
+
     @contextmanager
     def _session(self, *, writes: bool) -> Iterator[Session]:
         from psycopg import Error, RawCursor
 
+        number: str | None = None
         committing = False
         try:
-            pooled = self._begun(self._begin_write if writes else _BEGIN_READ)
+            pooled, number = self._begun(self._begin_write if writes else _BEGIN_READ)
             driver: Any = pooled.driver_connection
             try:
                 yield PgSession(self, pooled, RawCursor(driver))
-                committing = writes
+                committing = number is not None
                 _commit(driver, self.name)
             except BaseException:
                 _give_up(pooled, driver)
@@ -226,13 +252,45 @@ class PgDatabase(Database):
                 f"in use for {self._busy_timeout_seconds:g} s. End transactions sooner, or give "
                 "more connections with ?pool= in the url; nothing was written."
             ) from error
-        except sa.exc.DBAPIError as error:  # of what went through `Session.connection`
-            raise translate(error.orig, self.name, committing=committing) from error
-        except Error as error:
-            raise translate(error, self.name, committing=committing) from error
+        except (sa.exc.DBAPIError, Error) as error:  # the first: of `Session.connection`
+            met = translate(getattr(error, "orig", error), self.name)
+            if committing and isinstance(met, StoreUnavailable) and self._happened(number, error):
+                return
+            raise met from error
 
-    def _begun(self, begin: str) -> Pooled:
-        """A connection with a transaction that has begun; dead ones of the pool are dropped."""
+    def _happened(self, number: str | None, lost: Exception) -> bool:
+        """Whether a transaction was committed whose COMMIT was not answered.
+
+        Raises:
+            CommitUnknown: the server was away too long, or knows nothing any more.
+        """
+        for _ in self.pauses():
+            with suppress(StoreUnavailable, StoreBusy), self.reading() as sql:
+                known = sql.scalar("SELECT pg_xact_status(:n::xid8)", n=number)
+                if known in ("committed", "aborted"):
+                    return bool(known == "committed")
+                if known is None:
+                    break
+        raise CommitUnknown(
+            f"database {self.name}: the connection was lost during COMMIT ({_told(lost)}), and the "
+            "server could not be asked since, so it is unknown whether the transaction happened. "
+            "Read again before trying again."
+        ) from lost
+
+    def pauses(self) -> Iterator[int]:
+        """Numbers from 0, each after a longer pause, until patience is at an end."""
+        ends = time.monotonic() + self.patience_seconds
+        tries = 0
+        while True:
+            yield tries
+            longest = min(0.05 * 2**tries, 2.0)
+            wait = longest * (0.5 + random.random() / 2)  # noqa: S311 - spreads the workers
+            if time.monotonic() + wait > ends or self._closing.wait(wait):
+                return
+            tries += 1
+
+    def _begun(self, begin: str) -> tuple[Pooled, str | None]:
+        """A connection with a transaction that has begun, and the number of one that writes."""
         from psycopg import OperationalError
 
         dead = 0
@@ -240,19 +298,63 @@ class PgDatabase(Database):
             pooled = self.sa.raw_connection()
             driver: Any = pooled.driver_connection
             try:
-                driver.execute(begin, prepare=False)
-                return pooled
+                answer = driver.execute(begin, prepare=False)
+                while answer.nextset():
+                    pass
+                return pooled, answer.fetchone()[0] if answer.description else None
             except OperationalError:
                 dead += 1
                 if not driver.closed or dead > 2 * self._pool_size:
                     _give_up(pooled, driver)
                     pooled.close()
                     raise
-                pooled.invalidate()
+                pooled.invalidate()  # it died in the pool
             except BaseException:
                 _give_up(pooled, driver)
                 pooled.close()
                 raise
+
+
+class _Conflict(StoreBusy):
+    """Others got in between; the same transaction may well succeed now."""
+
+
+class Again:
+    """A noun of the store whose methods are done again after a loss or a conflict.
+
+    Each of them is one transaction, and nothing of it was kept when it raised `StoreUnavailable`
+    (but for `CommitUnknown`, which is left to the caller) or a conflict.
+    """
+
+    def __init__(self, database: PgDatabase, noun: object) -> None:
+        for name in dir(noun):
+            method = getattr(noun, name)
+            if not name.startswith("_") and callable(method):
+                setattr(self, name, _again(database, method))
+
+
+def again(database: Database, noun: T) -> T:
+    """The noun, patient where the database is a server."""
+    return cast(T, Again(database, noun)) if isinstance(database, PgDatabase) else noun
+
+
+def _again(database: PgDatabase, method: Callable[..., T]) -> Callable[..., T]:
+    @wraps(method)
+    def patient(*args: Any, **named: Any) -> T:
+        try:
+            return method(*args, **named)
+        except (StoreUnavailable, _Conflict) as error:
+            met: StoreError = error
+        for _ in database.pauses():
+            if isinstance(met, CommitUnknown):
+                break
+            try:
+                return method(*args, **named)
+            except (StoreUnavailable, _Conflict) as error:
+                met = error
+        raise met
+
+    return patient
 
 
 def _commit(driver: Any, name: str) -> None:
@@ -326,26 +428,30 @@ def _require_driver() -> None:
         ) from error
 
 
-def translate(error: BaseException | None, name: str, *, committing: bool = False) -> StoreError:
+def translate(error: BaseException | None, name: str) -> StoreError:
     """The store error that a driver's error means, with what to do about it."""
-    text = " ".join(str(error).split())
+    text = _told(error)
     state = getattr(error, "sqlstate", None) or _state_in(text)
     kind, advice = _meaning(state, error)
-    if committing and kind is StoreUnavailable:
-        return CommitUnknown(
-            f"database {name}: the connection was lost during COMMIT ({text}), so it is unknown "
-            "whether the transaction happened. Read again before trying again."
-        )
     shown = f" [{state}]" if state and state != "option" else ""
     return kind(f"database {name}: {advice.format(text=text + shown)}")
+
+
+def _told(error: BaseException | None) -> str:
+    return " ".join(str(error).split())
 
 
 _TRY_AGAIN = "Nothing was written; it is tried again, or try again."
 _MEANINGS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     (
-        ("55P03", "40001", "40P01"),
+        ("55P03",),
         StoreBusy,
         f"another transaction held a lock too long ({{text}}). {_TRY_AGAIN}",
+    ),
+    (
+        ("40001", "40P01", "23505"),
+        _Conflict,
+        f"another transaction got in between ({{text}}). {_TRY_AGAIN}",
     ),
     (
         ("57014",),

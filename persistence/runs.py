@@ -25,7 +25,9 @@ from persistence import tables
 from persistence.database import Database, Session
 from persistence.effects import pending_of
 from persistence.inbox import accept_deliveries, waiting_by_run
+from persistence.fairness import Key, Turns
 from persistence.journal import add_first_entries
+from persistence.limits import LIMITED, SqlLimits, let_overdue_go
 from persistence.lending import lent
 from persistence.writes import MUTABLE, UNDO_NONE, Missed, commit, mutable_values
 
@@ -65,6 +67,7 @@ _NEW = (
     "depth",
     "priority",
     "tenant",
+    "limits",
     "due_ms",
     "ready",
     "owner",
@@ -78,12 +81,24 @@ _WORKERS = sa.select(tables.worker.c.worker_id).where(
 )
 _KNOWN = _r.version.in_(sa.bindparam("versions", expanding=True))
 _REGISTERED = sa.exists().where(tables.worker.c.worker_id == sa.bindparam("who"))
-_IS_READY = sa.text("ready AND owner IS NULL")
+_READY_WHERE = "ready AND owner IS NULL AND limits IS NULL"
+_IS_READY = sa.text(_READY_WHERE)
 _IS_LATER = sa.text("due_ms IS NOT NULL AND owner IS NULL AND NOT ready")
-_DUE = (
+_TENANT = sa.select(_r.tenant).where(_IS_READY).limit(1)
+_FIRST_TENANT = _TENANT.order_by(_r.tenant).scalar_subquery()
+_LAST_TENANT = _TENANT.order_by(_r.tenant.desc()).scalar_subquery()
+_TENANTS = sa.select(_FIRST_TENANT.label("first"), _LAST_TENANT.label("last"))
+_DUE = (  # takes nothing where several tenants have work: they have their turns
     sa.select(_r.run_id)
-    .where(_IS_READY, _KNOWN)
+    .where(_IS_READY, _KNOWN, _FIRST_TENANT == _LAST_TENANT)
     .order_by(_r.tenant, _r.priority.desc(), _r.due_ms)
+    .limit(sa.bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_DUE_OF = (
+    sa.select(_r.run_id)
+    .where(_IS_READY, _KNOWN, _r.tenant == sa.bindparam("whose"))
+    .order_by(_r.priority.desc(), _r.due_ms)
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
@@ -114,7 +129,7 @@ _NEXT_DUE = (
 )
 
 
-def _taking(chosen: sa.Select[Any]) -> sa.Executable:
+def _taking(chosen: sa.Select[Any]) -> sa.Update:
     return (
         sa.update(tables.run)
         .where(_r.run_id.in_(chosen.scalar_subquery()), _REGISTERED)
@@ -123,7 +138,8 @@ def _taking(chosen: sa.Select[Any]) -> sa.Executable:
     )
 
 
-_TAKE_DUE, _TAKE_THAT = _taking(_DUE), _taking(_THAT)
+_TAKE_DUE, _TAKE_DUE_OF, _TAKE_LIMITED = _taking(_DUE), _taking(_DUE_OF), _taking(LIMITED)
+_TAKE_THAT = _taking(_THAT).values(limits=sa.null())
 
 
 LOOKED_AT_MOST = 32
@@ -132,9 +148,11 @@ PROMOTED_MOST = 1_000
 """How many timers one claim makes ready: after an outage they come in such portions."""
 
 
-def _take_due(
-    sql: Session, worker_id: str, now_ms: int, limit: int, known: Sequence[str]
-) -> list[Any]:
+Take = Callable[[int], list[Any]]
+"""Takes at most so many ready runs, and gives their rows."""
+
+
+def _take_due(sql: Session, now_ms: int, limit: int, take: Take) -> list[Any]:
     """Take what is ready, and timers that have come due.
 
     After an outage overdue timers are older than all new work.  So they are made ready for half of
@@ -142,10 +160,9 @@ def _take_due(
     """
     half = (limit + 1 - now_ms % 2) // 2
     more = _promote(sql, now_ms, half)
-    rows = sql.fetch(_TAKE_DUE, who=worker_id, most=limit, versions=known)
+    rows = take(limit)
     if more and len(rows) < limit and _promote(sql, now_ms, limit - half):
-        rest = limit - len(rows)
-        rows = [*rows, *sql.fetch(_TAKE_DUE, who=worker_id, most=rest, versions=known)]
+        rows = [*rows, *take(limit - len(rows))]
     return rows
 
 
@@ -162,8 +179,11 @@ def _promote(sql: Session, now_ms: int, most: int) -> bool:
 class SqlRuns:
     """`engine.ports.Runs` in SQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limits: SqlLimits) -> None:
         self._database = database
+        self._limits = limits
+        self._limited_first = False
+        self._tenants = Turns(("tenant",), _READY_WHERE)
 
     def start(self, starts: Sequence[Start]) -> list[Started]:
         """Accept runs; one whose (machine, key) or id exists is answered with the first one's id.
@@ -200,15 +220,15 @@ class SqlRuns:
         versions: Collection[str],
         run_id: str | None = None,
     ) -> list[Claimed]:
-        """Take due, unowned runs of these versions, longest due first.
+        """Take due, unowned runs of these versions.
 
-        With `run_id`: that run alone, due or not, unless it is owned or terminal.  A worker that
+        Tenants in turn; of each tenant by priority, then longest due first.  With `run_id`: that run alone, due or not, unless it is owned or terminal.  A worker that
         is not registered (it never beat, or its lease was taken away) gets nothing.
         """
         known = sorted(versions)
         with self._database.transaction() as sql:
             if run_id is None:
-                rows = _take_due(sql, worker_id, now_ms, limit, known)
+                rows = self._take(sql, worker_id, now_ms, limit, known)
             else:
                 rows = sql.fetch(_TAKE_THAT, who=worker_id, of=run_id, versions=known)
             if not rows:
@@ -220,9 +240,47 @@ class SqlRuns:
                 fence=row.fence,
                 inbox=waiting.get(row.run_id, ()),
                 stalls=row.stalls,
+                limits=row.limits,
             )
             for row in sorted(rows, key=_in_turn)
         ]
+
+    def _take(
+        self, sql: Session, worker_id: str, now_ms: int, limit: int, known: Sequence[str]
+    ) -> list[Any]:
+        def ready(most: int) -> list[Any]:
+            rows = sql.fetch(_TAKE_DUE, who=worker_id, most=most, versions=known) if most else []
+            found = () if rows or not most else sql.fetch(_TENANTS)
+            if not found or found[0].first == found[0].last:
+                return rows
+
+            def of_tenant(tenant: Key, most: int) -> list[Any]:
+                return sql.fetch(
+                    _TAKE_DUE_OF, who=worker_id, whose=tenant[0], most=most, versions=known
+                )
+
+            return self._tenants.serve(self._tenants.next(sql), most, of_tenant)
+
+        if not self._limits.any:
+            return _take_due(sql, now_ms, limit, ready)
+
+        def of_group(group: Key, most: int) -> list[Any]:
+            needed, tenant = group
+            return sql.fetch(
+                _TAKE_LIMITED,
+                who=worker_id, needed=needed, whose=tenant, most=most, versions=known,
+            )  # fmt: skip
+
+        def limited(most: int) -> list[Any]:
+            return self._limits.claim(sql, worker_id, now_ms, most, of_group)
+
+        let_overdue_go(sql, now_ms)
+        self._limited_first = not self._limited_first
+        if self._limited_first:  # else whoever has the larger backlog would have all places
+            rows = limited(limit)
+            return rows + _take_due(sql, now_ms, limit - len(rows), ready)
+        rows = _take_due(sql, now_ms, limit, ready)
+        return rows + limited(limit - len(rows))
 
     def commit(self, writes: Sequence[Write]) -> list[Written]:
         """All writes in one transaction; see `persistence.writes`."""
@@ -261,9 +319,11 @@ class SqlRuns:
             if rows:
                 return int(rows[0].due_ms)
             rows = sql.fetch(_NEXT_DUE, most=LOOKED_AT_MOST)
+            limited = self._limits.next_ms(sql, known) if self._limits.any else None
         ours = [row.due_ms for row in rows if row.version in versions]
         # Beyond so many timers of others, look again when the last of them is due.
-        return ours[0] if ours else rows[-1].due_ms if len(rows) == LOOKED_AT_MOST else None
+        due_ms = ours[0] if ours else rows[-1].due_ms if len(rows) == LOOKED_AT_MOST else None
+        return min((at for at in (due_ms, limited) if at is not None), default=None)
 
     def select(self, query: Query) -> list[StoredRun]:
         """Runs that match, newest first."""
@@ -363,6 +423,7 @@ def _new_row(start: Start, owned: bool) -> tuple[Any, ...]:
         run.depth,
         run.priority,
         run.tenant,
+        start.limits,
         due_ms,
         due_ms is not None and due_ms <= run.created_ms,
         start.owner if owned else None,

@@ -13,8 +13,8 @@ What else the last two take in their query is said in `persistence.postgresql`.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Protocol, TypeVar
 
 from persistence import schema
 from persistence.database import Database, Synchronous, open_database
@@ -23,12 +23,29 @@ from persistence.effects import SqlEffects
 from persistence.inbox import SqlInbox
 from persistence.inspector import SqlInspector
 from persistence.journal import SqlJournal
+from persistence.limits import SqlLimits
 from persistence.machines import SqlMachines
 from persistence.moments import Moments, moments_of
 from persistence.retention import SqlRetention
 from persistence.runs import SqlRuns
 from persistence.sqlite import SqliteDatabase
 from persistence.workers import SqlWorkers
+
+T = TypeVar("T")
+
+
+class _Patient(Protocol):
+    def __call__(self, noun: T, /) -> T:
+        """The noun."""
+
+
+def _patient(database: Database) -> _Patient:
+    """What makes a noun wait for a server that is away; a file never is."""
+    if database.dialect == "sqlite":
+        return lambda noun: noun
+    from persistence.postgresql import again
+
+    return partial(again, database)
 
 
 class SqlStore:
@@ -43,14 +60,17 @@ class SqlStore:
         self.in_memory = database.in_memory
         path = database.path
         self.key_file = None if path is None else path.with_name(f"{path.name}.key")
-        self.runs = SqlRuns(database)
-        self.journal = SqlJournal(database)
-        self.inbox = SqlInbox(database)
-        self.workers = SqlWorkers(database)
-        self.effects = SqlEffects(database)
-        self.machines = SqlMachines(database)
-        self.inspector = SqlInspector(database)
-        self.retention = SqlRetention(database)
+        patient = _patient(database)
+        limits = SqlLimits(database)
+        self.limits = patient(limits)
+        self.runs = patient(SqlRuns(database, limits))
+        self.journal = patient(SqlJournal(database))
+        self.inbox = patient(SqlInbox(database))
+        self.workers = patient(SqlWorkers(database))
+        self.effects = patient(SqlEffects(database))
+        self.machines = patient(SqlMachines(database))
+        self.inspector = patient(SqlInspector(database))
+        self.retention = patient(SqlRetention(database))
 
     def within(self, connection: Any) -> SqlDoors:
         """This store in the caller's own transaction; see `persistence.doors`."""

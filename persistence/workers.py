@@ -19,6 +19,7 @@ from engine.errors import UsageError
 from engine.ports import WorkerIdentity
 from persistence import tables
 from persistence.database import Database, Session
+from persistence.limits import free_lost_slots
 
 _w, _r = tables.worker.c, tables.run.c
 _PROLONG = (
@@ -116,7 +117,8 @@ class SqlWorkers:
     def free_strays(self, worker_id: str, kept: Collection[str]) -> int:
         """Free what this worker owns but for these runs; how many it freed."""
         with self._database.transaction() as sql:
-            return sql.execute(_FREE_STRAYS, who=worker_id, kept=sorted(kept))
+            freed = sql.execute(_FREE_STRAYS, who=worker_id, kept=sorted(kept))
+            return _with_slots(sql, freed)
 
     def time_ms(self) -> int | None:
         """What time the server has; None for a file, which has this host's."""
@@ -130,7 +132,7 @@ class SqlWorkers:
         if self._database.dialect != "postgresql":
             return 0
         with self._database.transaction() as sql:
-            return sql.execute(_FREE_ORPHANS)
+            return _with_slots(sql, sql.execute(_FREE_ORPHANS))
 
     def retire(self, worker_id: str) -> None:
         """Free this worker's runs and forget it."""
@@ -157,7 +159,14 @@ class SqlWorkers:
 
 
 def _free(sql: Session, worker_id: str) -> int:
-    return sql.execute(_FREE, who=worker_id)
+    return _with_slots(sql, sql.execute(_FREE, who=worker_id))
+
+
+def _with_slots(sql: Session, freed: int) -> int:
+    """Free the slots of the runs, too, that have just been freed."""
+    if freed:
+        free_lost_slots(sql)
+    return freed
 
 
 def _refuse_if_alive(other: Any, now_ms: int, database: str) -> None:

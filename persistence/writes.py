@@ -34,6 +34,7 @@ from persistence.database import Session
 from persistence.effects import PENDING_COLUMNS, pending_values
 from persistence.inbox import accept_sends, consume, refuse_rest, waiting_by_run, wake, wakes
 from persistence.journal import add_transitions
+from persistence.limits import free_slots
 
 _log = structlog.get_logger("turtles.store")
 _r, _i = tables.run.c, tables.inbox.c
@@ -62,7 +63,7 @@ MUTABLE = (
     "last_error",
     *PENDING_COLUMNS,
 )
-_STEP = (*MUTABLE, "due_ms", "ready", "updated_ms", "ended_ms")
+_STEP = (*MUTABLE, "due_ms", "ready", "limits", "updated_ms", "ended_ms")
 _MOVE = (
     sa.update(tables.run)
     .where(
@@ -92,6 +93,7 @@ _VALUES = (
     "release",
     "new_due_ms",
     "new_ready",
+    "new_limits",
     "moved",
     "new_updated_ms",
     "new_ended_ms",
@@ -220,6 +222,9 @@ def _apply(sql: Session, writes: Sequence[Write], accept_runs: AcceptRuns) -> No
     if moved != len(writes) or (consumed and consume(sql, writes) != consumed):
         raise Missed
     add_transitions(sql, [write for write in writes if write.entry])
+    held = [write for write in writes if write.held]
+    if held:
+        free_slots(sql, held)
     starts = [start for write in writes for start in write.starts]
     if starts:
         accept_runs(sql, starts)
@@ -241,6 +246,7 @@ def _move(write: Write) -> tuple[Any, ...]:
         write.release or ended,
         due_ms,
         due_ms is not None and due_ms <= at_ms,
+        write.limits,
         write.entry is not None,
         at_ms,
         at_ms if ended else None,
@@ -271,7 +277,16 @@ def _settle_arrivals(sql: Session, writes: Sequence[Write]) -> dict[str, Any]:
             ended.append((run.run_id, run.status))
             del arrived[run.run_id]
         elif wakes(run.status, [one.event for one in events]):
-            woken.append((run.run_id, write.at_ms))
+            woken.append((run.run_id, write.at_ms, _goes_before_limits(run, events)))
     refuse_rest(sql, ended)
     wake(sql, woken)
     return arrived
+
+
+def _goes_before_limits(run: Run, events: Sequence[Any]) -> bool:
+    """Whether a worker can do something with these events while the run's effect may not be made.
+
+    Not so when an attempt is in doubt: reconciling it comes before all but operators' requests.
+    """
+    doubt = run.effect is not None and run.effect.open
+    return not doubt or any(one.event.startswith("$") for one in events)

@@ -143,7 +143,7 @@ class Database:
 
     def clone(self, run_id: str, first_ms: int, slice_ms: int, count: int) -> None:
         """So many runs like that one: `SLICE` due at `slice_ms`, the others over a day."""
-        due = f"CASE WHEN n < {SLICE} THEN {slice_ms} ELSE {first_ms} + n * {step_ms(count)} END"
+        due = f"CASE WHEN n >= {count - SLICE} THEN {slice_ms} ELSE {first_ms} + n * {step_ms(count)} END"
         body = f"'{{\"at_ms\":' || ({due}) || '}}'"
         body = f"convert_to({body}, 'UTF8')" if self.postgresql else f"CAST({body} AS BLOB)"
         number = "lpad(n::text, 12, '0')" if self.postgresql else "printf('%012d', n)"

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.ours w1 '{"directory": "/tmp/x", "runs": 1000, "at_once": 200}'
 
 `at_once` clients each start a run, wait for its outcome and start the next, in one event loop with
-one worker.  `w1-profile` prints cProfile's table instead of a result; `w1-count` counts what the
-driver was asked to do (slower, so never in the same process as a measurement).
+one worker.  `w1-profile` and `w2-profile` print tables of cProfile instead of a result; `w1-count`
+counts what the driver was asked to do (slower, so never in the same process as a measurement).
 """
 
 from __future__ import annotations
@@ -129,16 +129,17 @@ async def sample(app: App, runs: int, *, warm: int = 5) -> list[float]:
     return found[warm:]
 
 
-def w1_profile(options: Options) -> None:
-    """Where W1 spends its time: cProfile, by own time and with callees.
+def profiled(options: Options, *, single: bool) -> None:
+    """Where W1 or W2 spends its time: cProfile, by own time and with callees.
 
     The store is called in the loop's thread, because cProfile sees no other.
     """
     store = open_for(options)
+    at_once = 1 if single else options.at_once
 
     async def body() -> None:
         async with App([Walk], store=store, world=World(io=InlineIo())) as app:
-            await each(options.runs, options.at_once, lambda number: walk(app, number))
+            await each(options.runs, at_once, lambda number: walk(app, number))
 
     profile = cProfile.Profile()
     profile.runcall(asyncio.run, body())
@@ -300,7 +301,8 @@ def quiet() -> None:
 
 WORKLOADS: dict[str, Callable[[Options], dict[str, Any] | None]] = {
     "w1": w1,
-    "w1-profile": w1_profile,
+    "w1-profile": lambda options: profiled(options, single=False),
+    "w2-profile": lambda options: profiled(options, single=True),
     "w1-count": w1_count,
     "w2": w2,
     "w3-prepare": w3_prepare,

@@ -60,8 +60,8 @@ QUICK = Sizes(
     idle_seconds=2.0,
 )  # fmt: skip
 FULL = Sizes(
-    rounds=5, w1_peer_runs=300, w2_runs=200, w2_peer_runs=50, w3_peer_runs=1_000, w3_rounds=3,
-    w4_finished=(100_000,), w5_many=100_000, w5_peer_runs=1_000, w6_runs=3_000, w6_rounds=3,
+    rounds=4, w1_peer_runs=200, w2_runs=200, w2_peer_runs=50, w3_peer_runs=1_000, w3_rounds=3,
+    w4_finished=(100_000, 1_000_000), w5_many=100_000, w5_peer_runs=500, w6_runs=3_000, w6_rounds=3,
     w7_steps=1_000_000, idle_seconds=5.0,
 )  # fmt: skip
 

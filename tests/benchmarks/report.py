@@ -46,7 +46,8 @@ _METHOD = """## Method
   for the start and for each of ten steps.
 - W3 counts from the new process's start (interpreter and imports too) until the last outcome was
   read; the events are sent by the new process. W4 and W7 take both sides in turns in one process;
-  finished runs and long pasts are SQL clones of real ones (same rows, same indexes).
+  finished runs and long pasts are SQL clones of real ones (same rows, same indexes), after which
+  PostgreSQL gets the VACUUM ANALYZE that autovacuum would have given it by the time.
 - W5's runs wait after five steps. "Started" is until every start is durable, while a worker moves
   them already; memory is the growth of the process that did it all.
 - SIGKILL proves recovery of a process, not of power loss.

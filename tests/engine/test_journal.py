@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from engine.contracts import Verdict, pack, unpack
 from engine.decide import begin, decide
-from engine.journal import JournalBroken, fold, replay
+from engine.journal import JournalBroken, explained, fold, replay
 from engine.table import compile_table
 
 
@@ -49,3 +50,54 @@ def test_replay_is_reachable_from_here(entries, zoo):
     assert replay(compile_table(zoo.Shop), entries) == []
     with pytest.raises(JournalBroken):
         replay(compile_table(zoo.Shop), entries[1:])
+
+
+def stored(entries):
+    """The entries as a journal keeps them: without the values that verdicts saw."""
+    return [
+        msgspec.structs.replace(one, verdicts=unpack(pack(one.verdicts))) for one in entries
+    ]  # fmt: skip
+
+
+def test_the_values_that_verdicts_saw_are_found_in_contexts_and_payloads(entries, zoo):
+    table = compile_table(zoo.Shop)
+    shown = explained(table, stored(entries))
+    assert [{one.clause: one.saw for one in entry.verdicts} for entry in shown] == [
+        {"amount_positive": {"context.amount": 1}},
+        {"amount_positive": {"context.amount": 1}},
+        {
+            "is_welcome": {"event.count": 2},
+            "notes_add_up": {"old.notes": 0, "new.notes": 2, "event.count": 2},
+            "amount_positive": {"context.amount": 1},
+        },
+    ]
+    assert [msgspec.structs.replace(one, verdicts=()) for one in shown] == [
+        msgspec.structs.replace(one, verdicts=()) for one in entries
+    ]
+
+
+def test_a_guard_is_shown_what_was_before_and_an_invariant_what_came_of_it(entries, zoo):
+    table = compile_table(zoo.Shop)
+    later = msgspec.structs.replace(entries[-1], context=zoo.Order(receipt="x", notes=2, amount=7))
+    (_, _, last) = explained(table, stored([*entries[:-1], later]))
+    saw = {one.clause: one.saw for one in last.verdicts}
+    assert saw["amount_positive"] == {"context.amount": 7}
+    assert saw["notes_add_up"]["old.notes"] == 0
+
+
+def test_a_clause_that_the_machine_has_no_more_is_shown_without_values(entries, zoo):
+    gone = Verdict("was_kind", "guard", True)
+    changed = msgspec.structs.replace(entries[-1], verdicts=(gone,), event="nothing_any_more")
+    (_, _, last) = explained(compile_table(zoo.Shop), [*entries[:-1], changed])
+    assert last.verdicts == (gone,)
+
+
+async def test_an_app_shows_a_journal_with_what_its_verdicts_saw(bench, zoo):
+    async with bench.harness() as harness:
+        run_id = (await harness.app.start(zoo.Shop, zoo.Order())).run_id
+        await harness.app.settle()
+        await harness.app.send(run_id, zoo.Noted(count=3))
+        await harness.app.settle()
+        last = (await harness.app.journal(run_id))[-1]
+        assert {one.clause: one.saw for one in last.verdicts}["is_welcome"] == {"event.count": 3}
+        assert [one.saw for one in bench.store.journal.read(run_id)[-1].verdicts] == [{}] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -17,6 +18,7 @@ from engine import (
     Permanent,
     Retry,
     State,
+    Transient,
     effect,
     seconds,
 )
@@ -433,3 +435,137 @@ async def test_reconcile_that_says_never_parks_the_run(bench):
         run = await harness.app.get(run_id)
         assert run.status == "quarantined"
         assert "unknown: wrong credentials" in run.last_error
+
+
+# -- the time an effect has -----------------------------------------------------------------------
+
+
+def timed(perform, timeout_seconds=60):
+    """Makes the call of an effect whose work this is, as the engine makes it in production."""
+
+    @effect(idempotent=True, timeout_ms=seconds(timeout_seconds))
+    async def work(context: Errand, call: Call) -> Fetched:
+        return await perform()
+
+    call = Call(run_id="r1", key="k", attempt=1, now_ms=1, resources={})
+    return OutsideCalls().perform(work, Errand(), call)
+
+
+class Errand(Context):
+    """Nothing to know."""
+
+
+class Fetched(Event, tag="fetched"):
+    """It is here."""
+
+
+@pytest.fixture
+async def timers(monkeypatch):
+    """The moments for which the event loop was asked to call somebody."""
+    loop, found = asyncio.get_running_loop(), []
+    call_at = loop.call_at
+
+    def noted(when, *given, **named):
+        found.append(when)
+        return call_at(when, *given, **named)
+
+    monkeypatch.setattr(loop, "call_at", noted)
+    return found
+
+
+async def test_an_effect_that_finishes_at_once_arms_no_timer(timers):
+    async def at_once():
+        return Fetched()
+
+    assert await timed(at_once) == Fetched()
+    assert timers == []
+
+
+async def test_an_exception_at_once_is_the_effects_own(timers):
+    async def at_once():
+        raise Permanent("refused")
+
+    with pytest.raises(Permanent, match="refused"):
+        await timed(at_once)
+    assert timers == []
+
+
+async def test_an_effect_that_waits_is_bounded_and_gets_its_answer(timers):
+    async def waits():
+        for _ in range(3):
+            await asyncio.sleep(0)
+        found = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(found.set_result, Fetched())
+        return await found
+
+    assert await timed(waits) == Fetched()
+    assert len(timers) == 1
+
+
+async def test_an_effect_that_waits_too_long_is_cancelled_where_it_waits():
+    ended = []
+
+    async def waits():
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append("cleaned up")
+
+    with pytest.raises(TimeoutError):
+        await timed(waits, timeout_seconds=0.001)
+    assert ended == ["cleaned up"]
+
+
+async def test_an_effect_that_has_an_answer_when_its_time_is_over_is_believed():
+    async def waits():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        return Fetched()
+
+    assert await timed(waits, timeout_seconds=0.001) == Fetched()
+
+
+async def test_cancelling_the_worker_reaches_the_effect():
+    reached = []
+
+    async def waits():
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            reached.append("cancelled")
+            raise
+
+    task = asyncio.create_task(timed(waits))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert reached == ["cancelled"]
+
+
+async def test_what_the_outside_throws_comes_out_of_where_the_effect_waits():
+    seen = []
+
+    async def waits():
+        answer = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(answer.set_exception, OutcomeUnknown("no answer"))
+        try:
+            await answer
+        except OutcomeUnknown as error:
+            seen.append(str(error))
+            await asyncio.sleep(0)  # and it may go on waiting
+            raise Transient("later") from error
+
+    with pytest.raises(Transient, match="later"):
+        await timed(waits)
+    assert seen == ["no answer"]
+
+
+async def test_a_timeout_within_the_effect_is_its_own_affair():
+    async def waits():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await asyncio.get_running_loop().create_future()
+        return Fetched()
+
+    assert await timed(waits) == Fetched()

@@ -166,7 +166,10 @@ def make() -> Make:
     return Make()
 
 
-_RELATIONS = "SELECT count(*) FROM pg_class WHERE relname LIKE 'turtles%' OR relname = 'orders'"
+_RELATIONS = """
+SELECT (SELECT count(*) FROM pg_class WHERE relname LIKE 'turtles%' OR relname = 'orders'),
+    (SELECT version_num FROM alembic_version)
+"""
 _TABLES = ", ".join(table.name for table in tables.metadata.sorted_tables)
 _EMPTY = f"TRUNCATE {_TABLES} RESTART IDENTITY"
 
@@ -181,7 +184,7 @@ class Postgres:
     def __init__(self, running: PostgresServer) -> None:
         self.server = running
         self._free: list[str] = []
-        self._relations: tuple[int] | None = None
+        self._relations: tuple[Any, ...] | None = None
 
     def empty(self) -> str:
         """The url of a new database without tables."""

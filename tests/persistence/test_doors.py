@@ -18,7 +18,7 @@ from engine.app import App
 from engine.blocking import BlockingApp
 from engine.errors import KeyConflict, Refused, StoreBusy, UnknownEvent, UnknownRun, UsageError
 from engine.secrets import SecretsCodec
-from persistence.store import open_store
+from persistence.store import SqlStore, open_store
 
 SECRETS = SecretsCodec(b"k" * 32)
 METADATA = sa.MetaData()
@@ -77,6 +77,7 @@ def opened(url: str) -> Iterator[Callers]:
     yield callers
     assert callers.store.inspector.findings() == []
     assert callers.store.inspector.relations() == []
+    METADATA.drop_all(callers.database)
     callers.database.dispose()
     callers.store.close()
 

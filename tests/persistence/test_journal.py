@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine.contracts import Verdict
 from engine.journal import fold
+from persistence.journal import tagged, untagged
 
 
 def test_entries_read_back_in_order_and_fold_to_the_run(store, make):
@@ -46,3 +51,28 @@ def test_verdicts_are_kept_without_the_values_they_saw(store, make):
     entry = make.entry(None, start.run, "$start", 1000, verdicts=verdicts, payload=b"\x00")
     store.runs.start([type(start)(run=start.run, entry=entry)])
     assert store.journal.read("r1") == [entry]
+
+
+@pytest.mark.parametrize(
+    ("payload", "kept"),
+    [
+        (b'{"event":"paid","amount_atomic":5}', b'{"amount_atomic":5}'),
+        (b'{"event":"paid"}', b"{}"),
+        (b'{"event":"paid_late","n":1}', b'{"event":"paid_late","n":1}'),
+        (b'{"n":1}', b' {"n":1}'),
+        (b"7", b"7"),
+    ],
+)
+def test_a_payload_is_kept_without_the_name_of_its_event(payload, kept):
+    assert untagged("paid", payload) == kept
+    assert tagged("paid", kept) == payload
+
+
+_PIECES = st.lists(
+    st.sampled_from([b'{"event":"paid"', b'{"event":"', b",", b"}", b"{", b" ", b'"n":1', b"\xff"])
+)
+
+
+@given(_PIECES.map(b"".join) | st.binary())
+def test_any_payload_reads_back_as_it_was(payload):
+    assert tagged("paid", untagged("paid", payload)) == payload

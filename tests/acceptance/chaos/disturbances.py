@@ -188,7 +188,8 @@ ON_ANY: tuple[Disturbance, ...] = (kill, zombie, kill_most, hiccup)
 ON_SQLITE: tuple[Disturbance, ...] = (*ON_ANY, locked)
 ON_POSTGRESQL: tuple[Disturbance, ...] = (
     kill, zombie, terminate, restart_fast, restart_immediate, cut_before_commit, cut_answer,
-    cut_sent_commit, partition, clock_forward, clock_back, cut_all, kill_most, delay, outage, hiccup,
+    cut_sent_commit, partition, clock_forward, clock_back, cut_all, kill_most, delay, outage,
+    hiccup,
 )  # fmt: skip
 QUICK = 11
 """How many of them a short run does: the first ones."""

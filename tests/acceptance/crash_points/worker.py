@@ -26,6 +26,7 @@ all the words (see `statements`; `before effect run` and `after effect run` are 
 
 In DIRECTORY are what outlives it: `ledger`, the outside's list of calls, appended and synced;
 `clock`, which is `+MS` (the host's time and so much more) or `=MS` (a clock that stands still).
+TURTLES_TEST_WALL_MS instead: the engine's own clock on a host whose time is wrong by so much.
 TURTLES_TEST_HOST is another host's name, so that nobody can look up whether this process is alive;
 TURTLES_TEST_BUSY_MS how long it waits for another's lock.
 """
@@ -45,11 +46,13 @@ from typing import Any
 import msgspec
 
 from engine.app import App
+from engine.clock import Clock
 from engine.errors import StoreError, TurtlesError
 from engine.performing import OutsideCalls
 from engine.ports import Query, StoredRun, WorkerIdentity
 from engine.process import this_worker
 from engine.secrets import SecretsCodec
+from engine.system import SystemClock
 from engine.testing import Boundary, CrashingCalls, CrashPlan
 from engine.world import World
 from persistence.store import open_store
@@ -115,6 +118,16 @@ def _stop() -> None:
 
 def _fail() -> None:
     raise sqlite3.OperationalError("disk I/O error")
+
+
+def clock_of(directory: Path) -> Clock:
+    """The clock of the file; or the engine's own one, on a host whose time is wrong."""
+    wrong_ms = os.environ.get("TURTLES_TEST_WALL_MS")
+    if wrong_ms is None:
+        return FileClock(directory / "clock")
+    right = time.time_ns
+    time.time_ns = lambda: right() + int(wrong_ms) * 1_000_000
+    return SystemClock()
 
 
 def append(file: Path, line: str) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 import structlog
 from typer.testing import CliRunner
+
+from tests.postgres_server import PostgresServer, server
 
 SCRIPT = Path(__file__).parent / "scripts" / "demo_program.py"
 ROOT = Path(__file__).parents[3]
@@ -108,3 +111,10 @@ def demo(tmp_path: Path, program: Any):
     yield made
     made.close()
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A private PostgreSQL server."""
+    with server() as running:
+        yield running

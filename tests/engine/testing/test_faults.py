@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from engine import (
     effect,
     minutes,
 )
-from engine.testing import Crash, CrashPlan
+from engine.testing import Crash, CrashingConnection, CrashPlan
 from engine.worker import LEASE_MS
 
 
@@ -310,3 +311,52 @@ def test_a_plan_without_a_crash_counts():
     plan = CrashPlan()
     assert plan.around("one", lambda: 7) == 7
     assert (len(plan.passed), plan.dead) == (2, False)
+
+
+def test_a_plan_crashes_where_a_name_has_all_the_words():
+    plan = CrashPlan(where="COMMIT step", count=2)
+    for name in ("before COMMIT claim", "before COMMIT move step", "after step"):
+        plan.pass_by(name)
+    with pytest.raises(Crash, match="4: after COMMIT step move"):
+        plan.pass_by("after COMMIT step move")
+
+
+def reported(plan: CrashPlan) -> CrashingConnection:
+    inner = sqlite3.connect(":memory:", isolation_level=None)
+    return CrashingConnection(inner, lambda statement, call: plan.around(statement, call))
+
+
+def test_every_statement_of_a_connection_is_a_boundary():
+    plan = CrashPlan()
+    connection = reported(plan)
+    connection.execute("BEGIN")
+    connection.execute("CREATE TABLE t (n INTEGER)")
+    connection.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
+    cursor = connection.cursor()
+    cursor.execute("SELECT n FROM t")
+    assert list(cursor) == [(1,), (2,)]
+    assert connection.in_transaction
+    connection.commit()
+    connection.row_factory = sqlite3.Row
+    assert connection.execute("SELECT n FROM t").fetchone()["n"] == 1
+    connection.close()
+    said = [boundary.name for boundary in plan.passed]
+    statements = ["BEGIN", "CREATE TABLE t (n INTEGER)", "INSERT INTO t VALUES (?)"]
+    statements += ["SELECT n FROM t", "COMMIT", "SELECT n FROM t"]
+    assert said == [f"{side} {one}" for one in statements for side in ("before", "after")]
+
+
+def test_what_dies_in_a_transaction_leaves_nothing():
+    plan = CrashPlan(where="after INSERT")
+    connection = reported(plan)
+    connection.execute("CREATE TABLE t (n INTEGER)")
+    connection.execute("BEGIN")
+    with pytest.raises(Crash):
+        connection.execute("INSERT INTO t VALUES (1) RETURNING n")
+    with pytest.raises(Crash, match="after death"):
+        connection.execute("COMMIT")
+    connection.rollback()  # the database does it; it is no boundary
+    assert plan.passed[-1].name == "after INSERT INTO t VALUES (1) RETURNING n"
+    plan.dead = False
+    assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    connection.close()

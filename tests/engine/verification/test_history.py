@@ -315,7 +315,8 @@ DAMAGES: list[tuple[str, str, tuple[str, ...]]] = [
     ("effect done, not given up", "compensation order",
      ("UPDATE turtles_transition SET effect_outcome = 'done' WHERE effect_outcome = 'given_up'",)),
     ("effect never called", "effect",
-     ("UPDATE turtles_transition SET effect_calls = 0 WHERE effect_name IS NOT NULL AND run_id = $GOOD",)),
+     ("UPDATE turtles_transition SET effect_calls = 0"
+      " WHERE effect_name IS NOT NULL AND run_id = $GOOD",)),
     ("effect deleted", "effect",
      (FORGET + " WHERE effect_name = 'book' AND run_id = $GOOD",)),
     ("effect of another name", "effect",
@@ -440,7 +441,8 @@ def test_without_the_right_key_the_rest_is_still_checked(shop: Shop) -> None:
     assert "secrets stayed closed" in note.text
     assert note.runs == report.runs
     shop.damage(
-        "UPDATE turtles_transition SET effect_calls = 0 WHERE effect_name IS NOT NULL AND run_id = $GOOD"
+        "UPDATE turtles_transition SET effect_calls = 0"
+        " WHERE effect_name IS NOT NULL AND run_id = $GOOD"
     )
     assert rules(shop.check(key=b"x" * 32)) == {"effect"}
 

@@ -23,10 +23,10 @@ def boundaries(killer):
 def test_the_boundaries_are_everywhere_and_always_the_same(killer, boundaries):
     assert killer.boundaries() == boundaries
     for name in (
-        "before runs.start",
+        "before runs.group",
+        "after runs.group",
         "after runs.commit",
         "before runs.claim",
-        "after inbox.deliver",
         "before workers.reap",
         "after workers.retire",
         "before machines.register",

@@ -74,7 +74,7 @@ def test_the_program_does_what_a_power_loss_could_harm(take):
     labels = {promise.label for promise in take.promises}
     assert labels == {
         "open_store", "machines.register", "workers.beat", "workers.reap", "workers.retire",
-        "runs.start", "runs.claim", "runs.commit", "inbox.deliver",
+        "runs.claim", "runs.commit", "runs.group",
     }  # fmt: skip
     assert len(take.done) == 8
     assert len({key for _, key in take.done}) == 8
@@ -88,13 +88,13 @@ def test_a_disk_that_ignores_syncs_is_noticed(bench, take):
 
 
 def test_an_earlier_state_is_named_by_the_commits_it_lacks(sweep, take):
-    number = last_promise(take, "inbox.deliver")
+    number = last_promise(take, "runs.group")
     now, before = (take.promises[n].operations for n in (number - 1, number - 2))
     image = Disk().apply_all(take.operations[:before]).as_seen()
     assert sweep.judge(before, image) is None
     loss = sweep.judge(now, image)
     assert loss is not None
-    assert loss.lost[-1:] == ("inbox.deliver",)
+    assert loss.lost[-1:] == ("runs.group",)
 
 
 def test_an_effect_that_the_ledger_has_and_the_store_has_not_is_noticed(sweep, take):
@@ -119,10 +119,10 @@ def test_a_damaged_database_is_noticed(sweep, take, damage, problem):
 
 
 def test_a_promise_made_before_its_commit_is_noticed(bench, take):
-    number = last_promise(take, "inbox.deliver")
+    number = last_promise(take, "runs.group")
     early = replace(take.promises[number - 1], operations=take.promises[number - 2].operations)
     promises = [*take.promises[: number - 1], early]
-    with pytest.raises(AssertionError, match=r"inbox\.deliver.*without any power loss"):
+    with pytest.raises(AssertionError, match=r"runs\.group.*without any power loss"):
         Sweep(bench, replace(take, promises=promises), "a hasty store")
 
 

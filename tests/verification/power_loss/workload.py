@@ -38,7 +38,7 @@ from engine import (
     hours,
     minutes,
 )
-from engine.ports import Store
+from engine.ports import Batch, Done, Store
 from engine.secrets import SecretsCodec
 from engine.testing import Harness, ManualClock
 from engine.worker import LEASE_MS
@@ -171,7 +171,7 @@ class Book:
 
 
 _WRITING = {
-    "runs": ("start", "claim", "commit"),
+    "runs": ("start", "claim", "commit", "group"),
     "inbox": ("deliver",),
     "workers": ("beat", "reap", "retire"),
     "machines": ("register",),
@@ -215,6 +215,8 @@ def _witness(label: str, arguments: tuple[Any, ...], answer: Any) -> Callable[[S
     match label:
         case "runs.start":
             return lambda store: all(store.journal.read(one.run_id, limit=1) for one in answer)
+        case "runs.group":
+            return _of_group(*arguments, answer)
         case "runs.commit":
             pairs = [(w, a.ok) for w, a in zip(arguments[0], answer, strict=True)]
             return lambda store: all(_is_written(store, write) for write, ok in pairs if ok)
@@ -235,6 +237,16 @@ def _witness(label: str, arguments: tuple[Any, ...], answer: Any) -> Callable[[S
         case "workers.reap":
             return lambda store: all(until > arguments[0] for _, until in store.workers.all())
     return lambda store: store.machines.shape(arguments[1]) is not None
+
+
+def _of_group(batch: Batch, done: Done) -> Callable[[SqlStore], bool]:
+    """All that shared one transaction."""
+    parts = [
+        _witness("runs.start", (batch.starts,), done.started),
+        _witness("inbox.deliver", (batch.deliveries,), done.receipts),
+        _witness("runs.commit", (batch.writes,), done.written),
+    ]
+    return lambda store: all(kept(store) for kept in parts)
 
 
 def _is_written(store: SqlStore, write: Any) -> bool:
