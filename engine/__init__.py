@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.effects import Again, Call, NotDone, effect
     from engine.errors import OutcomeUnknown, Permanent, Transient, TurtlesError
     from engine.events import ChildEnded, ChildMoved, Context, Event, GaveUp
+    from engine.limiting import Limit, Rate
     from engine.retry import FOREVER, Retry
     from engine.secret import Secret
     from engine.system import SystemClock
@@ -32,12 +33,14 @@ _HOMES = {
     "Event": "events",
     "FOREVER": "retry",
     "GaveUp": "events",
+    "Limit": "limiting",
     "Machine": "definition",
     "NotDone": "effects",
     "Outcome": "app",
     "OutcomeUnknown": "errors",
     "Permanent": "errors",
     "Permission": "app",
+    "Rate": "limiting",
     "Retry": "retry",
     "RunRef": "app",
     "Secret": "secret",
@@ -67,12 +70,14 @@ __all__ = [
     "Context",
     "Event",
     "GaveUp",
+    "Limit",
     "Machine",
     "NotDone",
     "Outcome",
     "OutcomeUnknown",
     "Permanent",
     "Permission",
+    "Rate",
     "Retry",
     "RunRef",
     "Secret",

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets as secrets_module
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -192,6 +192,11 @@ class App(View):
                     t.name, t.fingerprint, s, now_ms
                 )
             )
+        if self._limits:
+            for before, after in await self._io(
+                lambda: self.store.limits.declare(self._limits, now_ms)
+            ):
+                changed(before, after)
         await self._lease.beat()
 
     async def beat(self) -> None:
@@ -239,11 +244,16 @@ class App(View):
         context: Any,
         *,
         key: str | None = None,
+        tenant: str = "",
+        priority: int = 0,
         connection: Any = None,
     ) -> RunRef:
         """Accept a run.  The same key gives the same run, however often it is started.
 
         Args:
+            tenant: for whom; tenants that have work get equal shares of the workers.
+            priority: of its tenant's runs, those with the higher number go first.  Child runs
+                inherit both.
             connection: the caller's own SQLAlchemy `Connection` (or `AsyncConnection`) to the
                 store's database, in a transaction: the run is there exactly if it commits.
 
@@ -256,9 +266,12 @@ class App(View):
         """
         if connection is not None:
             return await _with_connection(
-                connection, lambda own: self.start_within(own, machine, context, key=key)
+                connection,
+                lambda own: self.start_within(
+                    own, machine, context, key=key, tenant=tenant, priority=priority
+                ),
             )
-        begun = self._begun(machine, context, key)
+        begun = self._begun(machine, context, key, tenant, priority)
         due_ms, now_ms = begun.after.due_ms, begun.after.created_ms
         due = due_ms is not None and due_ms <= now_ms
         term = self._lease.term
@@ -284,9 +297,11 @@ class App(View):
         context: Any,
         *,
         key: str | None = None,
+        tenant: str = "",
+        priority: int = 0,
     ) -> RunRef:
         """`start` over the caller's connection, in the caller's thread."""
-        begun = self._begun(machine, context, key)
+        begun = self._begun(machine, context, key, tenant, priority)
         doors = self.store.within(connection)
         start = self._desk.start_for(begun)
         started = doors.start(start)
@@ -296,7 +311,14 @@ class App(View):
         doors.on_commit(self._wake_soon)
         return RunRef(started.run_id, started.created)
 
-    def _begun(self, machine: type[Machine[Any]] | str, context: Any, key: str | None) -> Decision:
+    def _begun(
+        self,
+        machine: type[Machine[Any]] | str,
+        context: Any,
+        key: str | None,
+        tenant: str,
+        priority: int,
+    ) -> Decision:
         table = self._table(machine)
         if type(context) is not table.context:
             raise BadPayload(
@@ -305,8 +327,17 @@ class App(View):
             )
         if key is not None:
             check_key("key of the run", key)
+        check_share(tenant, priority)
         now_ms = self.clock.now_ms()
-        begun = begin(table, run_id=self._new_id(now_ms), context=context, now_ms=now_ms, key=key)
+        begun = begin(
+            table,
+            run_id=self._new_id(now_ms),
+            context=context,
+            now_ms=now_ms,
+            key=key,
+            priority=priority,
+            tenant=tenant,
+        )
         if isinstance(begun, Violation):
             raise Refused(f"machine {table.name} cannot begin: {begun.reason}")
         return begun

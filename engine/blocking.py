@@ -67,12 +67,18 @@ class BlockingApp:
         context: Any,
         *,
         key: str | None = None,
+        tenant: str = "",
+        priority: int = 0,
         connection: Any = None,
     ) -> RunRef:
         """See `App.start`.  A connection of the caller is used in the caller's thread."""
         if connection is not None:
-            return self._app.start_within(connection, machine, context, key=key)
-        return self._call(self._app.start(machine, context, key=key))
+            return self._app.start_within(
+                connection, machine, context, key=key, tenant=tenant, priority=priority
+            )
+        return self._call(
+            self._app.start(machine, context, key=key, tenant=tenant, priority=priority)
+        )
 
     def send(
         self, run_id: str, event: Event | str, *, key: str | None = None, connection: Any = None

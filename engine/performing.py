@@ -188,7 +188,9 @@ class Performer:
             if effect.retry.exhausted(pending.attempts):
                 await self._give_up(job, effect, pending, pending.last_error or "no outcome")
             else:
-                await self._count_attempt(job, pending, doubt=not effect.transaction)
+                # What died inside its transaction certainly did nothing.
+                doubt = not (effect.transaction and isinstance(self._calls, SqlCalls))
+                await self._count_attempt(job, pending, doubt=doubt)
             return
         try:
             answer = await self._calls.reconcile(effect, job.run.context, self._call(job, pending))

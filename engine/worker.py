@@ -28,8 +28,8 @@ import structlog
 
 from engine.clock import Clock, Follower, seconds
 from engine.committer import Io
-from engine.limiting import Limiting
 from engine.errors import LostOwnership, StoreError, StoreUnavailable, UsageError
+from engine.limiting import Limiting
 from engine.ports import Claimed, Store, WorkerIdentity, Write
 from engine.process import known_dead
 from engine.retry import Retry

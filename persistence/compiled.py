@@ -83,6 +83,8 @@ def plan_for(
         dialect: of which database.
     """
     assert isinstance(statement, sa.ClauseElement)
+    if dialect == "postgresql" and isinstance(statement, sa.Insert):
+        statement = statement.inline()  # no RETURNING of its own
     compiled = statement.compile(
         dialect=_SQLITE if dialect == "sqlite" else _postgresql(),
         column_keys=None if columns is None else list(columns),
@@ -217,6 +219,14 @@ def plan_set(
         return f"{head} SELECT {values[1:-1]} FROM {given}", kinds, values_brought  # noqa: S608
     head, _, condition = text.partition(" WHERE ")
     return f"{head} FROM {given} WHERE {condition}", kinds, values_brought
+
+
+def rows_text(statement: sa.Executable, names: tuple[str, ...]) -> str:
+    """The text of a statement for PostgreSQL with its values numbered in the order of `names`."""
+    plan = plan_for(statement, names if isinstance(statement, sa.Insert) else None, "postgresql")
+    assert set(plan.names) == set(names), set(plan.names) ^ set(names)
+    number = {f"${n}": f"${names.index(name) + 1}" for n, name in enumerate(plan.names, 1)}
+    return re.sub(r"\$\d+", lambda match: number[match[0]], plan.text)
 
 
 def _quoted(name: str) -> str:

@@ -36,6 +36,12 @@ class Turns:
         self._after_last = _distinct(columns, where, ">")
         self._from_first = _distinct(columns, where, ">=")
         self._last: Key | None = None
+        listed = ", ".join(columns)
+        given = ", ".join(f":from_{column}" for column in columns)
+        self._one_more = (
+            f"SELECT {listed} FROM turtles_run WHERE {where} AND ({listed}) > ({given})"  # noqa: S608 - constants of ours
+            f" ORDER BY {listed} LIMIT 1"
+        )
 
     def next(self, sql: Session, most: int = AT_ONCE) -> list[Key]:
         """Those who have work, beginning after the last one served."""
@@ -54,8 +60,16 @@ class Turns:
 
     def _listed(self, sql: Session, query: str, start: Key, most: int) -> list[Key]:
         names = [f"from_{column}" for column in self._columns]
-        rows = sql.all(query, most=most, **dict(zip(names, start, strict=True)))
-        return [tuple(row[column] for column in self._columns) for row in rows]
+        # Within one statement SQLite would seek by the first column only, and walk the rest.
+        stepwise = sql.dialect == "sqlite" and len(names) > 1
+        rows = sql.all(query, most=1 if stepwise else most, **dict(zip(names, start, strict=True)))
+        found = [tuple(row[column] for column in self._columns) for row in rows]
+        while stepwise and found and len(found) < most:
+            more = sql.one(self._one_more, **dict(zip(names, found[-1], strict=True)))
+            if more is None:
+                break
+            found.append(tuple(more[column] for column in self._columns))
+        return found
 
     def serve(
         self, keys: Sequence[Key], most: int, take: Callable[[Key, int], Sequence[Any]]
@@ -87,12 +101,12 @@ def _distinct(columns: tuple[str, ...], where: str, operator: str) -> str:
         )
 
     given = ", ".join(f":from_{column}" for column in columns)
-    before = ", ".join(f"some.{column}" for column in columns)
+    before = ", ".join(f"met.{column}" for column in columns)
     first = ", ".join(seek(column, operator, given) for column in columns)
     then = ", ".join(seek(column, ">", before) for column in columns)
     return (
-        f"WITH RECURSIVE some({listed}, number) AS ("  # noqa: S608 - constants of ours
-        f"SELECT {first}, 1 UNION ALL SELECT {then}, some.number + 1 FROM some"
-        f" WHERE some.{columns[0]} IS NOT NULL AND some.number < :most)"
-        f" SELECT {listed} FROM some WHERE {columns[0]} IS NOT NULL"
+        f"WITH RECURSIVE met({listed}, number) AS ("  # noqa: S608 - constants of ours
+        f"SELECT {first}, 1 UNION ALL SELECT {then}, met.number + 1 FROM met"
+        f" WHERE met.{columns[0]} IS NOT NULL AND met.number < :most)"
+        f" SELECT {listed} FROM met WHERE {columns[0]} IS NOT NULL"
     )

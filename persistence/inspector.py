@@ -171,6 +171,47 @@ _RULES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "slot",
+        """
+        SELECT s.run_id AS run_id,
+            'slot ' || s.number || ' of ' || s.limit_name || ' ' || s.tenant || ' is held by '
+            || coalesce(s.run_id, '(no run)') || ' for ' || coalesce(s.owner, '(nobody)')
+            || ', who has not claimed it under that limit' AS problem
+        FROM turtles_slot s
+        LEFT JOIN turtles_run r ON r.run_id = s.run_id
+        WHERE (s.run_id IS NOT NULL OR s.owner IS NOT NULL) AND (
+            r.owner IS NULL OR s.owner IS NULL OR r.owner <> s.owner OR r.limits IS NULL
+            OR replace(r.limits, ',' || s.limit_name || ',', '') = r.limits)
+        """,
+    ),
+    (
+        "slot",
+        """
+        SELECT r.run_id AS run_id,
+            'run is claimed under limit ' || l.name || ' and has '
+            || (SELECT count(*) FROM turtles_slot s
+                WHERE s.limit_name = l.name AND s.run_id = r.run_id) || ' slots of it' AS problem
+        FROM turtles_limit l CROSS JOIN turtles_run r
+        WHERE l.slots IS NOT NULL AND r.owner IS NOT NULL
+            AND replace(r.limits, ',' || l.name || ',', '') <> r.limits
+            AND 1 <> (SELECT count(*) FROM turtles_slot s
+                WHERE s.limit_name = l.name AND s.run_id = r.run_id)
+        """,
+    ),
+    (
+        "slot",
+        """
+        SELECT CAST(NULL AS TEXT) AS run_id,
+            'limit ' || l.name || ' has ' || l.slots || ' slots, ' || count(*)
+            || ' runs are claimed under it' AS problem
+        FROM turtles_limit l CROSS JOIN turtles_run r
+        WHERE r.owner IS NOT NULL AND replace(r.limits, ',' || l.name || ',', '') <> r.limits
+        GROUP BY l.name, l.slots, CASE WHEN l.per_tenant THEN r.tenant ELSE '' END
+        HAVING count(*) > l.slots AND l.slots >= (SELECT coalesce(max(s.number), 0)
+            FROM turtles_slot s WHERE s.limit_name = l.name AND s.run_id IS NOT NULL)
+        """,
+    ),
+    (
         "parent",
         """
         SELECT c.run_id AS run_id, 'the parent ' || c.parent_id || ' does not exist' AS problem

@@ -141,3 +141,7 @@ def _entry(row: sa.Row[Any]) -> Entry:
         at_ms=row.at_ms,
         worker=row.worker,
     )
+
+
+ADDING = (_INSERT, _COLUMNS, _of_write)
+"""The statement that adds a transition, the names of its values, what makes them of a write."""

@@ -47,7 +47,7 @@ _REDECLARE = (
     .values(
         {
             name: sa.bindparam(f"new_{name}", type_=_l[name].type)
-            for name in _l.keys()
+            for name in _l.keys()  # noqa: SIM118 - a collection of columns, no mapping
             if name != "name"
         }
     )
@@ -184,9 +184,7 @@ class SqlLimits:
                     sql.execute(_REDECLARE, of=one.name, **given)
         self.any = self.any or bool(known or limits)
         return [
-            (known[one.name], one)
-            for one in limits
-            if one.name in known and known[one.name] != one
+            (known[one.name], one) for one in limits if one.name in known and known[one.name] != one
         ]
 
     def all(self) -> list[Limit]:
@@ -218,9 +216,7 @@ class SqlLimits:
                 for row in sql.fetch(_HELD)
             ]
 
-    def claim(
-        self, sql: Session, worker_id: str, now_ms: int, most: int, take: Take
-    ) -> list[Any]:
+    def claim(self, sql: Session, worker_id: str, now_ms: int, most: int, take: Take) -> list[Any]:
         """Give slots and tokens to runs that wait for them; the rows of those runs."""
         groups = self._turns.next(sql)
         if not groups or most < 1:
@@ -288,9 +284,7 @@ class _Room:
         known = (self._limits[n] for n in sorted(limiting.read(names)) if n in self._limits)
         return [((one.name, one.tenant_of(tenant)), one) for one in known]
 
-    def _count(
-        self, pairs: list[tuple[str, str]], *, make: bool
-    ) -> dict[tuple[str, str], int]:
+    def _count(self, pairs: list[tuple[str, str]], *, make: bool) -> dict[tuple[str, str], int]:
         found = {
             (row.limit_name, row.tenant): row for row in self._sql.fetch(_COUNTED, pairs=pairs)
         }
@@ -308,9 +302,7 @@ class _Room:
             self._sql.run_many(_MAKE_SLOT, missing)
         return free
 
-    def _read_rates(
-        self, pairs: list[tuple[str, str]], locks: bool
-    ) -> dict[tuple[str, str], int]:
+    def _read_rates(self, pairs: list[tuple[str, str]], locks: bool) -> dict[tuple[str, str], int]:
         query = _PAID_LOCKED if locks else _PAID
         rows = self._sql.fetch(query, pairs=pairs)
         if locks and len(rows) < len(pairs):

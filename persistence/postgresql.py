@@ -26,6 +26,8 @@ What is lost, and what becomes of it::
     one during COMMIT                   another connection asks the server what became of the
                                         transaction, by its number (`pg_xact_status`); so it either
                                         happened, or `StoreUnavailable` says that it did not
+    one during COMMIT, and the server   the same if it did not happen; else `CommitUnknown`: a crash
+    crashed                             may forget the number, and give it to another transaction
     the server, until patience ends     `CommitUnknown` in that last case, else `StoreUnavailable`
 
 The store's methods are one transaction each, so they are simply done again after a loss, and when
@@ -39,7 +41,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -57,7 +59,8 @@ from engine.errors import (
     StoreUnavailable,
     UsageError,
 )
-from persistence import arrays
+from engine.ports import Batch, Written
+from persistence import arrays, swift
 from persistence.arrays import packed
 from persistence.compiled import numbered, plan_set
 from persistence.database import Cursor, Database, Pooled, Session, Synchronous
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
     from psycopg import Connection, RawCursor
 
 T = TypeVar("T")
+_EPOCH = "SELECT coalesce(stats_reset, pg_postmaster_start_time())::text FROM pg_stat_bgwriter"
+"""Another one after every crash, which loses the statistics, too; anybody may read it."""
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _SCHEMA_LOCK = 7_310_591_242_217_316_219
 """The advisory lock of those who change the schema: a number that nobody else picks by chance."""
@@ -198,7 +203,7 @@ class PgDatabase(Database):
         event.listen(database, "connect", self._prepare_connection)
         return database
 
-    def _prepare_connection(self, driver: Connection[Any], _record: object) -> None:
+    def _prepare_connection(self, driver: Connection[Any], record: Any) -> None:
         from psycopg.adapt import Dumper
         from psycopg.pq import Format
         from psycopg.types import numeric, string
@@ -222,6 +227,7 @@ class PgDatabase(Database):
                 f"database {self.name}: the server is PostgreSQL {version // 10_000}, expected 14 "
                 "or newer. Upgrade the server, or use another one."
             )
+        record.info["epoch"] = driver.execute(_EPOCH, prepare=False).fetchone()[0]
 
     def close(self) -> None:
         """Close every connection that is not in use; nobody waits for the server any more."""
@@ -233,10 +239,12 @@ class PgDatabase(Database):
         from psycopg import Error, RawCursor
 
         number: str | None = None
+        epoch: str | None = None
         committing = False
         try:
             pooled, number = self._begun(self._begin_write if writes else _BEGIN_READ)
             driver: Any = pooled.driver_connection
+            epoch = pooled.info.get("epoch")
             try:
                 yield PgSession(self, pooled, RawCursor(driver))
                 committing = number is not None
@@ -247,19 +255,58 @@ class PgDatabase(Database):
             finally:
                 pooled.close()
         except sa.exc.TimeoutError as error:
-            raise StoreBusy(
-                f"database {self.name}: all {2 * self._pool_size} connections of this process were "
-                f"in use for {self._busy_timeout_seconds:g} s. End transactions sooner, or give "
-                "more connections with ?pool= in the url; nothing was written."
-            ) from error
+            raise self._used_up() from error
         except (sa.exc.DBAPIError, Error) as error:  # the first: of `Session.connection`
             met = translate(getattr(error, "orig", error), self.name)
-            if committing and isinstance(met, StoreUnavailable) and self._happened(number, error):
+            lost = committing and isinstance(met, StoreUnavailable)
+            if lost and self._happened(number, epoch, error):
                 return
             raise met from error
 
-    def _happened(self, number: str | None, lost: Exception) -> bool:
+    def at_once(self, batch: Batch) -> list[Written] | None:
+        """Commit plain steps in one round trip; see `persistence.swift`."""
+        from psycopg import Error
+
+        if not swift.plain(batch):
+            return None
+        writes = batch.writes
+        try:
+            with closing(self.sa.raw_connection()) as pooled:
+                driver: Any = pooled.driver_connection
+                try:
+                    moved, waiting = _together(driver, swift.steps(writes))
+                    ids = {row[0] for row in moved}
+                    missed = [one for one in writes if one.before.run_id not in ids and one.entry]
+                    if missed:
+                        asked = swift.ours([one.entry for one in missed if one.entry])
+                        (found,) = _together(driver, [asked])
+                        rows = {row[0]: row for row in found}
+                        ids.update(
+                            one.before.run_id
+                            for one in missed
+                            if swift.is_ours(one, rows.get(one.before.run_id, ()))
+                        )
+                except BaseException:
+                    _give_up(pooled, driver)
+                    raise
+        except sa.exc.TimeoutError as error:
+            raise self._used_up() from error
+        except Error as error:
+            raise translate(error, self.name) from error
+        return swift.answers(writes, ids, waiting)
+
+    def _used_up(self) -> StoreBusy:
+        return StoreBusy(
+            f"database {self.name}: all {2 * self._pool_size} connections of this process were "
+            f"in use for {self._busy_timeout_seconds:g} s. End transactions sooner, or give "
+            "more connections with ?pool= in the url; nothing was written."
+        )
+
+    def _happened(self, number: str | None, epoch: str | None, lost: Exception) -> bool:
         """Whether a transaction was committed whose COMMIT was not answered.
+
+        Args:
+            epoch: between which crashes of the server it was.
 
         Raises:
             CommitUnknown: the server was away too long, or knows nothing any more.
@@ -267,9 +314,11 @@ class PgDatabase(Database):
         for _ in self.pauses():
             with suppress(StoreUnavailable, StoreBusy), self.reading() as sql:
                 known = sql.scalar("SELECT pg_xact_status(:n::xid8)", n=number)
-                if known in ("committed", "aborted"):
-                    return bool(known == "committed")
-                if known is None:
+                if known == "aborted":
+                    return False
+                if known == "committed" and sql.scalar(_EPOCH) == epoch:
+                    return True
+                if known != "in progress":  # forgotten, or another one's that got the number
                     break
         raise CommitUnknown(
             f"database {self.name}: the connection was lost during COMMIT ({_told(lost)}), and the "
@@ -355,6 +404,17 @@ def _again(database: PgDatabase, method: Callable[..., T]) -> Callable[..., T]:
         raise met
 
     return patient
+
+
+def _together(driver: Any, asked: Sequence[swift.Asked]) -> list[list[Any]]:
+    """The rows of statements that are sent, and committed, together."""
+    from psycopg import RawCursor
+
+    with driver.pipeline():
+        cursors = [
+            RawCursor(driver).execute(one.text.encode(), one.values, binary=True) for one in asked
+        ]
+    return [cursor.fetchall() for cursor in cursors]
 
 
 def _commit(driver: Any, name: str) -> None:

@@ -24,11 +24,11 @@ from engine.run import HELD, TERMINAL, Parent, Run
 from persistence import tables
 from persistence.database import Database, Session
 from persistence.effects import pending_of
-from persistence.inbox import accept_deliveries, waiting_by_run
 from persistence.fairness import Key, Turns
+from persistence.inbox import accept_deliveries, waiting_by_run
 from persistence.journal import add_first_entries
-from persistence.limits import LIMITED, SqlLimits, let_overdue_go
 from persistence.lending import lent
+from persistence.limits import LIMITED, SqlLimits, let_overdue_go
 from persistence.writes import MUTABLE, UNDO_NONE, Missed, commit, mutable_values
 
 _r = tables.run.c
@@ -84,7 +84,7 @@ _REGISTERED = sa.exists().where(tables.worker.c.worker_id == sa.bindparam("who")
 _READY_WHERE = "ready AND owner IS NULL AND limits IS NULL"
 _IS_READY = sa.text(_READY_WHERE)
 _IS_LATER = sa.text("due_ms IS NOT NULL AND owner IS NULL AND NOT ready")
-_TENANT = sa.select(_r.tenant).where(_IS_READY).limit(1)
+_TENANT = sa.select(_r.tenant).where(_IS_READY).limit(1).correlate(None)
 _FIRST_TENANT = _TENANT.order_by(_r.tenant).scalar_subquery()
 _LAST_TENANT = _TENANT.order_by(_r.tenant.desc()).scalar_subquery()
 _TENANTS = sa.select(_FIRST_TENANT.label("first"), _LAST_TENANT.label("last"))
@@ -125,7 +125,10 @@ _THAT = (
 )
 _NEXT_READY = sa.select(_r.due_ms).where(_IS_READY, _KNOWN).limit(1)
 _NEXT_DUE = (
-    sa.select(_r.due_ms, _r.version).where(_IS_LATER).order_by(_r.due_ms).limit(sa.bindparam("most"))
+    sa.select(_r.due_ms, _r.version)
+    .where(_IS_LATER)
+    .order_by(_r.due_ms)
+    .limit(sa.bindparam("most"))
 )
 
 
@@ -222,8 +225,9 @@ class SqlRuns:
     ) -> list[Claimed]:
         """Take due, unowned runs of these versions.
 
-        Tenants in turn; of each tenant by priority, then longest due first.  With `run_id`: that run alone, due or not, unless it is owned or terminal.  A worker that
-        is not registered (it never beat, or its lease was taken away) gets nothing.
+        Tenants in turn; of each tenant by priority, then longest due first.  With `run_id`: that
+        run alone, due or not, unless it is owned or terminal.  A worker that is not registered (it
+        never beat, or its lease was taken away) gets nothing.
         """
         known = sorted(versions)
         with self._database.transaction() as sql:
@@ -288,6 +292,9 @@ class SqlRuns:
 
     def group(self, batch: Batch) -> Done:
         """Starts, deliveries and writes of many callers in one transaction, in this order."""
+        at_once = self._database.at_once(batch)
+        if at_once is not None:
+            return Done(written=at_once)
         try:
             return self._group(batch, look=False)
         except Missed:

@@ -110,9 +110,7 @@ sa.Index(
     sqlite_where=_LIMITED,
     postgresql_where=_LIMITED,
 )
-sa.Index(
-    "turtles_run_overdue", run.c.deadline_ms, sqlite_where=_OVERDUE, postgresql_where=_OVERDUE
-)
+sa.Index("turtles_run_overdue", run.c.deadline_ms, sqlite_where=_OVERDUE, postgresql_where=_OVERDUE)
 sa.Index("turtles_run_due", run.c.due_ms, sqlite_where=_DUE, postgresql_where=_DUE)
 sa.Index("turtles_run_ended", run.c.ended_ms, sqlite_where=_ENDED, postgresql_where=_ENDED)
 sa.Index("turtles_run_owner", run.c.owner, sqlite_where=_OWNED, postgresql_where=_OWNED)

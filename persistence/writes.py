@@ -290,3 +290,7 @@ def _goes_before_limits(run: Run, events: Sequence[Any]) -> bool:
     """
     doubt = run.effect is not None and run.effect.open
     return not doubt or any(one.event.startswith("$") for one in events)
+
+
+MOVING = (_MOVE, _VALUES, _move)
+"""The statement that moves a run, the names of its values, and what makes them of a write."""

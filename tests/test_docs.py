@@ -45,6 +45,16 @@ def test_the_walk_over_the_platform_prints_what_the_page_says(tmp_path: Path) ->
     assert done.stdout == printed
 
 
+def test_the_program_about_embedding_runs(tmp_path: Path) -> None:
+    program = "\n".join(BLOCK.findall((ROOT / "docs" / "embedding.md").read_text()))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True,
+        text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_links_of_the_pages_lead_somewhere() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())

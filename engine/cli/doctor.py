@@ -58,9 +58,11 @@ async def examine(app: App) -> tuple[list[Finding], int]:
 
 
 def permissions(data_dir: Path) -> list[Finding]:
-    """What others could enter or read."""
+    """What others could enter or read; nothing where the store is a server's and no directory is."""
     from engine.ports import Finding
 
+    if not data_dir.is_dir():
+        return []
     found = []
     for path in (data_dir, *sorted(data_dir.iterdir())):
         try:

@@ -99,12 +99,19 @@ def make_data_dir(data_dir: Path) -> None:
 
 
 def require_store(data_dir: Path) -> None:
-    """Refuse a directory in which nothing has ever run, instead of making a store there.
+    """Refuse a directory or a file in which nothing has ever run, instead of making a store there.
 
     Raises:
-        UsageError: names the directory and how to give another.
+        UsageError: names it and how to give another.
     """
-    if STORE_VARIABLE not in os.environ and not (data_dir / STORE_FILE).exists():
+    given = os.environ.get(STORE_VARIABLE, "")
+    _, is_file, path = given.partition("sqlite:///")
+    if is_file and path and not Path(path).expanduser().exists():
+        raise UsageError(
+            f"store {path} (of {STORE_VARIABLE}): no such file, so nothing has run there. "
+            "Correct the url, or start a run first."
+        )
+    if not given and not (data_dir / STORE_FILE).exists():
         raise UsageError(
             f"data directory {data_dir}: no {STORE_FILE} in it, so nothing has run there. "
             "Give the right one with --data-dir or TURTLES_DATA_DIR, or start a run first."

@@ -280,3 +280,60 @@ async def test_a_control_settled_in_the_same_instant_does_not_swallow_the_next(b
         assert not (await harness.app.resume(run_id)).duplicate
         await harness.app.settle()
         assert (await harness.app.get(run_id)).status == "completed"
+
+
+async def test_a_run_whose_starter_gave_up_is_moved_all_the_same(bench, zoo):
+    """It was accepted as this worker's own, so nobody else would ever look at it."""
+    app = App([zoo.Shop], bench.store, resources={zoo.Ledger: bench.ledger}, secrets=bench.secrets,
+              world=World(clock=bench.clock))  # fmt: skip
+    async with app:
+        await asyncio.sleep(0)  # the worker is there
+        starting = asyncio.create_task(app.start(zoo.Shop, zoo.Order(), key="k"))
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        while not bench.ledger.charged:
+            await asyncio.sleep(0)
+        run_id = await app.find(zoo.Shop, "k")
+        while (await app.get(run_id)).state != "packing":
+            await asyncio.sleep(0)
+        assert len(bench.ledger.charged) == 1
+
+
+async def test_a_start_in_a_working_app_is_its_own_workers_at_once(bench, zoo):
+    """Its first attempt is counted in the start, and no claim is needed."""
+    claims = []
+
+    class Watched:
+        def __init__(self, inner):
+            self._inner = inner
+
+        def claim(self, *given, **named):
+            found = self._inner.claim(*given, **named)
+            claims.extend(found)
+            return found
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+    class Store:
+        def __init__(self, inner):
+            self._inner = inner
+            self.runs = Watched(inner.runs)
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+    world = World(clock=bench.clock, store=Store)
+    app = App([zoo.Errand], bench.store, resources={zoo.Ledger: bench.ledger},
+              secrets=bench.secrets, world=world)  # fmt: skip
+    async with app:
+        await asyncio.sleep(0)
+        run_id = (await app.start(zoo.Errand, zoo.Order())).run_id
+        assert (await app.wait(run_id)).status == "completed"
+        (effect,) = await app.effects(run_id)
+    assert (effect.attempts, effect.status) == (1, "done")
+    assert bench.ledger.attempts == [1]
+    assert claims == []
+    assert bench.store.runs.get(run_id).fence == 1

@@ -38,6 +38,29 @@ class Counting:
         return getattr(self._inner, name)
 
 
+class Ticks:
+    """Whoever sleeps goes on at the next tick, however long he meant to."""
+
+    def __init__(self, clock):
+        self._clock = clock
+        self.asked_ms: list[int] = []
+        self._tick = asyncio.Event()
+
+    def now_ms(self):
+        return self._clock.now_ms()
+
+    async def sleep(self, duration_ms):
+        self.asked_ms.append(duration_ms)
+        await self._tick.wait()
+
+    async def tick(self):
+        """The time of a poll passes, and what it wakes is done."""
+        self._clock.advance(POLL_MS)
+        self._tick.set()
+        self._tick = asyncio.Event()
+        await turns()
+
+
 def nothing_wrong():
     """What a worker says while all is well."""
 
@@ -49,11 +72,12 @@ async def turns(number=20):
 
 @pytest.fixture
 async def shop(bench, zoo):
-    """A bench, its harness, the store that counts, and those who wait over it."""
+    """Time, a harness, the store that counts, and those who wait over it."""
     async with bench.harness() as harness:
         counting = Counting(bench.store)
         codec = Codec(bench.secrets, {"Shop": compile_table(zoo.Shop)})
-        yield bench, harness, counting, Waiters(counting, InlineIo(), bench.clock, codec)
+        ticks = Ticks(bench.clock)
+        yield ticks, harness, counting, Waiters(counting, InlineIo(), ticks, codec)
 
 
 async def started(harness, zoo, number=1):
@@ -61,7 +85,7 @@ async def started(harness, zoo, number=1):
 
 
 async def test_a_thousand_who_wait_cost_one_query_a_poll(shop, zoo):
-    bench, harness, counting, waiters = shop
+    time, harness, counting, waiters = shop
     run_ids = await started(harness, zoo, 20)
     waiting = [
         asyncio.create_task(waiters.wait(run_ids[n % 20], True, nothing_wrong))
@@ -70,24 +94,23 @@ async def test_a_thousand_who_wait_cost_one_query_a_poll(shop, zoo):
     await turns()
     assert counting.asked == []  # they are in hand: nobody has to look
     for polls in (1, 2, 3):
-        bench.clock.advance(POLL_MS)
-        await turns()
+        await time.tick()
         assert counting.asked == [20] * polls
+    assert time.asked_ms == [POLL_MS] * 4
     for run_id in run_ids:
         await harness.app.cancel(run_id)
     await harness.app.settle()
-    bench.clock.advance(POLL_MS)
+    await time.tick()
     runs = await asyncio.gather(*waiting)
     assert {run.run_id for run in runs} == set(run_ids)
     assert {run.status for run in runs} == {"cancelled"}
     assert counting.asked == [20] * 4
-    bench.clock.advance(10 * POLL_MS)
-    await turns()
+    await time.tick()
     assert len(counting.asked) == 4  # nobody waits, nobody asks
 
 
 async def test_who_waits_is_told_at_once_of_what_this_program_moves(shop, zoo):
-    bench, harness, counting, waiters = shop
+    time, harness, counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     waiting = asyncio.create_task(waiters.wait(run_id, True, nothing_wrong))
     await turns()
@@ -98,7 +121,7 @@ async def test_who_waits_is_told_at_once_of_what_this_program_moves(shop, zoo):
 
 
 async def test_a_run_that_rests_already_is_answered_without_a_poll(shop, zoo):
-    bench, harness, counting, waiters = shop
+    time, harness, counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     await harness.app.pause(run_id)
     await harness.app.settle()
@@ -115,7 +138,7 @@ async def test_an_unknown_run_is_not_waited_for(shop):
 
 
 async def test_one_who_gives_up_leaves_the_others_waiting(shop, zoo):
-    bench, harness, counting, waiters = shop
+    time, harness, counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     impatient, patient = (
         asyncio.create_task(waiters.wait(run_id, True, nothing_wrong)) for _ in range(2)
@@ -125,14 +148,14 @@ async def test_one_who_gives_up_leaves_the_others_waiting(shop, zoo):
     await turns()
     await harness.app.cancel(run_id)
     await harness.app.settle()
-    bench.clock.advance(POLL_MS)
+    await time.tick()
     assert (await patient).status == "cancelled"
     with pytest.raises(asyncio.CancelledError):
         await impatient
 
 
 async def test_what_makes_waiting_useless_reaches_everybody_and_nobody_after_them(shop, zoo):
-    bench, harness, counting, waiters = shop
+    time, harness, counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     wrong = []
 
@@ -143,7 +166,7 @@ async def test_what_makes_waiting_useless_reaches_everybody_and_nobody_after_the
     waiting = [asyncio.create_task(waiters.wait(run_id, True, check)) for _ in range(3)]
     await turns()
     wrong.append("the disk is full")
-    bench.clock.advance(POLL_MS)
+    await time.tick()
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert [str(one) for one in found] == ["the disk is full"] * 3
     with pytest.raises(StoreFull):
@@ -153,5 +176,5 @@ async def test_what_makes_waiting_useless_reaches_everybody_and_nobody_after_the
     await turns()
     await harness.app.cancel(run_id)
     await harness.app.settle()
-    bench.clock.advance(POLL_MS)
+    await time.tick()
     assert (await later).status == "cancelled"

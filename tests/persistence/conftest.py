@@ -310,3 +310,9 @@ def damage() -> Callable[..., None]:
         connection.close()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def sqlite_memory() -> Opener:
+    """Opens a new store in memory each time; for tests that need very many."""
+    return lambda: _registered("sqlite://")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from engine.performing import OutsideCalls
 from engine.run import Run
 from engine.secrets import SecretsCodec
 from engine.testing import Crash, CrashPlan, Harness, Ledger, ManualClock
-from persistence.store import SqlStore
+from persistence.store import SqlStore, open_store
 
 SECRETS = SecretsCodec(b"k" * 32)
 METADATA = sa.MetaData()
@@ -224,6 +228,60 @@ def test_a_death_at_any_boundary_books_once(world):
         assert world.seats() == list(range(at + 1))
     # Where its row was not committed, it was performed anew, under the same key.
     assert len(world.ledger.performed("book")) > len(plan.passed) + 1
+
+
+KILLED = """
+import importlib.util, os, signal, sys
+from engine.secrets import SecretsCodec
+from persistence import sqlite
+from persistence.store import open_store
+
+tests, url, seat, at = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+left = at
+def trace(_statement):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+prepare = sqlite.SqliteDatabase._prepare
+def traced(self, connection, record):
+    prepare(self, connection, record)
+    connection.set_trace_callback(trace)
+sqlite.SqliteDatabase._prepare = traced
+spec = importlib.util.spec_from_file_location("lending", tests)
+lending = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lending)
+world = lending.World(open_store(url))
+assert world.travel(seat=seat, key=str(seat)).state == "travelling"
+print(at - left)
+"""
+
+
+@pytest.mark.acceptance
+def test_a_process_killed_at_any_statement_books_once(tmp_path):
+    """SIGKILL before each statement of a process that opens a store, starts a run and books."""
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+
+    def process(seat: int, at: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", KILLED, __file__, url, str(seat), str(at)],
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert process(0, 0).returncode == 0  # makes the tables
+    counted = process(1, 0)
+    assert counted.returncode == 0, counted.stderr
+    statements = int(counted.stdout.split()[-1])
+    assert statements > 20
+    for at in range(1, statements + 1):
+        died = process(at + 1, at)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        world = World(open_store(url))
+        assert set(world.seats()) <= set(range(at + 2))
+        assert world.travel(seat=at + 1, key=str(at + 1)).state == "travelling"
+        assert world.seats() == list(range(at + 2))
+        assert world.store.inspector.findings() == []
+        world.store.close()
 
 
 def test_a_zombie_leaves_no_rows(world):

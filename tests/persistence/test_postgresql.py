@@ -257,6 +257,23 @@ def test_where_nobody_can_be_asked_a_commit_is_unknown(postgres, database):
     assert workers(database) == 0
 
 
+def test_a_number_that_a_crash_gave_to_another_transaction_proves_nothing(postgres, url, database):
+    """What the server had not written down is gone, the number of the transaction included."""
+    with (
+        pytest.raises(CommitUnknown, match=r"lost during COMMIT.*Read again"),
+        database.transaction() as sql,
+    ):
+        sql.run(_ADD)
+        number = sql.scalar("SELECT pg_current_xact_id()::text")
+        postgres.server.stop("immediate")
+        postgres.server.start()
+        with postgres.server.connect(name_of(url)) as other:
+            taken = ""
+            while taken != number:
+                taken = other.execute("SELECT pg_current_xact_id()::text").fetchone()[0]
+    assert workers(database) == 0
+
+
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_server_that_comes_back_is_waited_for(postgres, url, make, mode):
     store = open_store(url)

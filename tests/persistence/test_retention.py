@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,7 +14,7 @@ import pytest
 
 from engine.codec import digest_of
 from engine.testing import Crash, CrashPlan
-from persistence.store import SqlStore
+from persistence.store import SqlStore, open_store
 
 DAY = 86_400_000
 
@@ -204,6 +208,67 @@ def _crash_within(store: SqlStore, plan: CrashPlan, patched: pytest.MonkeyPatch)
     patched.setattr(type(store.database), "_session", crashing)
 
 
+KILLED = """
+import os, signal, sys
+from sqlalchemy import event
+from persistence.store import open_store
+
+url, at = sys.argv[1], int(sys.argv[2])
+store, left = open_store(url), at
+def trace(_statement):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+store.database.sa.dispose()
+event.listen(store.database.sa, "connect", lambda driver, _r: driver.set_trace_callback(trace))
+after = None
+while True:
+    after = store.retention.remove(10**15, 10**15, most=2, after=after).after
+    if after is None:
+        break
+print(at - left)
+"""
+
+
+@pytest.mark.acceptance
+def test_a_process_killed_at_any_statement_leaves_whole_runs(tmp_path, make):
+    """SIGKILL before each statement; then the ids are used again: no old result is given half."""
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    store = open_store(url)
+
+    def fill() -> None:
+        for n in range(5):
+            done = {"state": "done", "status": "completed"}
+            store.runs.start([make.start(f"r{n}", key=f"k{n}", **done)])
+            store.runs.start([make.start(f"c{n}", parent=make.parent(f"r{n}"), **done)])
+
+    def process(at: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", KILLED, url, str(at)],
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    fill()
+    counted = process(0)
+    statements = int(counted.stdout)
+    assert statements > 20, counted.stderr
+    for at in range(1, statements + 1):
+        store.retention.forget(10**16, most=100)
+        fill()
+        assert process(at).returncode == -signal.SIGKILL
+        found = rows_of(store)
+        assert found["run"] == found["transition"]
+        assert found["run"] ^ found["gone"] == {f"{a}{n}" for a in "rc" for n in range(5)}
+        assert {one[1:] for one in found["run"] if one[0] == "r"} == {
+            one[1:] for one in found["run"] if one[0] == "c"
+        }
+        again = store.runs.start([make.start(f"new{n}", key=f"k{n}") for n in range(5)])
+        assert [(one.run_id, one.created) for one in again] == [(f"r{n}", False) for n in range(5)]
+        store.retention.remove(10**15, 10**15, most=100)
+    store.close()
+
+
 GROWTH = 300
 
 
@@ -217,8 +282,6 @@ GROWTH = 300
 ])  # fmt: skip
 def test_nothing_scans_what_has_ended_or_waits(tmp_path, make, statement):
     """Every statement of the hot path and of retention finds its rows by an index."""
-    from persistence.store import open_store
-
     store = open_store(f"sqlite:///{tmp_path / 'runs.db'}")
     store.machines.register(make.machine, make.version, b'{"states": [], "edges": []}', 1)
     store.runs.start([make.due(f"d{n}") for n in range(3)])
@@ -322,8 +385,6 @@ def _noting(session: Any, note: Any) -> Any:
 
 def test_the_check_sees_a_scan(tmp_path):
     """What the growth test looks for is told apart."""
-    from persistence.store import open_store
-
     store = open_store(f"sqlite:///{tmp_path / 'runs.db'}")
 
     def scan() -> None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.ports import Query, Started
+from msgspec.structs import replace
+
+from engine.ports import Batch, Done, Query, Started
 from persistence.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +111,13 @@ def test_claim_takes_due_runs_longest_due_first(store, make):
     assert store.runs.next_due_ms(["v1"]) == 3000
 
 
+def test_priority_comes_before_the_time_that_a_run_has_waited(store, make):
+    store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
+    store.runs.start([make.due("r1", 500), make.due("r2", 900, priority=5), make.due("r3", 400)])
+    claimed = store.runs.claim("w1", 1000, limit=2, versions=["v1"])
+    assert [one.run.run_id for one in claimed] == ["r2", "r3"]
+
+
 def test_claim_is_bounded_and_leaves_other_versions_alone(store, make):
     store.machines.register("M", "v2", store.machines.shape("v1"), 1)
     store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
@@ -150,6 +159,107 @@ def test_a_worker_without_a_lease_gets_nothing(store, make):
     store.workers.reap(2000, dead=lambda worker: False)
     assert store.runs.claim("w1", 2000, limit=1, versions=["v1"]) == []
     assert store.runs.get("r1").fence == 0
+
+
+def test_timers_that_have_come_due_are_claimed(store, make):
+    """A run that was not due when it was written is made ready by the claim that finds it due."""
+    store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
+    store.runs.start([make.due("r1", 5000), make.due("r2", 4000), make.due("r3", 9000)])
+    assert store.runs.claim("w1", 3999, limit=9, versions=["v1"]) == []
+    assert store.runs.next_due_ms(["v1"]) == 4000
+    claimed = store.runs.claim("w1", 5000, limit=1, versions=["v1"])
+    assert [one.run.run_id for one in claimed] == ["r2"]
+    assert store.runs.next_due_ms(["v1"]) == 5000  # ready, but for others
+    claimed = store.runs.claim("w1", 5000, limit=9, versions=["v1"])
+    assert [one.run.run_id for one in claimed] == ["r1"]
+    assert store.runs.next_due_ms(["v1"]) == 9000
+
+
+def test_timers_of_unknown_versions_hold_up_nobody(store, make):
+    store.machines.register("M", "v2", make.shape, 1)
+    store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
+    store.runs.start([make.due("r1", 2000, version="v2"), make.due("r2", 3000)])
+    claimed = [
+        one for _ in range(2) for one in store.runs.claim("w1", 4000, limit=1, versions=["v1"])
+    ]
+    assert [one.run.run_id for one in claimed] == ["r2"]  # each claim makes one timer ready
+
+
+def test_a_run_that_has_rested_is_told_of(store, make):
+    store.runs.start(
+        [
+            make.start("r1"),
+            make.start("r2", state="done", status="completed"),
+            make.start("r3", status="paused"),
+            make.start("r4", status="quarantined", last_error="odd"),
+            make.start("r5", state="done", status="failed"),
+        ]
+    )
+    found = store.runs.rested(["r1", "r2", "r3", "r4", "nobody"])
+    assert {one.run.run_id: one.run.status for one in found} == {
+        "r2": "completed",
+        "r3": "paused",
+        "r4": "quarantined",
+    }
+    assert next(one for one in found if one.run.run_id == "r4").run.last_error == "odd"
+    assert store.runs.rested([]) == []
+
+
+def test_a_group_is_one_transaction_with_an_answer_for_each(store, make):
+    store.runs.start([make.start("r1"), make.start("r2", key="used")])
+    claimed = make.claim(store, "r1")
+    done = store.runs.group(
+        Batch(
+            starts=(make.start("r3"), make.start("r4", key="used")),
+            deliveries=(
+                make.delivery("nobody"),
+                make.delivery("r3", key="a"),
+                make.delivery("r1", key="b"),
+                make.delivery("r1", key="b"),
+            ),
+            writes=(
+                make.step(claimed.run, claimed.fence, context=b"1"),
+                make.step(make.run("r2"), 7, context=b"2"),
+            ),
+        )
+    )
+    assert done.started == [
+        Started(run_id="r3", created=True),
+        Started(run_id="r2", created=False),
+    ]
+    assert done.receipts[0] is None  # one unknown run fails alone
+    assert [(one.run_id, one.status, one.duplicate) for one in done.receipts[1:]] == [
+        ("r3", "accepted", False),  # started in the same group
+        ("r1", "accepted", False),
+        ("r1", "accepted", True),
+    ]
+    assert [one.ok for one in done.written] == [True, False]
+    assert [one.key for one in done.written[0].arrived] == ["b"]
+    assert store.runs.get("r1").run.context == b"1"
+    assert store.runs.get("r2").run.context == make.run("r2").context
+    assert [one.key for one in store.inbox.waiting("r3")] == ["a"]
+    assert store.runs.group(Batch()) == Done(started=[], receipts=[], written=[])
+
+
+def test_a_start_gives_the_run_to_the_worker_that_asks(store, make):
+    store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
+    tried = make.effect("r1", 1, attempts=1, open=True)
+    mine = make.due("r1")
+    mine = replace(mine, run=mine.run.but(effect=tried), children=(make.due("r2"),), owner="w1")
+    lost = replace(make.due("r3"), owner="stranger")
+    used = replace(make.due("r1"), owner="w1")
+    assert store.runs.start([mine, lost, used]) == [
+        Started(run_id="r1", created=True, owned=True),
+        Started(run_id="r3", created=True, owned=False),
+        Started(run_id="r1", created=False, owned=False),
+    ]
+    stored = store.runs.get("r1")
+    assert (stored.owner, stored.fence, stored.stalls) == ("w1", 1, 1)
+    assert stored.run.effect == tried
+    claimed = store.runs.claim("w1", 1000, limit=9, versions=["v1"])
+    assert [(one.run.run_id, one.fence) for one in claimed] == [("r2", 1), ("r3", 1)]
+    step = make.step(stored.run, 1, state="idle", status="waiting", effect=None, outcome="done")
+    assert store.runs.commit([step])[0].ok
 
 
 def test_two_stores_claim_disjoint_runs(shared_url, make):

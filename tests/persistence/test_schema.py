@@ -72,9 +72,9 @@ def populate(database: Database) -> None:
     tables change, and so must the keys of effects, under which the outside knows what was done.
     """
     verdicts = (
-        '[{"clause":"enough","kind":"guard","ok":true,"saw":{"context.n":3}},'
-        '{"clause":"grew","kind":"ensures","ok":false,"saw":{}}]'
-    ).encode()
+        b'[{"clause":"enough","kind":"guard","ok":true,"saw":{"context.n":3}},'
+        b'{"clause":"grew","kind":"ensures","ok":false,"saw":{}}]'
+    )
     statements = (
         "INSERT INTO turtles_run (run_id, machine, version, key, state, status, seq, entered_seq,"
         " fence, owner, due_ms, stalls, created_ms, updated_ms, undo, cancel_requested, depth,"

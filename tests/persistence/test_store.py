@@ -120,5 +120,33 @@ def test_the_hot_path_uses_the_partial_indexes(tmp_path, make):
     }
     assert whole == {}
     used = " ".join(line for plan in plans.values() for line in plan)
-    for index in ("run_due", "run_owner", "inbox_waiting", "effect_pending"):
+    for index in ("run_ready", "run_due", "run_owner", "inbox_waiting"):
         assert f"turtles_{index}" in used, index
+
+
+def test_a_claim_reads_neither_future_timers_nor_ended_runs(tmp_path, make):
+    """What a claim costs depends on what is due: it walks the two partial indexes, and no table."""
+    store = open_store(f"sqlite:///{tmp_path}/runs.db")
+    store.runs.start([make.due(f"later{n}", 9_000_000) for n in range(50)])
+    store.runs.start([make.start(f"over{n}", state="done", status="completed") for n in range(50)])
+    store.runs.start([make.due("r1"), make.due("r2", 1500)])
+    store.workers.beat(make.worker(), 1000, lease_until_ms=9000)
+    with store.database.reading() as sql:
+        driver = sql.connection.connection.driver_connection
+        driver.execute("ANALYZE")  # the planner may not turn to the table when it knows its size
+    seen = []
+    driver.set_trace_callback(seen.append)
+    claimed = store.runs.claim("w1", 2000, limit=5, versions=["v1"])
+    store.runs.next_due_ms(["v1"])
+    driver.set_trace_callback(None)
+    assert {one.run.run_id for one in claimed} == {"r1", "r2"}
+    plans = [
+        " ".join(row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}"))
+        for statement in seen
+        if statement.startswith(("SELECT", "UPDATE")) and "turtles_run" in statement
+    ]
+    store.close()
+    assert len(plans) >= 4  # the next timer, its promotion, the claim, the next moment
+    for plan in plans:
+        assert "turtles_run_ready" in plan or "turtles_run_due" in plan, plan
+        assert "SCAN turtles_run " not in plan.replace("SCAN turtles_run USING", "SCAN_BY"), plan

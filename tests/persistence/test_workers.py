@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from engine.errors import UsageError
 
 def alive(worker):
     return False
@@ -67,3 +70,42 @@ def test_a_freed_run_keeps_its_due_time_and_open_effect(store, make):
     store.workers.reap(9_000_000, dead=alive)
     stored = store.runs.get("r1")
     assert (stored.due_ms, stored.run.effect) == (1000, tried)
+
+
+def test_an_id_that_works_in_another_process_is_refused(store, make):
+    store.runs.start([make.due("r1")])
+    store.workers.beat(make.worker("w1", pid=7), 1000, lease_until_ms=4000)
+    store.runs.claim("w1", 1000, limit=1, versions=["v1"])
+    with pytest.raises(UsageError, match=r"worker 'w1'.*pid 7 on .*ends in 2\.5 s.*id of its own"):
+        store.workers.beat(make.worker("w1", pid=8), 1500, lease_until_ms=4500)
+    assert store.workers.all() == [(make.worker("w1", pid=7), 4000)]
+    assert store.runs.get("r1").owner == "w1"
+
+
+def test_an_id_whose_lease_is_over_is_taken_with_none_of_its_runs(store, make):
+    store.runs.start([make.due("r1")])
+    store.workers.beat(make.worker("w1", pid=7), 1000, lease_until_ms=4000)
+    store.runs.claim("w1", 1000, limit=1, versions=["v1"])
+    store.workers.beat(make.worker("w1", pid=8), 4000, lease_until_ms=9000)
+    assert store.workers.all() == [(make.worker("w1", pid=8), 9000)]
+    assert store.runs.get("r1").owner is None
+    with pytest.raises(UsageError, match="pid 8"):
+        store.workers.beat(make.worker("w1", pid=7), 4100, lease_until_ms=9100)
+
+
+@pytest.mark.parametrize("kept", [[], ["r1"], ["r1", "r2", "r3"]])
+def test_strays_are_freed_and_what_is_in_hand_is_kept(store, make, kept):
+    store.runs.start([make.due("r1"), make.due("r2"), make.due("r3")])
+    store.workers.beat(make.worker("w1"), 1000, lease_until_ms=9000)
+    store.workers.beat(make.worker("w2"), 1000, lease_until_ms=9000)
+    store.runs.claim("w2", 1000, limit=1, versions=["v1"], run_id="r3")
+    store.runs.claim("w1", 1000, limit=9, versions=["v1"])
+    assert store.workers.free_strays("w1", kept) == len({"r1", "r2"} - set(kept))
+    owned = [name for name in ("r1", "r2", "r3") if store.runs.get(name).owner is not None]
+    assert owned == sorted({"r3"} | ({"r1", "r2"} & set(kept)))
+
+
+def test_a_server_says_what_time_it_is(store):
+    first, second = store.workers.time_ms(), store.workers.time_ms()
+    assert (first is None) == store.local
+    assert first is None or 1_700_000_000_000 < first <= second

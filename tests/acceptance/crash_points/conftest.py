@@ -49,6 +49,7 @@ class Stage:
     def __init__(self, url: str, directory: Path) -> None:
         self.url, self.directory = url, directory
         self.outside: Outside = ledger(directory)
+        self._processes: list[subprocess.Popen[str]] = []
         self.set_clock("+0")
 
     def set_clock(self, text: str) -> None:
@@ -60,12 +61,16 @@ class Stage:
     def spawn(self, *steps: str, **environment: str) -> subprocess.Popen[str]:
         """Start a worker; keywords without the prefix TURTLES_TEST_."""
         settings = {f"TURTLES_TEST_{name.upper()}": value for name, value in environment.items()}
-        return subprocess.Popen(
+        # Compiling every module again would cost each process more than all it does.
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "tests.acceptance.crash_points.worker",
              self.url, str(self.directory), *steps],
-            cwd=CHECKOUT, env={**os.environ, **settings}, text=True,
+            cwd=CHECKOUT, env={**kept, **settings}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
         )  # fmt: skip
+        self._processes.append(process)
+        return process
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
         """Wait for its end."""
@@ -94,6 +99,13 @@ class Stage:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"it never came to {where}: {process.stderr.read()}"
         return process
+
+    def close(self) -> None:
+        """Leave no process behind, a stopped one neither."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     @asynccontextmanager
     async def app(self) -> AsyncIterator[App]:
@@ -155,13 +167,16 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     else:
         url = request.getfixturevalue("postgres").create_database()
     made = Stage(url, tmp_path)
-    open_store(url).close()
+    open_store(made.url).close()
     yield made
+    made.close()
     made.check()
 
 
 @pytest.fixture
-def old_stage(tmp_path: Path) -> Stage:
+def old_stage(tmp_path: Path) -> Iterator[Stage]:
     """A file that the release before this schema wrote, with runs in it."""
     old_database(tmp_path / "runs.db")
-    return Stage(f"sqlite:///{tmp_path}/runs.db", tmp_path)
+    made = Stage(f"sqlite:///{tmp_path}/runs.db", tmp_path)
+    yield made
+    made.close()

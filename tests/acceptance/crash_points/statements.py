@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
 
@@ -126,6 +125,8 @@ def report_psycopg(plan: CrashPlan) -> None:
 
     A statement that the plan lets fail takes its connection with it, as a server does that ends.
     """
+    import psycopg  # a tenth of a process that has no use for it
+
     transactions: WeakKeyDictionary[Any, _Transaction] = WeakKeyDictionary()
 
     def reporting(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import pytest
 PASSWORD = "hunter2-%73ecret"  # noqa: S105 - made up
 COMMANDS = (
     ("list",),
-    ("run", "Order", "--input", '{"amount_cents": 100}', "--key", "o1", "--timeout", "20"),
+    ("run", "Shipment", "--input", '{"amount_cents": 100}', "--key", "o1", "--timeout", "9"),
     ("work",),
     ("doctor",),
 )
@@ -44,7 +44,8 @@ def refused(answer, code, *words):
 
 def complete(at, url):
     """The run o1 goes to its end, once, and nothing is wrong with the store."""
-    answer = at(url, "run", "Order", "--input", '{"amount_cents": 100}', "--key", "o1", "--json")
+    given = ("--input", '{"amount_cents": 100}', "--key", "o1", "--timeout", "9", "--json")
+    answer = at(url, "run", "Shipment", *given)
     assert answer.code == 0, answer
     assert answer.json["status"] == "completed"
     assert at(url, "doctor").code == 0
@@ -111,7 +112,7 @@ def test_a_context_over_the_limit_is_refused_before_anything_is_stored(at, tmp_p
     complete(at, url)
     huge = tmp_path / "huge.json"
     huge.write_text(json.dumps({"amount_cents": 1, "note": "n" * 300_000}))
-    answer = at(url, "run", "Order", "--input", f"@{huge}", "--key", "o2")
+    answer = at(url, "run", "Shipment", "--input", f"@{huge}", "--key", "o2")
     refused(answer, 2, r"context of run \w+: 3\d{5} bytes encoded, the limit is 262144")
     complete(at, url)
 
@@ -150,7 +151,7 @@ def test_a_wrong_password(at, postgres, base):
 
 
 def test_no_such_database(at, postgres):
-    url = postgres.url("nowhere").replace(postgres.password, postgres.password)
+    url = postgres.url("nowhere")
     for command in COMMANDS:
         message = refused(at(url, *command), 3, "nowhere", "createdb")
         assert postgres.password not in message
@@ -158,7 +159,7 @@ def test_no_such_database(at, postgres):
 
 def test_the_server_went_away_and_came_back(at, postgres, base):
     url, _ = base
-    run = at(url, "run", "Order", "--input", '{"amount_cents": 100}', "--key", "o1", "--no-wait")
+    run = at(url, "run", "Shipment", "--input", '{"amount_cents": 100}', "--key", "o1", "--no-wait")
     assert run.code == 0, run
     postgres.stop("immediate")
     try:
