@@ -97,7 +97,7 @@ class Desk:
         self._clock = clock
         self._moved = moved
         self._arrived = arrived
-        self._limiting = limiting or Limiting()
+        self._limiting = Limiting() if limiting is None else limiting
 
     def admits(self, job: Job) -> bool:
         """Whether the job has what its pending effect needs."""

@@ -88,7 +88,7 @@ class Lease:
         self._clock = clock
         self.identity = identity
         self.lease_ms = lease_ms
-        self._limiting = limiting or Limiting()
+        self._limiting = Limiting() if limiting is None else limiting
         self._safety_ms = SAFETY_MS * lease_ms // LEASE_MS
         self._until_ms = 0
         self._other_ends_ms: int | None = None

@@ -311,6 +311,6 @@ def _expanded(text: str, sizes: tuple[tuple[int, int], ...]) -> str:
             return "(" + ", ".join("?" * count) + ")"
         item = "(" + ", ".join("?" * width) + ")"
         # A bare VALUES of several rows makes SQLite walk the table instead of its index.
-        return "(SELECT * FROM (VALUES " + ", ".join([item] * count) + "))"
+        return "(SELECT * FROM (VALUES " + ", ".join([item] * count) + "))"  # noqa: S608
 
     return _EXPANDING.sub(written, text)

@@ -90,17 +90,19 @@ def _tag(event: str) -> bytes:
     return b'%s%s"' % (_TAG, event.encode())
 
 
-def untagged(event: str, payload: bytes) -> bytes:
+def untagged(event: str, payload: Any) -> Any:
     """An encoded payload without the name of its event; `tagged` is the inverse, for any bytes."""
     tag = _tag(event)
     if payload.startswith(tag):
         rest = payload[len(tag) :]
         short = b"{}" if rest == b"}" else b"{" + rest[1:] if rest[:1] == b"," else payload
         return payload if short.startswith(_TAG) else short
-    return b" " + payload if payload[:1] in (b"{", b" ") and not payload.startswith(_TAG) else payload
+    return (
+        b" " + payload if payload[:1] in (b"{", b" ") and not payload.startswith(_TAG) else payload
+    )
 
 
-def tagged(event: str, stored: bytes) -> bytes:
+def tagged(event: str, stored: Any) -> Any:
     """The payload out of a row of the journal."""
     first = stored[:1]
     if first == b" ":

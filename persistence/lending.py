@@ -61,10 +61,7 @@ def _state(sql: Session, connection: sa.Connection) -> str | None:
     driver: Any = connection.connection.driver_connection
     if sql.dialect == "sqlite":
         return None if driver.in_transaction else "it was committed or rolled back"
-    from psycopg.pq import TransactionStatus
-
-    found = driver.info.transaction_status
-    if found == TransactionStatus.INTRANS:
+    found = driver.info.transaction_status.name  # libpq's, of psycopg
+    if found == "INTRANS":
         return None
-    failed = found == TransactionStatus.INERROR
-    return "a statement failed, and its error was swallowed" if failed else "it was ended"
+    return "a statement failed, and its error was swallowed" if found == "INERROR" else "it ended"

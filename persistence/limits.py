@@ -52,7 +52,7 @@ _REDECLARE = (
         }
     )
 )
-_PAIRS = sa.bindparam("pairs", expanding=True)
+_PAIRS: sa.BindParameter[Any] = sa.bindparam("pairs", expanding=True)
 _COUNTED = (
     sa.select(
         _s.limit_name,

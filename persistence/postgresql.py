@@ -41,7 +41,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -59,7 +59,7 @@ from engine.errors import (
     StoreUnavailable,
     UsageError,
 )
-from engine.ports import Batch, Written
+from engine.ports import Batch, Write, Written
 from persistence import arrays, swift
 from persistence.arrays import packed
 from persistence.compiled import numbered, plan_set
@@ -264,36 +264,71 @@ class PgDatabase(Database):
             raise met from error
 
     def at_once(self, batch: Batch) -> list[Written] | None:
-        """Commit plain steps in one round trip; see `persistence.swift`."""
-        from psycopg import Error
+        """Commit plain steps in one round trip; see `persistence.swift`.
 
+        Raises:
+            CommitUnknown: the server did not answer, and could not be asked again.
+        """
         if not swift.plain(batch):
             return None
-        writes = batch.writes
+        sent: StoreError | None = None
+        met: StoreError | None = None
+        for _ in self.pauses():
+            try:
+                pooled = self._connected()
+            except StoreUnavailable as error:
+                met = error
+                continue
+            try:
+                return self._at_once(pooled, batch.writes, doubtful=sent is not None)
+            except StoreUnavailable as error:
+                met = sent = error
+            except _Conflict as error:
+                met = error
+        assert met is not None
+        if sent is None:
+            raise met
+        raise self._unknown(sent) from sent
+
+    def _at_once(self, pooled: Pooled, writes: Sequence[Write], *, doubtful: bool) -> list[Written]:
+        from psycopg import Error
+
+        driver: Any = pooled.driver_connection
         try:
-            with closing(self.sa.raw_connection()) as pooled:
-                driver: Any = pooled.driver_connection
-                try:
-                    moved, waiting = _together(driver, swift.steps(writes))
-                    ids = {row[0] for row in moved}
-                    missed = [one for one in writes if one.before.run_id not in ids and one.entry]
-                    if missed:
-                        asked = swift.ours([one.entry for one in missed if one.entry])
-                        (found,) = _together(driver, [asked])
-                        rows = {row[0]: row for row in found}
-                        ids.update(
-                            one.before.run_id
-                            for one in missed
-                            if swift.is_ours(one, rows.get(one.before.run_id, ()))
-                        )
-                except BaseException:
-                    _give_up(pooled, driver)
-                    raise
-        except sa.exc.TimeoutError as error:
-            raise self._used_up() from error
+            moved, waiting = _together(driver, swift.steps(writes))
+            ids = {row[0] for row in moved}
+            missed = [one for one in writes if one.before.run_id not in ids]
+            if missed and doubtful:
+                (found,) = _together(driver, [swift.numbered(missed)])
+                ids.update(swift.ours(missed, found))
+            return swift.answers(writes, ids, waiting)
         except Error as error:
             raise translate(error, self.name) from error
-        return swift.answers(writes, ids, waiting)
+        finally:
+            _give_up(pooled, driver)
+            pooled.close()
+
+    def _connected(self) -> Pooled:
+        """A connection of the pool.
+
+        Raises:
+            StoreError: there is none to be had.
+        """
+        from psycopg import Error
+
+        try:
+            return self.sa.raw_connection()
+        except sa.exc.TimeoutError as error:
+            raise self._used_up() from error
+        except (sa.exc.DBAPIError, Error) as error:
+            raise translate(getattr(error, "orig", error), self.name) from error
+
+    def _unknown(self, lost: BaseException) -> CommitUnknown:
+        return CommitUnknown(
+            f"database {self.name}: the connection was lost during COMMIT ({_told(lost)}), and the "
+            "server could not be asked since, so it is unknown whether the transaction happened. "
+            "Read again before trying again."
+        )
 
     def _used_up(self) -> StoreBusy:
         return StoreBusy(
@@ -320,11 +355,7 @@ class PgDatabase(Database):
                     return True
                 if known != "in progress":  # forgotten, or another one's that got the number
                     break
-        raise CommitUnknown(
-            f"database {self.name}: the connection was lost during COMMIT ({_told(lost)}), and the "
-            "server could not be asked since, so it is unknown whether the transaction happened. "
-            "Read again before trying again."
-        ) from lost
+        raise self._unknown(lost) from lost
 
     def pauses(self) -> Iterator[int]:
         """Numbers from 0, each after a longer pause, until patience is at an end."""
@@ -577,10 +608,10 @@ _IN_TEXT = (
     ("password authentication failed", "28P01"),
     ("no password supplied", "28P01"),
     ("no pg_hba.conf entry", "28000"),
-    ("role ", "28000"),
     ("too many clients", "53300"),
     ("remaining connection slots", "53300"),
     ("too many connections", "53300"),
+    ("role ", "28000"),
     ("invalid connection option", "option"),
     ("invalid sslmode value", "option"),
 )

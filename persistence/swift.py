@@ -9,9 +9,10 @@ slots: most are.  Two statements are sent together, and the server commits them 
 The second is a statement of its own because it must see events that came in while the first waited
 for a row.  A run that is not as its write says is left alone, and so is its journal: `ok=False`.
 
-When the answer is lost, nobody knows whether the batch was committed; the same call is then made
-again.  Runs that had moved are missed by it, and then the journal is asked: a transition with our
-number, fence, worker and time is ours, and there can be only one, because it is the primary key.
+When the answer is lost, nobody knows whether the batch was committed; it is then sent again.  Runs
+that had moved are missed by that, and the journal is asked: a transition with our number, fence,
+worker and time is ours, and there can be only one, because run and number are the primary key.
+Bookkeeping that had been done is done again, which changes nothing, for it says what shall be.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from engine.journal import Entry
 from engine.ports import Batch, InboxEvent, Write, Written
 from engine.run import HELD, TERMINAL
 from persistence.arrays import packed
@@ -35,17 +35,18 @@ _ENDED = ", ".join(f"'{status}'" for status in sorted(TERMINAL))
 _STOPPED = ", ".join(f"'{status}'" for status in sorted(HELD))
 _ARRIVED = f"""
 WITH waiting AS (
-    SELECT i.number, i.run_id, i.key, i.event, i.payload, i.at_ms, r.status AS of_run
-    FROM turtles_inbox i JOIN turtles_run r ON r.run_id = i.run_id
-    WHERE i.run_id = ANY($1::TEXT[]) AND i.status = 'accepted'
+    SELECT i.number, i.run_id, i.key, i.event, i.payload, i.at_ms, r.status AS of_run, a.now_ms
+    FROM unnest($1::TEXT[], $2::BIGINT[]) AS a(run_id, now_ms)
+    JOIN turtles_inbox i ON i.run_id = a.run_id AND i.status = 'accepted'
+    JOIN turtles_run r ON r.run_id = a.run_id
 ), refused AS (
     UPDATE turtles_inbox i SET status = 'rejected', reason = 'the run is ' || w.of_run
     FROM waiting w WHERE i.number = w.number AND w.of_run IN ({_ENDED})
 ), woken AS (
     UPDATE turtles_run r SET ready = true,
-        due_ms = CASE WHEN r.due_ms < $2::BIGINT THEN r.due_ms ELSE $2::BIGINT END
+        due_ms = CASE WHEN r.due_ms < w.now_ms THEN r.due_ms ELSE w.now_ms END
     FROM (
-        SELECT DISTINCT run_id FROM waiting
+        SELECT DISTINCT run_id, now_ms FROM waiting
         WHERE of_run NOT IN ({_ENDED}) AND (of_run NOT IN ({_STOPPED}) OR event LIKE '$%')
     ) w
     WHERE r.run_id = w.run_id
@@ -53,7 +54,7 @@ WITH waiting AS (
 SELECT number, run_id, key, event, payload, at_ms FROM waiting
 WHERE of_run NOT IN ({_ENDED}) ORDER BY number
 """  # noqa: S608 - constants of the kernel
-_OURS = """
+_NUMBERED = """
 SELECT t.run_id, t.seq, t.fence, t.worker, t.at_ms
 FROM unnest($1::TEXT[], $2::INTEGER[]) AS asked(run_id, seq)
 JOIN turtles_transition t ON t.run_id = asked.run_id AND t.seq = asked.seq
@@ -84,7 +85,7 @@ def _plain(write: Write) -> bool:
 def steps(writes: Sequence[Write]) -> tuple[Asked, Asked]:
     """The two statements for these writes; the first answers the ids of the runs it moved."""
     ids = packed("TEXT", [write.before.run_id for write in writes])
-    arrived = Asked(_ARRIVED, (ids, min(write.at_ms for write in writes)))
+    arrived = Asked(_ARRIVED, (ids, packed("BIGINT", [write.at_ms for write in writes])))
     entries = [write for write in writes if write.entry is not None]
     if len(writes) == 1:
         values = [*_move_values(writes[0]), *(_add_values(writes[0]) if entries else ())]
@@ -96,22 +97,21 @@ def steps(writes: Sequence[Write]) -> tuple[Asked, Asked]:
     return Asked(text, list(map(packed, kinds, columns))), arrived
 
 
-def ours(entries: Sequence[Entry]) -> Asked:
-    """What the journal has under these numbers."""
-    ids = packed("TEXT", [entry.run_id for entry in entries])
-    return Asked(_OURS, (ids, packed("INTEGER", [entry.seq for entry in entries])))
+def numbered(writes: Sequence[Write]) -> Asked:
+    """Asks what the journal has under the numbers that these writes would give."""
+    ids = packed("TEXT", [write.before.run_id for write in writes])
+    return Asked(_NUMBERED, (ids, packed("INTEGER", [write.after.seq for write in writes])))
 
 
-def is_ours(write: Write, row: Sequence[Any]) -> bool:
-    """Whether a row of `ours` is what this write wrote."""
-    entry = write.entry
-    return entry is not None and tuple(row) == (
-        entry.run_id,
-        entry.seq,
-        write.fence,
-        entry.worker,
-        entry.at_ms,
-    )
+def ours(writes: Sequence[Write], found: Sequence[Sequence[Any]]) -> set[str]:
+    """The runs of which the journal has what these writes would add."""
+    there = set(map(tuple, found))
+    return {
+        entry.run_id
+        for write in writes
+        if (entry := write.entry) is not None
+        and (entry.run_id, entry.seq, write.fence, entry.worker, entry.at_ms) in there
+    }
 
 
 def answers(
@@ -136,8 +136,8 @@ def _one_text(adds: bool) -> str:
     if not adds:
         return move
     head, _, values = rows_text(_ADD, _ADD_NAMES).partition(" VALUES (")
-    add = f"{head} SELECT {_after(values[:-1], len(_MOVE_NAMES))} FROM moved"
-    return f"WITH moved AS ({move}), added AS ({add}) SELECT run_id FROM moved"
+    add = f"{head} SELECT {_after(values[:-1], len(_MOVE_NAMES))} FROM moved"  # noqa: S608
+    return _both(move, add)
 
 
 @lru_cache(maxsize=2)
@@ -150,7 +150,11 @@ def _many_text(adds: bool) -> tuple[str, tuple[str, ...]]:
     add, more, brought = plan_set(_ADD, _ADD_NAMES)
     assert not brought, add
     add = _after(add, len(kinds)) + ' JOIN moved ON moved.run_id = given."run_id"'
-    return f"WITH moved AS ({move}), added AS ({add}) SELECT run_id FROM moved", (*kinds, *more)
+    return _both(move, add), (*kinds, *more)
+
+
+def _both(move: str, add: str) -> str:
+    return f"WITH moved AS ({move}), added AS ({add}) SELECT run_id FROM moved"  # noqa: S608
 
 
 def _after(text: str, count: int) -> str:

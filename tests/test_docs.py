@@ -55,6 +55,18 @@ def test_the_program_about_embedding_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_program_about_workers_prints_what_the_page_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "workers.md").read_text()
+    (program,) = BLOCK.findall(text)
+    (printed,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+        timeout=60, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == printed
+
+
 def test_links_of_the_pages_lead_somewhere() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())

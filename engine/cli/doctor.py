@@ -58,7 +58,7 @@ async def examine(app: App) -> tuple[list[Finding], int]:
 
 
 def permissions(data_dir: Path) -> list[Finding]:
-    """What others could enter or read; nothing where the store is a server's and no directory is."""
+    """What others could enter or read; nothing where no directory is (the store is a server's)."""
     from engine.ports import Finding
 
     if not data_dir.is_dir():

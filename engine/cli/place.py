@@ -123,7 +123,9 @@ async def opened(factory: AppFactory, place: Place) -> AsyncIterator[App]:
     """An app at a place, closed with its store at the end."""
     store: Any = None
     try:
-        async with factory(place) as app:
+        made = factory(place)
+        store = getattr(made, "store", None)  # also if it cannot be entered
+        async with made as app:
             store = app.store
             yield app
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -32,6 +32,8 @@ def add_running(cli: typer.Typer, factory: AppFactory) -> None:
         key: Annotated[
             str | None, typer.Option(help="Start it once: the same key is the same run.")
         ] = None,
+        tenant: Annotated[str, typer.Option(help="For whom; tenants have equal shares.")] = "",
+        priority: Annotated[int, typer.Option(help="The higher goes first in its tenant.")] = 0,
         wait: Annotated[bool, typer.Option(help="Move it until it has ended.")] = True,
         timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait.")] = None,
         data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -39,9 +41,10 @@ def add_running(cli: typer.Typer, factory: AppFactory) -> None:
     ) -> int:
         """Start a run of a machine, or go on with the one of that key."""
         _check(factory, machine, input_)
+        asked = _Asked(key, tenant, priority)
         if wait:
-            return _run(factory, data_dir, machine, input_, key, timeout, as_json)
-        return _start(factory, data_dir, machine, input_, key, as_json)
+            return _run(factory, data_dir, machine, input_, asked, timeout, as_json)
+        return _start(factory, data_dir, machine, input_, asked, as_json)
 
     @cli.command("work")
     @answering
@@ -55,6 +58,14 @@ def add_running(cli: typer.Typer, factory: AppFactory) -> None:
         except Interrupted:
             output.complain("stopped: every step in hand is finished")
         return OK
+
+
+class _Asked(NamedTuple):
+    """What `App.start` is told besides the machine and its context."""
+
+    key: str | None
+    tenant: str
+    priority: int
 
 
 def _check(factory: AppFactory, machine: str, given: str) -> None:
@@ -74,7 +85,7 @@ def _run(
     data_dir: Path,
     machine: str,
     given: str,
-    key: str | None,
+    asked: _Asked,
     timeout_seconds: float | None,
     as_json: bool,
 ) -> int:
@@ -84,7 +95,7 @@ def _run(
     make_data_dir(data_dir)
     with Progress(as_json=as_json) as progress:
         place = Place(data_dir=data_dir, work=True, moved=progress.moved)
-        outcome = run(_until_ended(factory, place, machine, given, key, timeout_seconds))
+        outcome = run(_until_ended(factory, place, machine, given, asked, timeout_seconds))
     _tell(outcome, as_json)
     return code_of_status(outcome.status)
 
@@ -94,11 +105,11 @@ async def _until_ended(
     place: Place,
     machine: str,
     given: str,
-    key: str | None,
+    asked: _Asked,
     timeout_seconds: float | None,
 ) -> Outcome:
     async with opened(factory, place) as app:
-        run_id, _ = await _started(app, machine, given, key)
+        run_id, _ = await _started(app, machine, given, asked)
         try:
             return await while_working(app, app.wait(run_id, timeout_seconds=timeout_seconds))
         except TimeoutError:
@@ -124,22 +135,22 @@ async def while_working(app: App, waiting: Coroutine[Any, Any, T]) -> T:
         task.cancel()
 
 
-async def _started(app: App, machine: str, given: str, key: str | None) -> tuple[str, bool]:
+async def _started(app: App, machine: str, given: str, asked: _Asked) -> tuple[str, bool]:
     from engine.cli.naming import find_table, read_context
 
     context = read_context(find_table(app, machine), given)
-    started = await app.start(machine, context, key=key)
+    started = await app.start(machine, context, **asked._asdict())
     return started.run_id, started.created
 
 
 def _start(
-    factory: AppFactory, data_dir: Path, machine: str, given: str, key: str | None, as_json: bool
+    factory: AppFactory, data_dir: Path, machine: str, given: str, asked: _Asked, as_json: bool
 ) -> int:
     from engine.cli.signals import run
 
     async def main() -> tuple[str, bool]:
         async with opened(factory, Place(data_dir=data_dir)) as app:
-            return await _started(app, machine, given, key)
+            return await _started(app, machine, given, asked)
 
     make_data_dir(data_dir)
     run_id, created = run(main())

@@ -7,7 +7,7 @@ started for real.  A worker in a process of its own opens that store; for compar
 opens one with nothing in it.  Printed, as JSON at the end:
 
 - `start`: seconds to open the store and take a lease, and from the start of the process;
-- `memory`: resident bytes per waiting run, over the empty store; `threads`; `idle`: share of a core;
+- `memory`: resident bytes per waiting run, over the empty store; `threads`, `idle` cores;
 - `late`: how long after its time each run was woken that fell due while the worker looked on;
 - `costs`: median microseconds of claim, next due, heartbeat, start and the like, on both stores;
 - `outage`: 10,000 timers due at once while new runs come in: how many at once, how long new ones
@@ -143,7 +143,8 @@ class Database:
 
     def clone(self, run_id: str, first_ms: int, slice_ms: int, count: int) -> None:
         """So many runs like that one: `SLICE` due at `slice_ms`, the others over a day."""
-        due = f"CASE WHEN n >= {count - SLICE} THEN {slice_ms} ELSE {first_ms} + n * {step_ms(count)} END"
+        spread = f"{first_ms} + n * {step_ms(count)}"
+        due = f"CASE WHEN n >= {count - SLICE} THEN {slice_ms} ELSE {spread} END"
         body = f"'{{\"at_ms\":' || ({due}) || '}}'"
         body = f"convert_to({body}, 'UTF8')" if self.postgresql else f"CAST({body} AS BLOB)"
         number = "lpad(n::text, 12, '0')" if self.postgresql else "printf('%012d', n)"
@@ -176,7 +177,7 @@ class Database:
         if self.postgresql:
             return f"WITH numbers AS (SELECT generate_series({first}, {last - 1}) AS n)"
         return (
-            f"WITH RECURSIVE numbers(n) AS (SELECT {first} UNION ALL "
+            f"WITH RECURSIVE numbers(n) AS (SELECT {first} UNION ALL "  # noqa: S608
             f"SELECT n + 1 FROM numbers WHERE n + 1 < {last})"
         )
 
@@ -235,7 +236,7 @@ async def watch(url: str, spawned_at: float, first_ms: int) -> dict[str, Any]:
 def worker(url: str, first_ms: int) -> dict[str, Any]:
     """Run `watch` in a new process."""
     given = json.dumps([url, time.monotonic(), first_ms])
-    done = subprocess.run(  # noqa: S603 - ourselves
+    done = subprocess.run(
         [sys.executable, "-m", "tests.acceptance.million", "--worker", given],
         cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -377,6 +378,7 @@ async def outage(url: str, ahead_ms: int, backlog: int) -> dict[str, Any]:
 
     began = time.perf_counter()
     took: list[float] = []
+    lefts: list[int] = []
     app = App([Nap], store, world=World(clock=clock), moved=moved)
     async with app, App([Nap], others, world=World(clock=clock), work=False) as door:
         left = overdue
@@ -387,7 +389,7 @@ async def outage(url: str, ahead_ms: int, backlog: int) -> dict[str, Any]:
             took.append(time.perf_counter() - asked)
             with Database(url) as database:
                 left = database.count(due)
-            left_at_first = left if len(took) == 1 else left_at_first
+            lefts.append(left)
         seconds = time.perf_counter() - began
     with Database(url) as database:
         woken = database.count("state = 'awake'") - before - len(took)
@@ -403,7 +405,7 @@ async def outage(url: str, ahead_ms: int, backlog: int) -> dict[str, Any]:
         "most_at_once": most,
         "new_runs": len(took),
         "new_seconds_max": round(max(took), 3),
-        "left_when_first_new_was_done": left_at_first,
+        "left_when_first_new_was_done": lefts[0],
     }
 
 

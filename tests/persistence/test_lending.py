@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from engine.errors import DefinitionError, Permanent, Transient, UsageError
 from engine.performing import OutsideCalls
 from engine.run import Run
 from engine.secrets import SecretsCodec
-from engine.testing import Crash, CrashPlan, Harness, Ledger, ManualClock
+from engine.testing import Crash, CrashPlan, Harness, Ledger, ManualClock, verify
 from persistence.store import SqlStore, open_store
 
 SECRETS = SecretsCodec(b"k" * 32)
@@ -168,6 +169,20 @@ def test_an_answer_that_the_machine_refuses_takes_the_rows_back(world):
     assert "freed" in (run.last_error or "")
 
 
+def test_a_swallowed_error_does_not_pass_for_a_booking(world):
+    """PostgreSQL takes no statement after one that failed; SQLite goes on."""
+
+    def swallow(sql: sa.Connection) -> None:
+        with suppress(sa.exc.IntegrityError):
+            sql.execute(sa.insert(BOOKING).values(seat=4))
+
+    world.script.append(swallow)
+    run = world.travel()
+    assert (run.state, world.seats()) == ("travelling", [4])
+    (record,) = world.store.effects.read(run.run_id)
+    assert record.attempts == (2 if world.store.database.dialect == "postgresql" else 1)
+
+
 def test_a_part_can_be_undone_by_the_effect_itself(world):
     def twice(sql: sa.Connection) -> None:
         with pytest.raises(sa.exc.IntegrityError), sql.begin_nested():
@@ -300,6 +315,14 @@ def test_a_zombie_leaves_no_rows(world):
             assert world.seats() == []
 
     asyncio.run(main())
+
+
+def test_it_is_verified_like_an_idempotent_effect():
+    """A death after the call is told apart from none only where the database does it."""
+    verification = verify(Travel, budget=4, allow_gaps=True, phases=("scope",))
+    assert verification.found == []
+    assert verification.coverage is not None
+    assert {event for _, event, _ in verification.coverage.transitions} >= {"booked", "full"}
 
 
 def test_definitions_that_make_no_sense_are_refused():

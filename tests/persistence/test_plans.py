@@ -52,7 +52,9 @@ def plans(store, said):
             with store.database.reading() as sql:
                 if of_server:
                     sql.run("SET LOCAL enable_seqscan = off")
-                found[text] = [str(row[-1]).strip() for row in sql._send(f"{explain} {text}", values)]
+                found[text] = [
+                    str(row[-1]).strip() for row in sql._send(f"{explain} {text}", values)
+                ]
     return found
 
 
@@ -129,8 +131,8 @@ def test_a_long_past_is_not_read(said, breakable, make, damage, seq):
     if seq > 1:
         damage(
             breakable,
-            f"UPDATE turtles_run SET seq = {seq}, entered_seq = {seq}",
-            f"UPDATE turtles_transition SET seq = {seq}",
+            f"UPDATE turtles_run SET seq = {seq}, entered_seq = {seq}",  # noqa: S608
+            f"UPDATE turtles_transition SET seq = {seq}",  # noqa: S608
         )
     said.clear()
     claimed = make.claim(breakable, "r1")

@@ -218,9 +218,8 @@ def test_row_11_code_that_raises(stage):
 )
 def test_row_12_a_cancelled_parent(stage, where):
     """Killed at a point of the cascade, after which another process cancels, or cancels again."""
-    stage.run("start:Family/one", "send:Family/one:go:go")
-    ended = stage.end(stage.spawn("settle", "cancel:Family/one", "settle", "settle", kill_at=where))
-    assert ended.killed, ended.errors[-2000:]
+    begun = ("start:Family/one", "send:Family/one:go:go", "settle")
+    stage.kill(where, *begun, "cancel:Family/one", "settle", "settle")
     if not stage.look("Family/one").run.closing:
         stage.run("cancel:Family/one")
     stage.run("settle", "settle")
