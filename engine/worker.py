@@ -45,7 +45,8 @@ AWAY_MS = seconds(30)
 LEASE_SECONDS = (1.0, 3_600.0)
 """The shortest and the longest lease."""
 _CLAIM = "claim"
-_AGAIN = Retry(first_ms=100, max_ms=2_000, jitter=0.5)
+AGAIN = Retry(first_ms=100, max_ms=2_000, jitter=0.5)
+"""When to try again what the store refused; the worker's id makes the jitter."""
 _RETURNED_MOST = 200
 
 
@@ -324,7 +325,7 @@ class Worker:
 
     async def _rest(self, failures: int) -> None:
         """Wait after so many failures in a row; each worker for another time."""
-        await self._clock.sleep(_AGAIN.delay_ms(failures, self._lease.identity.worker_id))
+        await self._clock.sleep(AGAIN.delay_ms(failures, self._lease.identity.worker_id))
 
     async def _take(self) -> int:
         free = self._capacity - len(self._jobs)
@@ -440,7 +441,7 @@ class Worker:
         while not self._stopping:
             if failures:
                 await self._clock.sleep(
-                    min(_AGAIN.delay_ms(failures, worker_id), self._lease.next_beat_ms)
+                    min(AGAIN.delay_ms(failures, worker_id), self._lease.next_beat_ms)
                 )
             else:
                 wait_ms = self._lease.next_beat_ms

@@ -36,12 +36,7 @@ class Turns:
         self._after_last = _distinct(columns, where, ">")
         self._from_first = _distinct(columns, where, ">=")
         self._last: Key | None = None
-        listed = ", ".join(columns)
-        given = ", ".join(f":from_{column}" for column in columns)
-        self._one_more = (
-            f"SELECT {listed} FROM turtles_run WHERE {where} AND ({listed}) > ({given})"  # noqa: S608 - constants of ours
-            f" ORDER BY {listed} LIMIT 1"
-        )
+        self._steps = [_step(columns, where, place) for place in reversed(range(len(columns)))]
 
     def next(self, sql: Session, most: int = AT_ONCE) -> list[Key]:
         """Those who have work, beginning after the last one served."""
@@ -59,17 +54,31 @@ class Turns:
         return found[:most]
 
     def _listed(self, sql: Session, query: str, start: Key, most: int) -> list[Key]:
-        names = [f"from_{column}" for column in self._columns]
-        # Within one statement SQLite would seek by the first column only, and walk the rest.
-        stepwise = sql.dialect == "sqlite" and len(names) > 1
-        rows = sql.all(query, most=1 if stepwise else most, **dict(zip(names, start, strict=True)))
-        found = [tuple(row[column] for column in self._columns) for row in rows]
-        while stepwise and found and len(found) < most:
-            more = sql.one(self._one_more, **dict(zip(names, found[-1], strict=True)))
-            if more is None:
-                break
-            found.append(tuple(more[column] for column in self._columns))
+        if sql.dialect != "sqlite" or len(self._columns) == 1:
+            rows = sql.all(query, most=most, **self._given(start))
+            return [tuple(row[column] for column in self._columns) for row in rows]
+        # SQLite compares several columns by walking all rows that are equal to the start.
+        found: list[Key] = []
+        if query is self._from_first:
+            rows = sql.all(query, most=1, **self._given(start))
+            found = [tuple(row[column] for column in self._columns) for row in rows]
+        more = self._stepped(sql, found[-1] if found else start)
+        while more is not None and len(found) < most:
+            found.append(more)
+            more = self._stepped(sql, more)
         return found
+
+    def _given(self, key: Key) -> dict[str, str]:
+        return {f"from_{column}": one for column, one in zip(self._columns, key, strict=True)}
+
+    def _stepped(self, sql: Session, key: Key) -> Key | None:
+        """The next one: with the same first columns if there is one, else beyond them."""
+        for place, query in zip(reversed(range(len(key))), self._steps, strict=True):
+            given = list(self._given(key).items())[: place + 1]
+            row = sql.one(query, **dict(given))
+            if row is not None:
+                return tuple(row[column] for column in self._columns)
+        return None
 
     def serve(
         self, keys: Sequence[Key], most: int, take: Callable[[Key, int], Sequence[Any]]
@@ -88,6 +97,15 @@ class Turns:
             if len(taken) < most:
                 taken += take(key, most - len(taken))
         return taken
+
+
+def _step(columns: tuple[str, ...], where: str, place: int) -> str:
+    equal = "".join(f" AND {column} = :from_{column}" for column in columns[:place])
+    listed, last = ", ".join(columns), columns[place]
+    return (
+        f"SELECT {listed} FROM turtles_run WHERE {where}{equal} AND {last} > :from_{last}"  # noqa: S608 - constants of ours
+        f" ORDER BY {listed} LIMIT 1"
+    )
 
 
 def _distinct(columns: tuple[str, ...], where: str, operator: str) -> str:

@@ -9,6 +9,7 @@ The query of the url is given to libpq (`sslmode`, `host`, `options`, ...), but 
 
     prepare=off     no prepared statements; for a pooler in transaction mode that forgets them
     pool=2          how many connections are kept (twice as many may be open for a moment)
+    hints=off       no NOTIFY and LISTEN, which such a pooler does not take: polls alone
 
 Transactions of writes are READ COMMITTED and lock the rows they look at; a snapshot to read from
 is REPEATABLE READ, READ ONLY.  A statement never depends on what an earlier transaction left in
@@ -59,11 +60,12 @@ from engine.errors import (
     StoreUnavailable,
     UsageError,
 )
-from engine.ports import Batch, Write, Written
+from engine.ports import Batch, Delivery, Start, Write, Written
 from persistence import arrays, swift
 from persistence.arrays import packed
 from persistence.compiled import numbered, plan_set
 from persistence.database import Cursor, Database, Pooled, Session, Synchronous
+from persistence.hints import Hints
 
 if TYPE_CHECKING:
     from psycopg import Connection, RawCursor
@@ -81,6 +83,8 @@ _LIBPQ = {
     "application_name": "turtles",
     "client_encoding": "utf8",
 }
+_SWITCHES = ("prepare", "hints")
+_SWITCH = {"on": True, "off": False}
 _OLDEST = 140_000  # pipelines, and what the planner knows about partial indexes
 
 
@@ -146,6 +150,7 @@ class PgDatabase(Database):
     Args:
         url: as SQLAlchemy reads it; the query goes to libpq.
         prepare: keep statements prepared on the server.
+        hints: tell other processes of work, and hear of theirs.
         pool_size: connections that are kept; as many again may be open for a moment.
         busy_timeout_seconds: how long a transaction waits for a lock, and for a connection of the
             pool; the server waits twice as long for its next statement.
@@ -164,6 +169,7 @@ class PgDatabase(Database):
         url: sa.URL,
         *,
         prepare: bool = True,
+        hints: bool = True,
         pool_size: int = 2,
         busy_timeout_seconds: float = 10.0,
         patience_seconds: float = 20.0,
@@ -183,6 +189,7 @@ class PgDatabase(Database):
         )
         self._pool_size = pool_size
         self.sa = self._create(url)
+        self.hints = Hints(self._own_connection) if hints else None
 
     def _create(self, url: sa.URL) -> sa.Engine:
         known = {name: value for name, value in _LIBPQ.items() if name not in url.query}
@@ -232,6 +239,8 @@ class PgDatabase(Database):
     def close(self) -> None:
         """Close every connection that is not in use; nobody waits for the server any more."""
         self._closing.set()
+        if self.hints is not None:
+            self.hints.close()
         super().close()
 
     @contextmanager
@@ -322,6 +331,13 @@ class PgDatabase(Database):
             raise self._used_up() from error
         except (sa.exc.DBAPIError, Error) as error:
             raise translate(getattr(error, "orig", error), self.name) from error
+
+    def _own_connection(self) -> Any:
+        """A connection that is not the pool's any more."""
+        pooled = self._connected()
+        driver = pooled.driver_connection
+        pooled.detach()
+        return driver
 
     def _unknown(self, lost: BaseException) -> CommitUnknown:
         return CommitUnknown(
@@ -419,10 +435,15 @@ def again(database: Database, noun: T) -> T:
 
 
 def _again(database: PgDatabase, method: Callable[..., T]) -> Callable[..., T]:
+    gives = method.__name__ in ("start", "group", "commit", "deliver")
+
     @wraps(method)
     def patient(*args: Any, **named: Any) -> T:
         try:
-            return method(*args, **named)
+            answer = method(*args, **named)
+            if database.hints is not None and gives and _gives_work(args[0]):
+                database.hints.give()
+            return answer
         except (StoreUnavailable, _Conflict) as error:
             met: StoreError = error
         for _ in database.pauses():
@@ -435,6 +456,17 @@ def _again(database: PgDatabase, method: Callable[..., T]) -> Callable[..., T]:
         raise met
 
     return patient
+
+
+def _gives_work(asked: Any) -> bool:
+    """Whether others may find something to do now: in a batch, in starts, deliveries or writes."""
+    if isinstance(asked, Batch):
+        return bool(asked.deliveries) or _gives_work(asked.starts) or _gives_work(asked.writes)
+    return any(
+        isinstance(one, Delivery)
+        or (one.owner is None if isinstance(one, Start) else bool(one.starts or one.sends))
+        for one in asked
+    )
 
 
 def _together(driver: Any, asked: Sequence[swift.Asked]) -> list[list[Any]]:
@@ -484,18 +516,20 @@ def open_postgresql(url: str, *, synchronous: Synchronous, busy_timeout_seconds:
     try:
         parsed = sa.make_url(url)
         pool = int(str(parsed.query.get("pool", "2")))
-        prepare = {"on": True, "off": False}[str(parsed.query.get("prepare", "on"))]
+        prepare, hints = (_SWITCH[str(parsed.query.get(name, "on"))] for name in _SWITCHES)
         if pool < 1:
             raise ValueError(pool)
     except (sa.exc.ArgumentError, ValueError, KeyError) as error:
         raise UsageError(
             "store url: expected postgresql://user:password@host:port/database with at most "
-            "?prepare=on|off, ?pool=1 or more, and options of libpq in its query, got something "
-            "else (not shown, for its password). Special characters in it are written as %40."
+            "?prepare=on|off, ?hints=on|off, ?pool=1 or more, and options of libpq in its query, "
+            "got something else (not shown, for its password). Special characters in it are "
+            "written as %40."
         ) from error
     return PgDatabase(
-        parsed.difference_update_query(["pool", "prepare"]),
+        parsed.difference_update_query(["pool", *_SWITCHES]),
         prepare=prepare,
+        hints=hints,
         pool_size=pool,
         busy_timeout_seconds=busy_timeout_seconds,
     )

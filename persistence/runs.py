@@ -49,7 +49,7 @@ _FIND, _FIND_GONE = (
 )
 _BY_KEY, _BY_KEY_GONE = (
     sa.select(of.run_id, of.machine, of.key).where(
-        sa.tuple_(of.machine, of.key).in_(sa.bindparam("pairs", expanding=True))
+        of.machine == sa.bindparam("m"), of.key.in_(sa.bindparam("keys", expanding=True))
     )
     for of in (_r, tables.gone.c)
 )
@@ -90,9 +90,11 @@ _LAST_TENANT = _TENANT.order_by(_r.tenant.desc()).scalar_subquery()
 _TENANTS = sa.select(_FIRST_TENANT.label("first"), _LAST_TENANT.label("last"))
 _DUE = (  # takes nothing where several tenants have work: they have their turns
     sa.select(_r.run_id)
-    .where(_IS_READY, _KNOWN, _FIRST_TENANT == _LAST_TENANT)
+    .where(_IS_READY, _KNOWN)
     .order_by(_r.tenant, _r.priority.desc(), _r.due_ms)
-    .limit(sa.bindparam("most"))
+    .limit(
+        sa.case((_FIRST_TENANT == _LAST_TENANT, sa.bindparam("most", type_=sa.BigInteger)), else_=0)
+    )
     .with_for_update(skip_locked=True)
 )
 _DUE_OF = (
@@ -391,11 +393,17 @@ def accept_runs(sql: Session, starts: Sequence[Start]) -> list[Started]:
 
 
 def _existing(sql: Session, starts: Sequence[Start]) -> tuple[dict[tuple[str, str], str], set[str]]:
-    pairs = [(one.run.machine, one.run.key) for one in starts if one.run.key is not None]
-    keyed = (
-        [*sql.fetch(_BY_KEY_GONE, pairs=pairs), *sql.fetch(_BY_KEY, pairs=pairs)] if pairs else ()
-    )
-    by_key = {(row.machine, row.key): row.run_id for row in keyed}
+    keys: dict[str, list[str]] = {}
+    for start in starts:
+        if start.run.key is not None:
+            keys.setdefault(start.run.machine, []).append(start.run.key)
+    # Machine by machine: as a list of pairs SQLite may take it for worth a walk over all runs.
+    by_key = {
+        (row.machine, row.key): row.run_id
+        for machine, some in keys.items()
+        for query in (_BY_KEY_GONE, _BY_KEY)
+        for row in sql.fetch(query, m=machine, keys=some)
+    }
     by_id = {row.run_id for row in sql.fetch(_BY_ID, some=[one.run.run_id for one in starts])}
     return by_key, by_id
 

@@ -13,6 +13,7 @@ What else the last two take in their query is said in `persistence.postgresql`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
@@ -85,6 +86,14 @@ class SqlStore:
         """Keep a connection for the calling thread, which then waits for others only briefly."""
         if isinstance(self.database, SqliteDatabase):
             self.database.hold()
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call `heard` from another thread when other processes give work; a hint, no promise.
+
+        Until the store is closed.  A file has no hints: polls find what others write.
+        """
+        if hints := getattr(self.database, "hints", None):
+            hints.listen(heard)
 
     @cached_property
     def moments(self) -> Moments:

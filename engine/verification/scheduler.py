@@ -27,7 +27,7 @@ Strategy = Literal["random", "pct"]
 STRATEGIES: tuple[Strategy, ...] = ("random", "pct")
 DEPTH = 3
 STEPS_OF_PCT = 60
-MEANWHILE_MAX = 4
+MEANWHILE_MAX = 8
 Trace = list[tuple[str, str]]
 
 

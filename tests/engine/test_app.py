@@ -284,8 +284,9 @@ async def test_a_control_settled_in_the_same_instant_does_not_swallow_the_next(b
 
 async def test_a_run_whose_starter_gave_up_is_moved_all_the_same(bench, zoo):
     """It was accepted as this worker's own, so nobody else would ever look at it."""
+    packed = asyncio.Event()
     app = App([zoo.Shop], bench.store, resources={zoo.Ledger: bench.ledger}, secrets=bench.secrets,
-              world=World(clock=bench.clock))  # fmt: skip
+              world=World(clock=bench.clock), moved=lambda decision: packed.set())  # fmt: skip
     async with app:
         await asyncio.sleep(0)  # the worker is there
         starting = asyncio.create_task(app.start(zoo.Shop, zoo.Order(), key="k"))
@@ -293,11 +294,10 @@ async def test_a_run_whose_starter_gave_up_is_moved_all_the_same(bench, zoo):
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-        while not bench.ledger.charged:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await packed.wait()
         run_id = await app.find(zoo.Shop, "k")
-        while (await app.get(run_id)).state != "packing":
-            await asyncio.sleep(0)
+        assert (await app.get(run_id)).state == "packing"
         assert len(bench.ledger.charged) == 1
 
 

@@ -408,6 +408,33 @@ async def test_row_08_a_worker_that_wakes_after_its_lease_is_refused(new_room, m
         assert len(calls) == (2 if name == "before effect run" else 1), name
 
 
+async def test_row_08_the_fence_alone_refuses_the_former_owner(new_room):
+    """Another one has claimed the run and not moved it yet: same state, same seq, other fence."""
+    room = new_room("Errand")
+
+    async def claim(harness: Harness) -> None:
+        await harness.app.settle()
+
+    def sleep() -> None:
+        room.clock.advance(LEASE_MS)
+        with contextlib.suppress(Crash):
+            _elsewhere(room, claim, CrashPlan(where="after COMMIT claim"))
+
+    counted = CrashPlan()
+    await new_room("Errand").run(errand, counted)
+    called = next(one.number for one in counted.passed if one.name == "after effect run")
+    room = new_room("Errand")
+    with pytest.raises(LostOwnership):
+        await room.run(errand, Meanwhile(called, sleep))
+    async with room.process() as harness:
+        assert room.stored(harness).run.seq == 1
+        room.clock.advance(LEASE_MS)
+        await harness.app.beat()
+        await errand(harness)
+        await sound(harness)
+    assert room.outside.names() == ["run", "asked-run"]
+
+
 def _outside_transactions(name: str) -> bool:
     return (
         name.startswith(("before BEGIN", "after COMMIT"))
@@ -416,14 +443,10 @@ def _outside_transactions(name: str) -> bool:
     )
 
 
-def _elsewhere(room: Room, program: Program) -> None:
+def _elsewhere(room: Room, program: Program, plan: CrashPlan | None = None) -> None:
     """Another process runs the program, with a thread and an event loop of its own."""
 
-    async def run() -> None:
-        async with room.process() as harness:
-            await program(harness)
-
-    _in_thread(run)
+    _in_thread(lambda: room.run(program, plan))
 
 
 def _in_thread(run: Callable[[], Awaitable[None]]) -> None:

@@ -110,7 +110,7 @@ async def test_a_thousand_who_wait_cost_one_query_a_poll(shop, zoo):
 
 
 async def test_who_waits_is_told_at_once_of_what_this_program_moves(shop, zoo):
-    time, harness, counting, waiters = shop
+    _time, harness, counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     waiting = asyncio.create_task(waiters.wait(run_id, True, nothing_wrong))
     await turns()
@@ -121,7 +121,7 @@ async def test_who_waits_is_told_at_once_of_what_this_program_moves(shop, zoo):
 
 
 async def test_a_run_that_rests_already_is_answered_without_a_poll(shop, zoo):
-    time, harness, counting, waiters = shop
+    _time, harness, counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     await harness.app.pause(run_id)
     await harness.app.settle()
@@ -138,7 +138,7 @@ async def test_an_unknown_run_is_not_waited_for(shop):
 
 
 async def test_one_who_gives_up_leaves_the_others_waiting(shop, zoo):
-    time, harness, counting, waiters = shop
+    time, harness, _counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     impatient, patient = (
         asyncio.create_task(waiters.wait(run_id, True, nothing_wrong)) for _ in range(2)
@@ -155,7 +155,7 @@ async def test_one_who_gives_up_leaves_the_others_waiting(shop, zoo):
 
 
 async def test_what_makes_waiting_useless_reaches_everybody_and_nobody_after_them(shop, zoo):
-    time, harness, counting, waiters = shop
+    time, harness, _counting, waiters = shop
     (run_id,) = await started(harness, zoo)
     wrong = []
 

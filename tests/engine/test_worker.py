@@ -8,14 +8,15 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine import App, Context, Machine, State
-from engine.errors import StoreBusy
+from engine.errors import CommitUnknown, StoreBusy, StoreUnavailable, UsageError
 from engine.ports import WorkerIdentity
 from engine.process import host_id, known_dead, process_start
 from engine.testing import ManualClock
-from engine.worker import LEASE_MS, SAFETY_MS, Lease
+from engine.worker import AGAIN, LEASE_MS, SAFETY_MS, Lease
 from engine.world import World
 from persistence.store import open_store
 
@@ -248,6 +249,251 @@ async def test_machines_of_another_version_are_left_alone(bench, zoo):
     assert bench.store.runs.get(run.run_id).run.status == "pending" or (
         bench.store.runs.get(run.run_id).run.status == "waiting"
     )
+
+
+# -- a store that fails ------------------------------------------------------------------------
+
+
+def replaced(noun, name, call):
+    """Put another method in the place of one of a store's noun; a call puts it back."""
+    inner = getattr(noun, name)
+    setattr(noun, name, lambda *args, **kw: call(inner, *args, **kw))
+    return lambda: setattr(noun, name, inner)
+
+
+def lost(inner, *args, **kw):
+    """It happens, and nobody is told."""
+    inner(*args, **kw)
+    raise CommitUnknown("database: the connection was lost during COMMIT")
+
+
+class Sleeper(ManualClock):
+    """Remembers for how long each task slept."""
+
+    def __init__(self):
+        super().__init__()
+        self.slept = []
+
+    async def sleep(self, duration_ms):
+        self.slept.append(duration_ms)
+        await super().sleep(duration_ms)
+
+
+async def test_a_claim_that_happened_unheard_keeps_no_run_from_being_moved(app, bench, zoo):
+    async with App(
+        [zoo.Shop, zoo.Errand], bench.store, world=World(clock=bench.clock), work=False,
+        secrets=bench.secrets,
+    ) as other:  # fmt: skip
+        run = await other.start(zoo.Errand, zoo.Order())
+        back = replaced(bench.store.runs, "claim", lost)
+        async with app:
+            await until(lambda: bench.store.runs.get(run.run_id).owner is not None)
+            back()
+            assert (await app.wait(run.run_id)).status == "completed"
+    bench.ledger.assert_once()
+
+
+async def test_a_start_that_happened_unheard_is_moved_all_the_same(app, bench, zoo):
+    async with app:
+        back = replaced(bench.store.runs, "group", lost)
+        with pytest.raises(CommitUnknown):
+            await app.start(zoo.Errand, zoo.Order(), key="once")
+        back()
+        run = await app.start(zoo.Errand, zoo.Order(), key="once")
+        assert not run.created
+        assert (await app.wait(run.run_id)).status == "completed"
+    bench.ledger.assert_once()
+
+
+async def test_a_run_in_hand_is_no_stray(app, bench, zoo):
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        async def perform(self, effect, context, call):
+            entered.set()
+            await gate.wait()
+            return bench.ledger.charge(call)
+
+    app._runner._performer._calls = Slow()
+    async with app:
+        run = await app.start(zoo.Errand, zoo.Order())
+        await entered.wait()
+        owner = bench.store.runs.get(run.run_id).owner
+        freed = []
+
+        def free(inner, *args):
+            freed.append(inner(*args))
+            return freed[-1]
+
+        back = replaced(bench.store.workers, "free_strays", free)
+        app._worker.doubt()
+        await until(lambda: freed == [0])
+        back()
+        assert bench.store.runs.get(run.run_id).owner == owner
+        gate.set()
+        assert (await app.wait(run.run_id)).status == "completed"
+    bench.ledger.assert_once()
+
+
+async def test_runs_of_one_failure_are_given_back_together(app, bench, zoo):
+    failing, commits = False, []
+
+    def group(inner, batch):
+        if failing and batch.writes:
+            raise StoreUnavailable("database: the server went away")
+        return inner(batch)
+
+    def commit(inner, writes):
+        if failing:
+            raise StoreUnavailable("database: the server went away")
+        commits.append(len(writes))
+        return inner(writes)
+
+    gate = asyncio.Event()
+
+    class Slow:
+        async def perform(self, effect, context, call):
+            await gate.wait()
+            return bench.ledger.charge(call)
+
+    app._runner._performer._calls = Slow()
+    backs = [replaced(bench.store.runs, "group", group)]
+    backs.append(replaced(bench.store.runs, "commit", commit))
+    async with app:
+        runs = [await app.start(zoo.Errand, zoo.Order()) for _ in range(20)]
+        failing = True
+        gate.set()
+        await until(lambda: len(app._worker._returning) == 20)
+        failing = False
+        for run in runs:
+            assert (await app.wait(run.run_id)).status == "completed"
+    assert 20 in commits
+    assert len(bench.ledger.charged) == 20 == len(set(bench.ledger.charged))
+    for back in backs:
+        back()
+
+
+async def test_a_claim_that_fails_is_tried_again_after_growing_pauses(bench, zoo):
+    clock = Sleeper()
+    one = App([zoo.Errand], bench.store, world=World(clock=clock), secrets=bench.secrets)
+    failures = []
+
+    def claim(inner, *args, **kw):
+        failures.append(len(clock.slept))
+        raise StoreUnavailable("database: the server went away")
+
+    back = replaced(bench.store.runs, "claim", claim)
+    async with one:
+        await until(lambda: len(failures) == 8)
+        back()
+    worker_id = one._lease.identity.worker_id
+    pauses = [AGAIN.delay_ms(failure, worker_id) for failure in range(1, 7)]
+    assert set(pauses) <= set(clock.slept)
+    assert all(50 * 2**n <= pause <= 100 * 2**n for n, pause in enumerate(pauses[:5]))
+    assert AGAIN.delay_ms(3, "w1") != AGAIN.delay_ms(3, "w2")
+
+
+async def test_a_heartbeat_that_fails_is_tried_again_soon(bench, zoo):
+    clock = Sleeper()
+    one = App([zoo.Errand], bench.store, world=World(clock=clock), secrets=bench.secrets)
+    beats = []
+
+    async with one:
+
+        def beat(inner, *args, **kw):
+            beats.append(args)
+            if len(beats) <= 3:
+                raise StoreUnavailable("database: the server went away")
+            return inner(*args, **kw)
+
+        back = replaced(bench.store.workers, "beat", beat)
+        await until(lambda: len(beats) >= 5)
+        back()
+    worker_id = one._lease.identity.worker_id
+    assert {AGAIN.delay_ms(failure, worker_id) for failure in (1, 2, 3)} <= set(clock.slept)
+    assert all(AGAIN.delay_ms(failure, worker_id) < LEASE_MS // 6 for failure in range(1, 99))
+    regular = [slept for slept in clock.slept if slept > 4_000]
+    assert all(LEASE_MS // 3 * 0.9 <= slept <= LEASE_MS // 3 for slept in regular)
+    assert len(set(regular)) > 1
+
+
+async def test_the_next_beat_is_at_the_end_of_a_lost_workers_lease(bench):
+    async with bench.harness() as harness:
+        lease = harness.app._lease
+        assert lease.next_beat_ms == LEASE_MS // 3
+        gone = WorkerIdentity(worker_id="gone", host="elsewhere", pid=1, process_start="1")
+        now_ms = bench.clock.now_ms()
+        bench.store.workers.beat(gone, now_ms, lease_until_ms=now_ms + LEASE_MS)
+        await lease.beat()
+        assert lease.next_beat_ms == LEASE_MS // 3
+        bench.clock.advance(LEASE_MS - 2_000)
+        await lease.beat()
+        assert lease.next_beat_ms == 2_000
+        bench.clock.advance(2_000)
+        assert lease.next_beat_ms == LEASE_MS // 30
+        await lease.beat()
+        assert lease.next_beat_ms == LEASE_MS // 3
+        assert len(bench.store.workers.all()) == 1
+
+
+async def test_a_worker_whose_id_was_taken_stops(bench, zoo):
+    one = App([zoo.Errand], bench.store, world=World(clock=bench.clock), secrets=bench.secrets)
+    async with one:
+        run = await one.start(zoo.Errand, zoo.Order())
+        mine = one._lease.identity
+        other = msgspec.structs.replace(mine, pid=mine.pid + 1)
+        bench.clock.advance(LEASE_MS)
+        now_ms = bench.clock.now_ms()
+        bench.store.workers.beat(other, now_ms, lease_until_ms=now_ms + LEASE_MS)
+        with pytest.raises(UsageError, match="under this id"):
+            await one.wait(run.run_id)
+        with pytest.raises(UsageError, match="under this id"):
+            await one._serving
+        one._serving = None
+    bench.store.workers.retire(mine.worker_id)
+
+
+async def test_two_processes_of_one_name_are_refused_at_the_start(bench, zoo):
+    first = WorkerIdentity(worker_id="alpha", host="a", pid=1, process_start="1")
+    second = msgspec.structs.replace(first, host="b")
+    apps = [
+        App([zoo.Errand], bench.store, secrets=bench.secrets,
+            world=World(clock=bench.clock, worker=lambda one=one: one))
+        for one in (first, second)
+    ]  # fmt: skip
+    async with apps[0]:
+        with pytest.raises(UsageError, match=r"worker 'alpha': another process \(pid 1 on a\)"):
+            await apps[1].open()
+
+
+@pytest.mark.parametrize("seconds", [0, 0.99, 3600.5, -1, float("nan")])
+def test_a_lease_has_bounds(bench, zoo, seconds):
+    with pytest.raises(UsageError, match="lease_seconds: expected 1 to 3600, got"):
+        App([zoo.Errand], bench.store, secrets=bench.secrets, lease_seconds=seconds)
+
+
+async def test_a_short_lease(bench, zoo):
+    one = App(
+        [zoo.Errand], bench.store, world=World(clock=bench.clock), secrets=bench.secrets,
+        lease_seconds=2, work=False,
+    )  # fmt: skip
+    async with one:
+        assert lease_of(bench) == bench.clock.now_ms() + 2_000
+        assert one._lease.next_beat_ms == 666
+        bench.clock.advance(1_599)
+        assert one._lease.safe
+        bench.clock.advance(1)
+        assert not one._lease.safe
+
+
+async def test_a_store_that_is_gone_at_the_end_leaves_the_lease_to_run_out(app, bench):
+    def gone(inner, *args):
+        raise StoreUnavailable("database: the server went away")
+
+    async with app:
+        back = replaced(bench.store.workers, "retire", gone)
+    back()
+    assert len(bench.store.workers.all()) == 1
 
 
 # -- a real process -----------------------------------------------------------------------------

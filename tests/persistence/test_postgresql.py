@@ -97,9 +97,9 @@ def test_nobody_listens():
             open_store(f"postgresql://x:hunter2@127.0.0.1:{port}/y")
 
 
-@pytest.mark.parametrize("query", ["prepare=maybe", "pool=0", "pool=many"])
+@pytest.mark.parametrize("query", ["prepare=maybe", "hints=loud", "pool=0", "pool=many"])
 def test_settings_of_ours_are_checked(url, query):
-    with pytest.raises(UsageError, match=r"prepare=on\|off, \?pool=1 or more") as refused:
+    with pytest.raises(UsageError, match=r"prepare=on\|off, .*\?pool=1 or more") as refused:
         open_store(f"{url}?{query}")
     assert url.split(":")[2] not in str(refused.value)
 
@@ -300,6 +300,102 @@ def test_a_method_that_loses_its_connection_is_done_again(monkeypatch, postgres,
     monkeypatch.setattr(runs, "accept_runs", cut_first)
     assert [one.created for one in store.runs.start([make.start("r1")])] == [True]
     assert len(store.journal.read("r1")) == 1
+    store.close()
+
+
+def lose_answers(monkeypatch, *, times=1):
+    """The next batches of plain steps are committed, and their answers lost."""
+    together, left = postgresql._together, [times]
+
+    def lost_after(driver, asked):
+        rows = together(driver, asked)
+        if left[0] == 0:
+            return rows
+        left[0] -= 1
+        driver.close()
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(postgresql, "_together", lost_after)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_step_whose_answer_was_lost_is_there_once(monkeypatch, url, make, count):
+    store = open_store(url)
+    store.runs.start([make.start(f"r{n}") for n in range(count)])
+    taken = [make.claim(store, f"r{n}") for n in range(count)]
+    steps = [make.step(one.run, one.fence, context=b"2") for one in taken]
+    store.inbox.deliver([make.delivery("r0")])
+    lose_answers(monkeypatch)
+    written = store.runs.commit(steps)
+    assert [one.ok for one in written] == [True] * count
+    assert [event.key for event in written[0].arrived] == ["k1"]
+    for n in range(count):
+        assert [one.seq for one in store.journal.read(f"r{n}")] == [1, 2]
+        assert store.runs.get(f"r{n}").run == steps[n].after
+    assert store.inspector.findings() == []
+    store.close()
+
+
+def test_bookkeeping_whose_answer_was_lost_is_done_again(monkeypatch, url, make):
+    store = open_store(url)
+    store.runs.start([make.due("r1")])
+    taken = make.claim(store, "r1")
+    tried = make.effect("r1", 1, attempts=1, open=True)
+    note = make.note(taken.run, taken.fence, effect=tried, status="running")
+    lose_answers(monkeypatch, times=2)
+    assert [one.ok for one in store.runs.commit([note])] == [True]
+    assert store.runs.get("r1").run.effect == tried
+    store.close()
+
+
+def test_a_step_of_another_worker_is_not_taken_for_ours(monkeypatch, url, make):
+    store, other = open_store(url), open_store(url)
+    store.runs.start([make.start("r1")])
+    taken = make.claim(store, "r1")
+    store.workers.reap(9_000_000, dead=lambda worker: True)
+    again = make.claim(other, "r1", worker_id="w2")
+    theirs = make.step(again.run, again.fence, context=b"theirs")
+    assert other.runs.commit([theirs])[0].ok
+    lose_answers(monkeypatch)
+    (written,) = store.runs.commit([make.step(taken.run, taken.fence, context=b"ours")])
+    assert not written.ok
+    assert store.runs.get("r1").run == theirs.after
+    for one in (store, other):
+        one.close()
+
+
+def test_a_step_that_nobody_answers_is_unknown(postgres, url, make):
+    store = open_store(url)
+    store.runs.start([make.start("r1")])
+    taken = make.claim(store, "r1")
+    store.database.patience_seconds = 0.0
+    postgres.server.terminate_backends(name_of(url))
+    with pytest.raises(CommitUnknown, match="Read again"):
+        store.runs.commit([make.step(taken.run, taken.fence)])
+    store.close()
+
+
+@pytest.mark.parametrize("hints", ["on", "off"])
+def test_other_processes_hear_of_work(url, make, hints):
+    store, other = open_store(f"{url}?hints={hints}"), open_store(f"{url}?hints={hints}")
+    heard = threading.Semaphore(0)
+    other.listen(heard.release)
+    if hints == "on":
+        assert heard.acquire(timeout=10)  # it listens now
+    store.runs.start([make.start("r1")])
+    assert heard.acquire(timeout=10 if hints == "on" else 0.05) == (hints == "on")
+    for one in (store, other):
+        one.close()
+
+
+def test_a_listener_that_was_cut_listens_again(postgres, url, make):
+    store, heard = open_store(url), threading.Semaphore(0)
+    store.listen(heard.release)
+    assert heard.acquire(timeout=10)
+    postgres.server.terminate_backends(name_of(url))
+    assert heard.acquire(timeout=10)  # once after each LISTEN
+    store.runs.start([make.start("r1")])
+    assert heard.acquire(timeout=10)
     store.close()
 
 

@@ -84,7 +84,7 @@ def populate(database: Database) -> None:
         " worker, fence, payload, verdicts, context) VALUES"
         " ('r1', 1, '$start', '', 'idle', 'waiting', 100, '', 0, NULL, x'5b5d', x'7b7d'),"
         " ('r1', 2, 'go', 'idle', 'busy', 'running', 200, 'w1', 3, x'7b7d',"
-        f" x'{verdicts.hex()}', x'7b7d')",
+        " :verdicts, x'7b7d')",
         "INSERT INTO turtles_effect (run_id, seq, name, key, status, attempts, calls, open,"
         " next_ms, last_error)"
         " VALUES ('r1', 2, 'call', 't44a89e67ce4232a30887a8cc4', 'pending', 1, 4, 1, 500, 'lost')",
@@ -118,7 +118,7 @@ def populate(database: Database) -> None:
     )
     with database.transaction() as sql:
         for statement in statements:
-            sql.run(statement)
+            sql.run(statement, **({"verdicts": verdicts} if ":verdicts" in statement else {}))
 
 
 def test_the_revisions_are_known_here():

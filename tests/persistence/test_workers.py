@@ -6,6 +6,7 @@ import pytest
 
 from engine.errors import UsageError
 
+
 def alive(worker):
     return False
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -58,11 +59,13 @@ _SETS = (
 def name_of(statement: str) -> str | None:
     """What a statement does; None when it changes nothing."""
     flat = " ".join(statement.split())
+    if flat.startswith("WITH waiting"):
+        return None  # what arrived in the meantime, in the same pipeline as its step
     run = _RUN.match(flat)
     if run:
         set_to = run.group(1)
         found = (name for column, name in _SETS if re.search(rf"\b{column}\s*=", set_to))
-        return next(found, "change")
+        return next(found, "change") + (" step" if "INTO turtles_transition" in flat else "")
     return next((name for pattern, name in _PATTERNS if pattern.match(flat)), None)
 
 
@@ -72,6 +75,10 @@ class _Transaction:
     def __init__(self, plan: CrashPlan) -> None:
         self._plan = plan
         self._names: list[str] = []
+
+    def begin(self) -> None:
+        """A transaction that no BEGIN begins: a pipeline."""
+        self._names = []
 
     def __call__(self, statement: str, call: Callable[[], T]) -> T:
         name = self._boundary(statement)
@@ -129,22 +136,36 @@ def report_psycopg(plan: CrashPlan) -> None:
 
     transactions: WeakKeyDictionary[Any, _Transaction] = WeakKeyDictionary()
 
+    def sent(connection: Any, statement: str, call: Callable[[], Any]) -> Any:
+        if connection not in transactions:
+            transactions[connection] = _Transaction(plan)
+        try:
+            return transactions[connection](statement, call)
+        except sqlite3.OperationalError as error:
+            connection.close()
+            raise psycopg.OperationalError("the connection is lost") from error
+
     def reporting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def send(cursor: psycopg.Cursor[Any], query: Any, *arguments: Any, **options: Any) -> Any:
-            connection = cursor.connection
-            if connection not in transactions:
-                transactions[connection] = _Transaction(plan)
+        def send(cursor: Any, query: Any, *arguments: Any, **options: Any) -> Any:
             statement = query.decode() if isinstance(query, bytes) else str(query)
-            try:
-                return transactions[connection](
-                    statement, lambda: method(cursor, query, *arguments, **options)
-                )
-            except sqlite3.OperationalError as error:
-                connection.close()
-                raise psycopg.OperationalError("the connection is lost") from error
+            return sent(
+                cursor.connection, statement, lambda: method(cursor, query, *arguments, **options)
+            )
 
         return send
 
+    together = psycopg.Connection.pipeline
+
+    @contextmanager
+    def pipeline(connection: Any) -> Iterator[Any]:
+        """What is sent in a pipeline is committed at its end."""
+        if connection in transactions:
+            transactions[connection].begin()
+        with ExitStack() as stack:
+            yield stack.enter_context(together(connection))
+            sent(connection, "COMMIT", stack.close)
+
+    psycopg.Connection.pipeline = pipeline  # type: ignore[method-assign]
     for kind in (psycopg.Cursor, psycopg.RawCursor):
         for name in ("execute", "executemany"):
             if name in vars(kind):

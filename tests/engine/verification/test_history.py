@@ -262,8 +262,8 @@ NAMES = {
     "$CONTEXT": "CAST(replace(context, '\"number\":7', '\"number\":8') AS BLOB)",
 }
 
-COLUMNS = ("run_id, seq, event, source, target, status, at_ms, worker, fence, payload, verdicts,"
-           " context")  # fmt: skip
+MORE = ("INSERT INTO turtles_transition (run_id, seq, event, source, target, status, at_ms, worker,"
+        " fence, payload, verdicts, context)")  # fmt: skip
 FORGET = ("UPDATE turtles_transition SET effect_seq = NULL, effect_name = NULL,"
           " effect_outcome = NULL, effect_attempts = NULL, effect_calls = NULL,"
           " effect_undo_of = NULL, effect_error = NULL")  # fmt: skip
@@ -341,13 +341,13 @@ DAMAGES: list[tuple[str, str, tuple[str, ...]]] = [
       "UPDATE turtles_transition SET effect_undo_of = 'booking'"
       " WHERE effect_undo_of = 'walking'")),
     ("moved after its end", "moved after end",
-     (f"INSERT INTO turtles_transition ({COLUMNS}) SELECT run_id, seq + 1, event, target, target, status, at_ms,"
+     (MORE + " SELECT run_id, seq + 1, event, target, target, status, at_ms,"  # noqa: S608 - constants
       " worker, fence, payload, verdicts, context FROM turtles_transition"
       " WHERE run_id = $GOOD AND status = 'completed'",)),
     ("woken after its end", "moved after end",
      ("UPDATE turtles_run SET status = 'waiting' WHERE run_id = $CHILD",)),
     ("child told twice", "child told twice",
-     (f"INSERT INTO turtles_transition ({COLUMNS}) SELECT run_id, seq + 1, event, 'walking', target, status,"
+     (MORE + " SELECT run_id, seq + 1, event, 'walking', target, status,"  # noqa: S608 - constants
       " at_ms, worker, fence, payload, verdicts, context FROM turtles_transition"
       " WHERE run_id = $GOOD AND event = 'back'",
       "UPDATE turtles_transition SET target = 'walking' WHERE run_id = $GOOD AND seq = 4")),

@@ -110,7 +110,7 @@ def test_schedule_of_a_failure_is_short() -> None:
     bug = next(bug for bug in SCHEDULE_BUGS if bug.name == "fence ignored")
     with bug.planted():
         failure = play(bug.machine, first_failure=True, schedules_max=500).failures[0]
-    assert len(failure.trace) < 60 and len(failure.schedule.picks) < 40
+    assert len(failure.schedule.picks) < 20  # all that was chosen; nothing is chosen after them
     assert any(label.startswith("claim: ") for _, label in failure.trace)
 
 

@@ -157,16 +157,15 @@ def _dedupe_in_two_steps() -> list[Any]:
     """An event is looked up in one transaction and inserted in another."""
     delivered: Callable[..., Any] = App._deliver
 
-    async def deliver(self: Any, run: Any, name: str, key: str, payload: Any, body: Any) -> Receipt:
-        first = await self._io(lambda: self.store.inbox.receipt(run.run_id, key))
+    async def deliver(self: Any, one: Delivery) -> Receipt:
+        first = await self._io(lambda: self.store.inbox.receipt(one.run_id, one.key))
         if first is not None:
             duplicate: Receipt = msgspec.structs.replace(first, duplicate=True)
             return duplicate
-        receipt: Receipt = await delivered(self, run, name, key, payload, body)
+        receipt: Receipt = await delivered(self, one)
         if not receipt.duplicate:
             return receipt
-        at_ms = self.clock.now_ms()
-        again = Delivery(run.run_id, f"{key}-inserted-again", name, body, at_ms)
+        again = msgspec.structs.replace(one, key=f"{one.key}-inserted-again")
         (second,) = await self._io(lambda: self.store.inbox.deliver([again]))
         inserted: Receipt = second
         return inserted
