@@ -116,7 +116,8 @@ class Committer:
                 await asyncio.sleep(0)
             (written,) = await self._io(lambda: self._runs.commit([write]))
             return written
-        return await self._share(self._writes, write)
+        written_later: Written = await self._share(self._writes, write)
+        return written_later
 
     async def write_with(self, work: Callable[[Any], Write]) -> Written:
         """Commit one write in a transaction that also holds what `work` does; see `Runs`."""
@@ -137,7 +138,8 @@ class Committer:
 
     async def deliver(self, delivery: Delivery) -> Receipt | None:
         """Accept one event; None if its run does not exist."""
-        return await self._share(self._deliveries, delivery)
+        receipt: Receipt | None = await self._share(self._deliveries, delivery)
+        return receipt
 
     @property
     def _idle(self) -> bool:

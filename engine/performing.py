@@ -104,7 +104,8 @@ async def _bounded(work: Awaitable[T], timeout_ms: int) -> T:
         result: T = done.value
         return result
     async with asyncio.timeout(timeout_ms / 1000):
-        return await _Rest(work, waits_for)
+        late: T = await _Rest(work, waits_for)
+        return late
 
 
 class _Rest(Awaitable[T]):

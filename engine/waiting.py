@@ -1,7 +1,8 @@
 """Those who wait for runs to end: told at once of what this program moves, one query for the rest.
 
 However many wait, the runs that other processes move are looked up together, every `POLL_MS`.  A
-store that fails is asked again, with growing pauses; after `PATIENCE_MS` whoever waits gets its error.
+store that fails is asked again, with growing pauses; after `PATIENCE_MS` whoever waits gets its
+error.
 """
 
 from __future__ import annotations
