@@ -44,6 +44,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     # limits
     "limit.changed": ("limit", "before", "after"),
     # the store
+    "hints.away": ("reason",),
     "send.dropped": ("event_name", "receiver", "why"),
     "store.failed": ("reason",),
     # the clients

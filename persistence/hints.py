@@ -92,7 +92,7 @@ class Hints:
             try:
                 connection = self._connect()
             except StoreError as error:
-                _log.info("hints.away", why=str(error))
+                _log.info("hints.away", reason=str(error))
             else:
                 tries = 0
                 self._work(connection, work)
@@ -105,6 +105,6 @@ class Hints:
             work(connection)
         except Exception as error:  # noqa: BLE001 - the driver's; without hints there is polling
             if not self._stop.is_set():
-                _log.info("hints.away", why=str(error))
+                _log.info("hints.away", reason=str(error))
         finally:
             connection.close()
