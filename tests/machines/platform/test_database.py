@@ -120,8 +120,17 @@ def keeps_every_row(before, after):
             numbers = {row["name"]: row["seq"] for row in after[name]}
             assert {row["name"]: row["seq"] for row in rows}.items() <= numbers.items()
             continue
-        kept = [{column: row[column] for column in rows[0]} for row in after[name]] if rows else []
-        assert kept == rows, name
+        if name == "turtles_effect":  # a view by now; tests/persistence/test_schema.py follows it
+            continue
+        columns = [one for one in (rows[0] if rows else ()) if (name, one) not in CONVERTED]
+        assert picked(after[name], columns) == picked(rows, columns), name
+
+
+CONVERTED = {("turtles_transition", "verdicts")}  # also followed there
+
+
+def picked(rows, columns):
+    return [{column: row[column] for column in columns} for row in rows] if columns else []
 
 
 @pytest.mark.parametrize(
@@ -168,11 +177,11 @@ def test_a_gift_card_of_the_version_before_is_still_good(tmp_path, reopened):
 @pytest.mark.parametrize(("earlier", "later"), [("0003", "0004"), ("0004", "0005")])
 def test_going_back_restores_each_schema(tmp_path, earlier, later):
     populated(tmp_path / "data", earlier)
-    database = open_platform_database(tmp_path / "data")
+    database = platform_database.SqliteDatabase(tmp_path / "data" / "platform.db")
     config = Config()
     config.set_main_option("script_location", str(directory(SCRIPT_LOCATION)))
     config.set_main_option("path_separator", "os")
-    for revision in (earlier, later, earlier):
+    for revision in (later, earlier):
         with database.transaction() as sql:
             config.attributes["connection"] = sql.connection
             step = command.downgrade if revision == earlier else command.upgrade
@@ -188,7 +197,7 @@ def test_going_back_restores_each_schema(tmp_path, earlier, later):
 
 def test_going_back_refuses_to_lose_a_gift_card(tmp_path):
     populated(tmp_path / "data", "0003")
-    database = open_platform_database(tmp_path / "data")
+    database = platform_database.SqliteDatabase(tmp_path / "data" / "platform.db")
     config = Config()
     config.set_main_option("script_location", str(directory(SCRIPT_LOCATION)))
     config.set_main_option("path_separator", "os")
@@ -198,7 +207,7 @@ def test_going_back_refuses_to_lose_a_gift_card(tmp_path):
     ):
         config.attributes["connection"] = sql.connection
         command.downgrade(config, "0002")
-    assert current(database, SCRIPT_LOCATION) == head(SCRIPT_LOCATION)
+    assert current(database, SCRIPT_LOCATION) == "0003"
     database.close()
 
 
