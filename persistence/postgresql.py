@@ -234,7 +234,7 @@ class PgDatabase(Database):
                 f"database {self.name}: the server is PostgreSQL {version // 10_000}, expected 14 "
                 "or newer. Upgrade the server, or use another one."
             )
-        record.info["epoch"] = driver.execute(_EPOCH, prepare=False).fetchone()[0]
+        (record.info["epoch"],) = driver.execute(_EPOCH, prepare=False).fetchone() or (None,)
 
     def close(self) -> None:
         """Close every connection that is not in use; nobody waits for the server any more."""

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from engine.errors import StoreError
 from engine.ports import Batch, Claimed, Done, Query, Start, Started, StoredRun, Write, Written
 from engine.run import HELD, TERMINAL, Parent, Run
 from persistence import tables
@@ -147,6 +148,8 @@ _TAKE_DUE, _TAKE_DUE_OF, _TAKE_LIMITED = _taking(_DUE), _taking(_DUE_OF), _takin
 _TAKE_THAT = _taking(_THAT).values(limits=sa.null())
 
 
+PARAMETERS_MOST = 10_000
+"""How many values one statement brings; SQLite takes 32,766."""
 LOOKED_AT_MOST = 32
 """How many timers `next_due_ms` looks at to find one of a known version."""
 PROMOTED_MOST = 1_000
@@ -208,7 +211,11 @@ class SqlRuns:
     def rested(self, run_ids: Sequence[str]) -> list[StoredRun]:
         """Those of these runs that have ended or are held for a person."""
         with self._database.reading() as sql:
-            return [_stored(row) for row in sql.fetch(_RESTED, some=list(run_ids))]
+            return [
+                _stored(row)
+                for first in range(0, len(run_ids), PARAMETERS_MOST)
+                for row in sql.fetch(_RESTED, some=run_ids[first : first + PARAMETERS_MOST])
+            ]
 
     def find(self, machine: str, key: str) -> str | None:
         """The id of the run that was started with this key, also when it has been removed."""
@@ -300,7 +307,14 @@ class SqlRuns:
         try:
             return self._group(batch, look=False)
         except Missed:
+            pass
+        try:
             return self._group(batch, look=True)
+        except Missed:
+            raise StoreError(
+                f"database {self._database.name}: runs were looked at and could not be moved; the "
+                "transaction was rolled back. This is a defect of turtles, please report it."
+            ) from None
 
     def _group(self, batch: Batch, *, look: bool) -> Done:
         with self._database.transaction() as sql:
