@@ -48,7 +48,7 @@ from engine.ports import Claimed, Delivery, Gone, Query, Receipt, Start, Started
 from engine.retention import Asked, Collected, collect
 from engine.run import HELD, Run
 from engine.runner import Runner
-from engine.secrets import SecretsCodec, load_codec
+from engine.secrets import NoKey, SecretsCodec, load_codec
 from engine.table import Table, compile_table
 from engine.view import Outcome, Permission, View, missing_run
 from engine.waiting import Waiters
@@ -170,6 +170,7 @@ class App(View):
         if self._work:
             self._loop = asyncio.get_running_loop()
             self._serving = asyncio.create_task(self._worker.serve(self._runner))
+            self.store.listen(self._wake_soon)
         return self
 
     async def __aexit__(
@@ -538,6 +539,8 @@ async def _with_connection(connection: Any, call: Callable[[Any], T]) -> T:
 def _codec_of(store: Store) -> SecretsCodec:
     """The codec of a store: a new key is only made for a store in which nothing was sealed yet."""
     file = store.key_file
+    if file is None and not store.in_memory and "TURTLES_MASTER_KEY" not in os.environ:
+        return NoKey(store.name)
     missing = file is not None and not file.exists() and "TURTLES_MASTER_KEY" not in os.environ
     if missing and store.runs.select(Query(limit=1)):
         raise SecretsError(

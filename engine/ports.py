@@ -590,6 +590,13 @@ class Store(Protocol):
         """See `Moments`."""
 
     @property
+    def in_memory(self) -> bool:
+        """Whether it is gone when it is closed."""
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call `heard`, from any thread, when other processes give work; a hint, no promise."""
+
+    @property
     def local(self) -> bool:
         """Whether a call takes so short that an event loop may wait for it."""
 

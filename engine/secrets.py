@@ -79,6 +79,31 @@ class SecretsCodec:
             raise SecretsError("stored secret: damaged or altered, it does not decrypt") from error
 
 
+class NoKey(SecretsCodec):
+    """For a store that others share, in a process that was given no key: it refuses.
+
+    A key of its own would seal what nobody else, and no later process, could open.
+    """
+
+    def __init__(self, store: str) -> None:
+        super().__init__(bytes(32))
+        self._store = store
+
+    def seal(self, text: str) -> str:
+        """Refused."""
+        raise self._refusal()
+
+    def open(self, sealed: str) -> str:
+        """Refused."""
+        raise self._refusal()
+
+    def _refusal(self) -> SecretsError:
+        return SecretsError(
+            f"secret of a run in {self._store}: no master key here. Give every process that shares "
+            "the store the same one in TURTLES_MASTER_KEY (head -c32 /dev/urandom | base64)."
+        )
+
+
 def _key_id(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[:8]
 

@@ -125,11 +125,17 @@ def _of_postgresql(compiled: SQLCompiler) -> Plan:
     return Plan(text, names, _constants(compiled), {}, in_order, _row_maker(compiled))
 
 
+def _named(kind: Any) -> str:
+    """A type for a cast: without how its texts are sorted, which is the column's affair."""
+    text: str = kind.compile(dialect=_postgresql())
+    return text.partition(" COLLATE")[0]
+
+
 def _kinds(compiled: SQLCompiler, name: str) -> str | list[str]:
     kind = compiled.binds[name].type
     if isinstance(kind, TupleType):
-        return [each.compile(dialect=_postgresql()) for each in kind.types]
-    return kind.compile(dialect=_postgresql())
+        return [_named(each) for each in kind.types]
+    return _named(kind)
 
 
 def _with_arrays(
@@ -198,7 +204,7 @@ def plan_set(
     compiled = statement.compile(dialect=_postgresql(), column_keys=columns)
     assert isinstance(compiled, SQLCompiler)
     constants = _constants(compiled)
-    kinds = tuple(compiled.binds[name].type.compile(dialect=_postgresql()) for name in names)
+    kinds = tuple(_named(compiled.binds[name].type) for name in names)
     brought: dict[str, str] = {}
 
     def written(match: re.Match[str]) -> str:
@@ -207,7 +213,7 @@ def plan_set(
             return "%"
         if name in names:
             return f"given.{_quoted(name)}"
-        kind = compiled.binds[name].type.compile(dialect=_postgresql())
+        kind = _named(compiled.binds[name].type)
         return brought.setdefault(name, f"${len(names) + len(brought) + 1}::{kind}")
 
     text = re.sub(r"%\((\w+)\)s(?:::\w+)?|%%", written, compiled.string)

@@ -28,6 +28,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
+# In the order of their bytes, whatever the database's language: so we compare them, too.
+_ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 ACCEPTED: sa.ColumnElement[str] = sa.literal_column("'accepted'")
 
@@ -41,7 +43,7 @@ _SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 run = sa.Table(
     "turtles_run",
     metadata,
-    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("run_id", _ID, nullable=False),
     sa.Column("machine", sa.Text, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("key", sa.Text),
@@ -122,7 +124,7 @@ sa.Index("turtles_run_created", run.c.created_ms)
 transition = sa.Table(
     "turtles_transition",
     metadata,
-    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("run_id", _ID, nullable=False),
     sa.Column("seq", sa.Integer, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
@@ -150,7 +152,7 @@ views = sa.MetaData()
 effect = sa.Table(
     "turtles_effect",
     views,
-    sa.Column("run_id", sa.Text),
+    sa.Column("run_id", _ID),
     sa.Column("seq", sa.Integer),
     sa.Column("name", sa.Text),
     sa.Column("status", sa.Text),
@@ -179,7 +181,7 @@ inbox = sa.Table(
     "turtles_inbox",
     metadata,
     sa.Column("number", _SERIAL, nullable=False),
-    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("run_id", _ID, nullable=False),
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
@@ -229,7 +231,7 @@ machine_version = sa.Table(
 gone = sa.Table(
     "turtles_gone",
     metadata,
-    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("run_id", _ID, nullable=False),
     sa.Column("machine", sa.Text, nullable=False),
     sa.Column("key", sa.Text),
     sa.Column("status", sa.Text, nullable=False),
@@ -262,7 +264,7 @@ slot = sa.Table(
     sa.Column("limit_name", sa.Text, nullable=False),
     sa.Column("tenant", sa.Text, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("run_id", sa.Text),
+    sa.Column("run_id", _ID),
     sa.Column("owner", sa.Text),
     sa.PrimaryKeyConstraint("limit_name", "tenant", "number", name="turtles_slot_pk"),
 )

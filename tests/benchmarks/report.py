@@ -10,8 +10,8 @@ from tests.benchmarks.targets import Judge, Results
 
 _HEAD = """# Benchmarks
 
-Made by `{command}` on {date}, in {minutes:.0f} minutes, with the sizes of `--{mode}` and what that
-line changes of them ({sizes}).
+Made by `{command}`
+on {date}, in {minutes:.0f} minutes ({mode}: {sizes}).
 **Read ratios, not figures**: both sides of a ratio were measured in turns in the same minutes.
 
 A transition here is one durable step of `Walk` in `tests/benchmarks/machines.py`: an effect (a pure
@@ -37,9 +37,13 @@ _METHOD = """## Method
   Contenders take turns, round by round; a figure is the median over the samples during which other
   processes used less than {quiet} cores ("quiet"; all samples where none was). `n` is quiet of all.
 - Peers as their documentation recommends, with equal durability: every step is synced before the
-  next. Where a peer leaves SQLite in a slower mode than a user can set, both are shown. Each has
-  the number of runs or threads at once with which it is fastest; so have we, and all of ours are
-  shown.
+  next. Where a peer leaves SQLite in a slower mode than a user can set, both are shown.
+- How many at once: ours is measured at 16, 200 and 1,000 in this run, all three are shown, and the
+  lines against peers take the fastest of them, which favours us a little. Peers have one setting
+  each, the table of settings says which: DBOS, Absurd and LangGraph the one that was fastest when
+  they were swept once, earlier, on such a machine; Restate, at 64, was never swept.
+- Peers are given fewer runs than we are (the sizes above) and fewer to warm up with. Absurd's end
+  is looked for every 50 ms.
 - The best peer is the best on any database, except where a line names one.
 - The raw limits write one INSERT and one UPDATE for each step, with the same step and the same
   JSON, as many steps to a commit as ours had at 200 at once (counted: {batches}); W2's is a commit

@@ -73,6 +73,8 @@ class Judge:
         found = self.ours_best(database)
         ours = found[1] if found else None
         shown = number(ours, "/s")
+        if found:
+            shown += f" (fastest of 16, 200, 1,000 at once: {int(found[0].rsplit('-', 1)[1]):,})"
         times, dbos_times = (25, 60) if database == "sqlite" else (12, 40)
         peer = best(self.peers("w1", "steps_per_second"), least=False)
         yield self._times(what, shown, ratio(ours, peer and peer[1]), peer, "/s", times)

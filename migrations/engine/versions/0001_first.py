@@ -6,6 +6,8 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+# In the order of their bytes, whatever the database's language: so we compare them, too.
+_ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 _SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -40,7 +42,7 @@ def _index(name: str, table: str, columns: list[str], where: str, unique: bool =
 def _run() -> None:
     op.create_table(
         "turtles_run",
-        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("run_id", _ID, nullable=False),
         sa.Column("machine", sa.Text, nullable=False),
         sa.Column("version", sa.Text, nullable=False),
         sa.Column("key", sa.Text),
@@ -83,7 +85,7 @@ def _run() -> None:
 def _transition() -> None:
     op.create_table(
         "turtles_transition",
-        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("run_id", _ID, nullable=False),
         sa.Column("seq", sa.Integer, nullable=False),
         sa.Column("event", sa.Text, nullable=False),
         sa.Column("source", sa.Text, nullable=False),
@@ -104,7 +106,7 @@ def _transition() -> None:
 def _effect() -> None:
     op.create_table(
         "turtles_effect",
-        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("run_id", _ID, nullable=False),
         sa.Column("seq", sa.Integer, nullable=False),
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("key", sa.Text, nullable=False),
@@ -132,7 +134,7 @@ def _inbox() -> None:
     op.create_table(
         "turtles_inbox",
         sa.Column("number", _SERIAL, nullable=False),
-        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("run_id", _ID, nullable=False),
         sa.Column("key", sa.Text, nullable=False),
         sa.Column("event", sa.Text, nullable=False),
         sa.Column("at_ms", sa.BigInteger, nullable=False),

@@ -46,6 +46,8 @@ def _transition_columns() -> tuple[sa.Column[Any], ...]:
     )
 
 
+# In the order of their bytes, whatever the database's language: so we compare them, too.
+_ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 _TERMINAL = "('completed', 'failed', 'cancelled')"
 
 _PENDING = """
@@ -154,7 +156,7 @@ def _indexes() -> None:
 def _gone() -> None:
     op.create_table(
         "turtles_gone",
-        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("run_id", _ID, nullable=False),
         sa.Column("machine", sa.Text, nullable=False),
         sa.Column("key", sa.Text),
         sa.Column("status", sa.Text, nullable=False),
@@ -186,7 +188,7 @@ def _limits() -> None:
         sa.Column("limit_name", sa.Text, nullable=False),
         sa.Column("tenant", sa.Text, nullable=False),
         sa.Column("number", sa.Integer, nullable=False),
-        sa.Column("run_id", sa.Text),
+        sa.Column("run_id", _ID),
         sa.Column("owner", sa.Text),
         sa.PrimaryKeyConstraint("limit_name", "tenant", "number", name="turtles_slot_pk"),
     )
