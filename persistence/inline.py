@@ -120,7 +120,7 @@ class InlineRuns:
     def forget(self, sql: Session, machine: type[Machine[Any]], key: str) -> None:
         """Remove the run of that key with its history; for rows that are removed, too."""
         run_id = sql.scalar(_FIND, machine=machine.__name__, key=key)
-        for table in ("inbox", "transition", "effect", "run"):
+        for table in ("inbox", "transition", "run"):
             sql.run(f"DELETE FROM turtles_{table} WHERE run_id = :id", id=run_id)  # noqa: S608
 
     def _stored(self, sql: Session, table: Table, key: str) -> Run:
