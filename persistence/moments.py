@@ -52,7 +52,7 @@ def moments_of(database: Database) -> Moments:
     if database.dialect == "postgresql" and (database.sa.url.database or "").startswith(SCRATCH):
         return _Server(database)
     raise UsageError(
-        f"exploring throws away what the store holds, so it needs one in memory, got "
+        f"exploring needs a store in memory, because it throws away what the store holds; got "
         f'{database.name}. Give it persistence.open_store("sqlite://").'
     )
 

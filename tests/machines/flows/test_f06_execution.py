@@ -183,7 +183,7 @@ async def test_lost_replies_and_crashes_do_not_run_the_code_twice(embed: Embed) 
     context = _run(key, mode="async")
     whole = CrashPlan()
     await _die(world, context, "whole", whole)
-    first = next(one.number for one in whole.passed if "runs.start" in one.name)
+    first = next(one.number for one in whole.passed if "runs.group" in one.name)
     numbers = range(first, len(whole.passed), 3)
     for at in numbers:
         plan = CrashPlan(at=at)

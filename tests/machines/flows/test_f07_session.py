@@ -163,7 +163,7 @@ async def test_crash_between_send_and_reply_executes_once(embed: Embed) -> None:
     context = _run(world.key(tier=32), cells=("x = 1", "print(x)"), end_after=True)
     whole = CrashPlan()
     await _die(world, context, "whole", whole)
-    first = next(one.number for one in whole.passed if "runs.start" in one.name)
+    first = next(one.number for one in whole.passed if "runs.group" in one.name)
     numbers = range(first, len(whole.passed), 5)
     for at in numbers:
         plan = CrashPlan(at=at)

@@ -81,7 +81,7 @@ def test_a_sequence_repeats(killer, boundaries):
 def test_a_planted_defect_is_found(killer, boundaries, defect, name, problem):
     found = []
     with planted(defect):
-        for number in [n for n, one in enumerate(boundaries, start=1) if one == name][:8]:
+        for number in [n for n, one in enumerate(boundaries, start=1) if one == name][:24]:
             found += killer.sequence(2, number, len(boundaries)).bad
             if any(problem in one for one in found):
                 return
