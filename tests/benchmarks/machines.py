@@ -2,7 +2,7 @@
 
 Each step is an effect with the idempotent pure function that every contender runs; its outcome is
 the event, and the transition has a guard, an action, a precondition and a postcondition, which are
-judged and recorded with the values they saw.  `Half` waits for an event in the middle; `Loop` goes
+judged and recorded.  `Half` waits for an event in the middle; `Loop` goes
 on for ever, and rests after every so many steps.
 """
 

@@ -16,7 +16,7 @@ on {date}, in {minutes:.0f} minutes ({mode}: {sizes}).
 
 A transition here is one durable step of `Walk` in `tests/benchmarks/machines.py`: an effect (a pure
 function of a dict of four keys, about 55 bytes as JSON), a guard, an action, a precondition and a
-postcondition, judged and recorded with the values they saw, and the next effect with its first
+postcondition, judged and recorded, and the next effect with its first
 attempt. It is committed before the next step starts. Ten of them are a run. Every peer runs the
 same function, one durable step each, without contracts.
 
