@@ -229,7 +229,7 @@ def binaries() -> Path:
     if wheel is not None and wheel.origin is not None:
         found = sorted(Path(wheel.origin).parent.glob("pginstall*/bin/initdb"))
         if found:
-            return found[-1].parent
+            return _reachable(found[-1].parent)
     on_path = shutil.which("initdb")
     if on_path is None:
         raise RuntimeError(
@@ -237,6 +237,33 @@ def binaries() -> Path:
             "`dev`), or put initdb and postgres on the PATH"
         )
     return Path(on_path).resolve().parent
+
+
+def _reachable(folder: Path) -> Path:
+    """The wheel's binaries where the server's user can get at them.
+
+    Root's virtual environment may lie in a private folder (a home, what `mktemp -d` makes).  Then a
+    copy is made that all servers of this machine share; libraries keep their place beside it.
+    """
+    private = [one for one in folder.parents if not one.stat().st_mode & 0o001]
+    if os.geteuid() != 0 or not private:
+        return folder
+    package = folder.parents[1]
+    name = f"turtles-postgres-{os.stat(folder).st_ino}-{int(folder.stat().st_mtime)}"
+    shared = Path(tempfile.gettempdir()) / name
+    if not shared.exists():
+        made = Path(tempfile.mkdtemp(prefix="turtles-postgres-"))
+        for part in (folder.parent, package.with_name(f"{package.name}.libs")):
+            if part.exists():
+                shutil.copytree(part, made / part.relative_to(package.parent))
+        made.chmod(0o755)
+        (made / package.name).chmod(0o755)
+        with contextlib.suppress(OSError):  # another process was first
+            made.rename(shared)
+        shutil.rmtree(made, ignore_errors=True)
+    if shared.stat().st_uid != os.geteuid():
+        raise RuntimeError(f"{shared} belongs to somebody else; remove it")
+    return shared / folder.relative_to(package.parent)
 
 
 def _run_as() -> dict[str, Any]:
