@@ -249,7 +249,7 @@ def _reachable(folder: Path) -> Path:
     if os.geteuid() != 0 or not private:
         return folder
     package = folder.parents[1]
-    name = f"turtles-postgres-{os.stat(folder).st_ino}-{int(folder.stat().st_mtime)}"
+    name = f"turtles-postgres-{folder.stat().st_ino}-{int(folder.stat().st_mtime)}"
     shared = Path(tempfile.gettempdir()) / name
     if not shared.exists():
         made = Path(tempfile.mkdtemp(prefix="turtles-postgres-"))
