@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from persistence import open_store
+
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import asyncio, sqlite3, sys
@@ -46,7 +48,6 @@ async def main():
         for run in runs:
             assert (await app.wait(run.run_id, timeout_seconds=60)).status == "completed"
     assert app.store.inspector.findings() == []
-    assert app.store.limits.held() == []
 
 asyncio.run(main())
 """
@@ -73,6 +74,9 @@ def test_never_more_than_three_at_once(tmp_path: Path) -> None:
     for program in programs:
         _, problems = program.communicate(timeout=100)
         assert program.returncode == 0, problems
+    store = open_store(f"sqlite:///{tmp_path / 'runs.db'}")
+    assert (store.inspector.findings(), store.limits.held()) == ([], [])
+    store.close()
     inside = most = 0
     calls = [what for (what,) in ledger.execute("SELECT what FROM call ORDER BY number")]
     ledger.close()
